@@ -7,7 +7,7 @@ bench, inference, serving and the CUDA kernels all read it from the model; no fl
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from sodeploy.errors import UserError
 
@@ -34,12 +34,12 @@ class Contract(BaseModel):
     batch: int | None = Field(default=1, ge=1, description="None: any batch")
     height: int = Field(ge=1)
     width: int = Field(ge=1)
-    dynamic_size: bool = Field(default=False, description="other heights and widths work too; height and width are native")
+    dynamic_size: bool = Field(default=False, description="other sizes work too; height and width are the native one")
     colour: Literal["RGB", "BGR"] = "RGB"
     interpolation: Literal["linear", "area"] = "linear"
     divide_by: Literal["255", "max"] = Field(default="255", description="max: the image's own maximum, as U²-Net does")
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     output: Literal["probability", "logit"] = "probability"
     stretch: bool = Field(default=False, description="min-max over the map at the end")
 
@@ -58,7 +58,8 @@ def parse_contract(text: str, source: str | Path) -> Contract:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "text"
-        raise UserError(f"{source}: contract field {where}: {first['msg']}; write it anew with export/adopt.py") from None
+        problem = f"{source}: contract field {where}: {first['msg']}"
+        raise UserError(f"{problem}; write it anew with export/adopt.py") from None
 
 
 def embed(model: "onnx.ModelProto", contract: Contract) -> None:
