@@ -5,9 +5,11 @@ To add a network: write its file here, and one line in `NETWORKS`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from runtime.contract import Contract
 from sodeploy.errors import UserError
+from training.models.csnet import L_X1, L_X2, CSNet
 from training.models.network import SaliencyNetwork
 
 
@@ -24,7 +26,12 @@ class Entry:
     contract: Contract
 
 
-NETWORKS: dict[str, Entry] = {}
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
+NETWORKS: dict[str, Entry] = {
+    "csnet_x1": Entry(lambda: CSNet(L_X1), Contract(network="csnet_x1", height=224, width=224, mean=_MEAN, std=_STD)),
+    "csnet_x2": Entry(lambda: CSNet(L_X2), Contract(network="csnet_x2", height=224, width=224, mean=_MEAN, std=_STD)),
+}
 
 
 def entry(name: str) -> Entry:
