@@ -10,7 +10,9 @@ from typing import Literal
 from runtime.contract import Contract
 from sodeploy.errors import UserError
 from training.models.csnet import L_X1, L_X2, CSNet
+from training.models.isnet import ISNetDIS, ISNetGTEncoder
 from training.models.network import SaliencyNetwork
+from training.models.u2net import u2net, u2net_tiny, u2netp
 
 
 @dataclass(frozen=True)
@@ -20,15 +22,31 @@ class Entry:
     Attributes:
         make: constructs it with fresh parameters.
         contract: how the published weights want their input, at the published size; recipes train the same way.
+        sees: what `forward` takes: images, or masks `(N, 1, H, W)` in [0, 1] (a network for training only).
     """
 
     make: Callable[[], SaliencyNetwork]
     contract: Contract
+    sees: Literal["images", "masks"] = "images"
 
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
+
+def _u2net(network: str, size: int = 320) -> Contract:
+    return Contract(network=network, height=size, width=size, divide_by="max", mean=_MEAN, std=_STD, stretch=True)
+
+
+def _isnet(network: str, mean: float) -> Contract:
+    return Contract(network=network, height=1024, width=1024, mean=(mean,) * 3, std=(1.0, 1.0, 1.0), stretch=True)
+
+
 NETWORKS: dict[str, Entry] = {
+    "u2net": Entry(u2net, _u2net("u2net")),
+    "u2netp": Entry(u2netp, _u2net("u2netp")),
+    "u2net_tiny": Entry(u2net_tiny, _u2net("u2net_tiny", size=160)),
+    "isnet_dis": Entry(ISNetDIS, _isnet("isnet_dis", mean=0.5)),
+    "isnet_gt_encoder": Entry(ISNetGTEncoder, _isnet("isnet_gt_encoder", mean=0.0), sees="masks"),
     "csnet_x1": Entry(lambda: CSNet(L_X1), Contract(network="csnet_x1", height=224, width=224, mean=_MEAN, std=_STD)),
     "csnet_x2": Entry(lambda: CSNet(L_X2), Contract(network="csnet_x2", height=224, width=224, mean=_MEAN, std=_STD)),
 }

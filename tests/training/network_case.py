@@ -1,0 +1,168 @@
+"""What every network must pass: inherit `NetworkCase` as `class TestX(NetworkCase)` and name the network.
+
+The specification of a network is a folder of the research data: `state_dict.json` (name, shape, dtype of every entry,
+in order) and `golden.npz` (outputs of the published code under parameters that depend on names and shapes only).
+"""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from training.models import build, entry
+from training.models.network import SaliencyNetwork
+
+
+class NetworkCase:
+    """The shared tests; the class attributes say what the network is."""
+
+    name: ClassVar[str]
+    folder: ClassVar[str]  # of the specification
+    params_m: ClassVar[float]
+    gmacs: ClassVar[float]
+    gmacs_size: ClassVar[int] = 320
+    state_dict_file: ClassVar[str] = "state_dict.json"
+    golden_file: ClassVar[str] = "golden.npz"
+    logit_atol: ClassVar[float] = 1e-3
+    maps: ClassVar[tuple[str, ...]]  # golden keys of what forward returns, in order
+    golden_sizes: ClassVar[tuple[tuple[int, int], ...]] = ((96, 96), (100, 132))
+    step_size: ClassVar[int] = 64  # of the images of the training step
+
+    @pytest.fixture
+    def specification(self, research: Path) -> Path:
+        return research / "networks" / self.folder
+
+    @pytest.fixture
+    def golden(self, specification: Path) -> Any:
+        return np.load(specification / self.golden_file)
+
+    @pytest.fixture
+    def fill(self, research: Path) -> ModuleType:
+        return load_fill(research)
+
+    def filled(self, fill: ModuleType, golden: Any) -> SaliencyNetwork:
+        """The network with the golden parameters; a network that overrides some after filling extends this."""
+        return fill.fill_state_dict(build(self.name))
+
+    def input_channels(self) -> int:
+        return 3 if entry(self.name).sees == "images" else 1
+
+    def test_state_dict_is_the_published_one(self, specification: Path) -> None:
+        expected = [tuple(item[:2]) for item in json.loads((specification / self.state_dict_file).read_text())]
+        state = build(self.name).state_dict()
+        assert [(name, list(tensor.shape)) for name, tensor in state.items()] == expected
+
+    def test_golden_logits(self, fill: ModuleType, golden: Any) -> None:
+        network = self.filled(fill, golden).eval()
+        for height, width in self.golden_sizes:
+            with torch.no_grad():
+                logits = network(fill.golden_input(height, width, self.input_channels()))
+            assert len(logits) == len(self.maps)
+            for key, logit in zip(self.maps, logits, strict=True):
+                expected = golden[f"{height}x{width}/logit/{key}"]
+                np.testing.assert_allclose(logit, expected, atol=self.logit_atol, rtol=0, err_msg=key)
+
+    def test_predict_is_the_first_map_as_probability(self, fill: ModuleType) -> None:
+        network = build(self.name).eval()
+        image = fill.golden_input(64, 96, self.input_channels())
+        with torch.no_grad():
+            assert torch.equal(network.predict(image), torch.sigmoid(network(image)[0]))
+
+    def test_size(self) -> None:
+        network = build(self.name)
+        assert round(sum(p.numel() for p in network.parameters()) / 1e6, 3) == pytest.approx(self.params_m, abs=2e-3)
+        macs = convolution_macs(network, self.input_channels(), self.gmacs_size)
+        assert macs / 1e9 == pytest.approx(self.gmacs, rel=5e-3)
+
+    def test_contract_names_the_network(self) -> None:
+        assert entry(self.name).contract.network == self.name
+
+    def test_saved_and_loaded_it_answers_the_same(self, tmp_path: Path) -> None:
+        network = build(self.name).eval()
+        torch.save(network.state_dict(), tmp_path / "w.pth")
+        again = build(self.name).eval()
+        again.load_state_dict(torch.load(tmp_path / "w.pth", weights_only=True), strict=True)
+        image = torch.rand(1, self.input_channels(), 64, 64)
+        with torch.no_grad():
+            assert torch.equal(network(image)[0], again(image)[0])
+
+    def loss(self, network: SaliencyNetwork, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """What a training step minimises; networks with maps of other sizes extend this."""
+        return sum_of_bce(network(image), mask)
+
+    def test_training_steps_lower_the_loss(self) -> None:
+        torch.manual_seed(0)
+        network = build(self.name).train()
+        mask = torch.zeros(2, 1, self.step_size, self.step_size)
+        mask[:, :, 16:48, 8:40] = 1.0
+        image = mask.repeat(1, self.input_channels(), 1, 1) + 0.1 * torch.randn(
+            2, self.input_channels(), *mask.shape[2:]
+        )
+        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+        losses = []
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = self.loss(network, image, mask)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < 0.95 * losses[0]
+
+
+class GoldenTrainingStep:
+    """A second base for the networks whose golden file has the train-mode pass of the U-type networks."""
+
+    def test_golden_training_step(self, fill: ModuleType, golden: Any) -> None:
+        network = self.filled(fill, golden).train()  # type: ignore[attr-defined]
+        channels = self.input_channels()  # type: ignore[attr-defined]
+        image = torch.cat([fill.golden_input(96, 96, channels, seed) for seed in (0, 1)])
+        mask = torch.cat([(fill.golden_input(96, 96, 1, seed) > 0).float() for seed in (7, 8)])
+        loss = sum_of_bce(network(image), mask)
+        loss.backward()
+        assert loss.item() == pytest.approx(golden["train96/loss_sum"].item(), rel=1e-4)
+        parameters = dict(network.named_parameters())
+        norms = [parameters[str(name)].grad.norm().item() for name in golden["train96/grad_norm_names"]]
+        np.testing.assert_allclose(norms, golden["train96/grad_norm"], rtol=1e-3)
+        buffers = dict(network.named_buffers())
+        names = [key for key in golden if key.startswith("train96/buffer/")]
+        assert names
+        for key in names:
+            name = key.removeprefix("train96/buffer/")
+            np.testing.assert_allclose(buffers[name], golden[key], rtol=1e-4, atol=1e-5)
+
+
+def load_fill(research: Path) -> ModuleType:
+    """The research data's `fill.py`: parameters from names and shapes, and input images."""
+    spec = importlib.util.spec_from_file_location("network_fill", research / "networks" / "fill.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def sum_of_bce(logits: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+    return torch.stack([F.binary_cross_entropy_with_logits(logit, mask) for logit in logits]).sum()
+
+
+def convolution_macs(network: torch.nn.Module, channels: int, size: int) -> int:
+    """Multiply-accumulates of the convolutions for one image, as the specifications count them."""
+    total = 0
+
+    def count(module: Any, _: Any, output: torch.Tensor) -> None:
+        nonlocal total
+        total += output[0].numel() * module.weight[0].numel()
+
+    for module in network.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(count)
+    # Without data: only the shapes matter. In eval mode, batch norm would accept a single value per channel.
+    with torch.no_grad():
+        network.to("meta").eval()(torch.empty(1, channels, size, size, device="meta"))
+    return total
