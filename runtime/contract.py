@@ -1,7 +1,8 @@
 """What a model expects of its input and means by its output, carried by the model itself.
 
 The contract is JSON in the ONNX metadata (key `sodeploy.contract`) and in the manifest beside an engine. Calibration,
-bench, inference, serving and the CUDA kernels all read it from the model; no flag or constant repeats it.
+bench, inference, serving and the CUDA kernels all read it from the model; no flag or constant repeats it. The other
+keys that our graphs carry are listed here too.
 """
 
 from pathlib import Path
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     import onnx
 
 METADATA_KEY = "sodeploy.contract"
+PRECISION_KEY = "sodeploy.precision"  # fp32 | fp16 | int8; absent: fp32
+DIALECT_KEY = "sodeploy.dialect"  # of a quantised graph: tensorrt | cpu | simulation
+CALIBRATION_KEY = "sodeploy.calibration"  # JSON: what the ranges of a quantised graph were measured on
 
 
 class Contract(BaseModel):

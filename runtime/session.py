@@ -1,0 +1,175 @@
+"""Models opened for inference: one small interface, whatever engine is behind it."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from runtime.contract import DIALECT_KEY, PRECISION_KEY, Contract, contract_of
+from sodeploy.artifacts import require_file
+from sodeploy.errors import UserError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Device = Literal["cpu", "cuda"]
+
+
+class Session(Protocol):
+    """A network ready to run; a context manager that frees what the engine holds."""
+
+    @property
+    def contract(self) -> Contract: ...
+
+    @property
+    def precision(self) -> str:
+        """fp32, fp16 or int8."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What else the model says about itself, for example what it was calibrated on."""
+
+    def infer(self, batch: np.ndarray) -> np.ndarray:
+        """(N, 3, h, w) float32, pre-processed -> (N, 1, h, w) float32, as the contract describes the output."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> "Session": ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_session(path: str | Path, device: Device = "cpu", threads: int | None = None) -> Session:
+    """Open the model at `path` on `device`.
+
+    Args:
+        threads: CPU threads within one operator; one per core by default.
+
+    Raises:
+        UserError: the file is missing, broken or of no known kind, has no contract or does not keep it, or `device`
+            cannot be had; nothing ever falls back to another device.
+    """
+    path = require_file(path, "give the path of a model")
+    if path.suffix != ".onnx":
+        raise UserError(f"{path} is not a model that can be opened here; give an .onnx file")
+    return OnnxRuntimeSession(path, device, threads)
+
+
+class OnnxRuntimeSession:
+    """An ONNX model in onnxruntime, on the CPU or on an NVIDIA GPU."""
+
+    def __init__(self, path: Path, device: Device = "cpu", threads: int | None = None) -> None:
+        """See `open_session`."""
+        self._path = path
+        session = _load(path, device, threads)
+        self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
+        if self.metadata.get(DIALECT_KEY) == "tensorrt":
+            # With fp16 scales this optimizer makes bias scales that underflow: map MAE .020 instead of .0008. On
+            # graphs for the CPU it must stay: without it convolutions with a float bias do not become integer.
+            session = _load(path, device, threads, disabled_optimizers=["WeightBiasQuantization"])
+        self._session: onnxruntime.InferenceSession | None = session
+        self.contract = contract_of(self.metadata, path)
+        self.precision = self.metadata.get(PRECISION_KEY, "fp32")
+        self._dtype = _require_contract_kept(session, self.contract, path)
+
+    def infer(self, batch: np.ndarray) -> np.ndarray:
+        """(N, 3, h, w) float32 -> (N, 1, h, w) float32; a model of fixed batch runs as often as it takes.
+
+        Raises:
+            UserError: h, w are not what the model takes, or the output is not one map per image.
+            ValueError: `batch` is not (N, 3, h, w), N >= 1; the session is closed.
+        """
+        if batch.ndim != 4 or batch.shape[1] != 3 or not len(batch):
+            raise ValueError(f"expected (N, 3, h, w), got {batch.shape}")
+        native = (self.contract.height, self.contract.width)
+        if not self.contract.dynamic_size and batch.shape[2:] != native:
+            got = "x".join(map(str, batch.shape[2:]))
+            raise UserError(f"{self._path} takes {native[0]}x{native[1]} only, got {got}; export it with that --size")
+        batch = np.ascontiguousarray(batch, self._dtype)
+        step = self.contract.batch or len(batch)
+        outputs = [self._run(batch[start : start + step], step) for start in range(0, len(batch), step)]
+        output = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+        if output.shape != (len(batch), 1, *batch.shape[2:]):
+            raise UserError(
+                f"{self._path}: output {self.contract.output_name} is {output.shape} for an input {batch.shape}; "
+                "a saliency network gives one map (N, 1, h, w); name that output when adopting: export/adopt.py"
+            )
+        return output.astype(np.float32, copy=False)
+
+    def _run(self, images: np.ndarray, batch: int) -> np.ndarray:
+        """One run; a last batch that is short is filled up with zeros, whose maps are dropped."""
+        if self._session is None:
+            raise ValueError(f"the session of {self._path} is closed")
+        missing = batch - len(images)
+        if missing:
+            images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
+        (output,) = self._session.run([self.contract.output_name], {self.contract.input_name: images})
+        return np.asarray(output)[: batch - missing]
+
+    def close(self) -> None:
+        """Free the engine; the session cannot be used any more."""
+        self._session = None
+
+    def __enter__(self) -> "OnnxRuntimeSession":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _load(
+    path: Path, device: Device, threads: int | None, disabled_optimizers: list[str] | None = None
+) -> "onnxruntime.InferenceSession":
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UserError(f"{path} needs onnxruntime; install it: pip install 'sodeploy[cpu]'") from None
+
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device)
+    if provider is None:
+        raise UserError(f"device {device} is unknown; choose cpu or cuda")
+    if provider not in onnxruntime.get_available_providers():
+        raise UserError(
+            f"this onnxruntime cannot use {device}; install its GPU build: pip uninstall -y onnxruntime && "
+            "pip install 'sodeploy[gpu]'"
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only: what matters of its warnings (a lost device) is checked below
+    options.intra_op_num_threads = threads or 0
+    # Idle workers would otherwise spin on into whatever runs next: pre-processing here, another model in a bench.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=[provider], disabled_optimizers=disabled_optimizers
+        )
+    except Exception as error:  # onnxruntime's own errors have no base class in common
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} cannot be loaded ({reason}); export it again") from None
+    if session.get_providers()[0] != provider:
+        raise UserError(
+            f"{path} did not get the device {device}: onnxruntime found no usable GPU, driver or CUDA libraries; "
+            "see `nvidia-smi`, or run on the CPU"
+        )
+    return session
+
+
+def _require_contract_kept(session: "onnxruntime.InferenceSession", contract: Contract, path: Path) -> type[np.generic]:
+    """The input's dtype, if the graph has the tensors its contract names."""
+    inputs = {tensor.name: tensor for tensor in session.get_inputs()}
+    outputs = [tensor.name for tensor in session.get_outputs()]
+    for name, names in ((contract.input_name, list(inputs)), (contract.output_name, outputs)):
+        if name not in names:
+            raise UserError(f"{path}: the contract names {name}, the graph has {', '.join(names)}; see export/adopt.py")
+    if len(inputs) > 1:
+        raise UserError(f"{path} has {len(inputs)} inputs ({', '.join(inputs)}); a saliency network takes one image")
+    dtype = inputs[contract.input_name].type
+    if dtype not in ("tensor(float)", "tensor(float16)"):
+        raise UserError(f"{path}: input {contract.input_name} is {dtype}; export the model with a float32 input")
+    return np.float16 if dtype == "tensor(float16)" else np.float32

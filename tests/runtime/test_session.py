@@ -1,0 +1,127 @@
+"""Sessions: named tensors, batches, and every way a model can be unfit."""
+
+import numpy as np
+import pytest
+
+from runtime.contract import METADATA_KEY
+from runtime.session import open_session
+from sodeploy.errors import UserError
+
+pytest.importorskip("onnxruntime")
+
+
+def batch(count: int, height: int = 16, width: int = 24) -> np.ndarray:
+    return np.random.default_rng(count).random((count, 3, height, width), np.float32)
+
+
+def weighted(images: np.ndarray) -> np.ndarray:
+    return np.clip(np.tensordot(images, [0.3, 0.4, 0.3], axes=([1], [0]))[:, None], 0, 1)
+
+
+@pytest.mark.parametrize("fixed", [1, 2, 4, None])
+@pytest.mark.parametrize("count", [1, 3])
+def test_any_number_of_images_runs_whatever_batch_the_model_has(save_model, fixed, count):
+    with open_session(save_model(batch=fixed), threads=1) as session:
+        output = session.infer(batch(count))
+    assert output.dtype == np.float32
+    np.testing.assert_allclose(output, weighted(batch(count)), atol=1e-6)
+
+
+def test_the_named_output_is_taken_among_several(save_model):
+    with open_session(save_model(extra_output=True), threads=1) as session:
+        np.testing.assert_allclose(session.infer(batch(1)), weighted(batch(1)), atol=1e-6)
+
+
+def test_contract_precision_and_metadata_come_from_the_file(save_model):
+    with open_session(save_model(metadata={"sodeploy.precision": "int8", "a": "b"}), threads=1) as session:
+        assert session.contract.network == "tiny"
+        assert session.precision == "int8"
+        assert session.metadata["a"] == "b"
+    with open_session(save_model(), threads=1) as session:
+        assert session.precision == "fp32"
+
+
+def test_a_half_precision_input_is_fed_in_half_precision(save_model):
+    with open_session(save_model(dtype=np.float16), threads=1) as session:
+        output = session.infer(batch(1))
+    assert output.dtype == np.float32
+    np.testing.assert_allclose(output, weighted(batch(1)), atol=2e-3)
+
+
+def test_a_tensorrt_graph_loads_without_the_harmful_optimizer(save_model, monkeypatch):
+    import onnxruntime
+
+    seen: list[object] = []
+
+    class Recorder(onnxruntime.InferenceSession):
+        def __init__(self, *args, **kwargs):
+            seen.append(kwargs["disabled_optimizers"])
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Recorder)
+    open_session(save_model(metadata={"sodeploy.dialect": "tensorrt"}), threads=1).close()
+    assert seen[-1] == ["WeightBiasQuantization"]
+
+
+def test_a_dynamic_model_takes_other_sizes(save_model):
+    with open_session(save_model(dynamic_size=True), threads=1) as session:
+        assert session.infer(batch(1, 8, 32)).shape == (1, 1, 8, 32)
+
+
+def test_a_fixed_model_names_its_size(save_model):
+    with open_session(save_model(), threads=1) as session, pytest.raises(UserError, match="takes 16x24 only, got 8x32"):
+        session.infer(batch(1, 8, 32))
+
+
+def test_a_closed_session_says_so(save_model):
+    session = open_session(save_model(), threads=1)
+    session.close()
+    with pytest.raises(ValueError, match="closed"):
+        session.infer(batch(1))
+
+
+def test_missing_broken_and_foreign_files_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"absent\.onnx does not exist"):
+        open_session(tmp_path / "absent.onnx")
+    for content in (b"", b"hello world"):
+        (tmp_path / "broken.onnx").write_bytes(content)
+        with pytest.raises(UserError, match=r"broken\.onnx cannot be loaded"):
+            open_session(tmp_path / "broken.onnx")
+    (tmp_path / "weights.pth").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"weights\.pth is not a model that can be opened here"):
+        open_session(tmp_path / "weights.pth")
+
+
+def test_a_model_without_contract_is_refused_with_the_command_that_adds_one(save_model):
+    with pytest.raises(UserError, match=r"no sodeploy contract.*python export/adopt\.py"):
+        open_session(save_model(with_contract=False))
+
+
+@pytest.mark.parametrize("field", ["input_name", "output_name"])
+def test_a_contract_that_names_other_tensors_is_refused(save_model, make_contract, field):
+    metadata = {METADATA_KEY: make_contract(**{field: "elsewhere"}).to_json()}
+    with pytest.raises(UserError, match=r"the contract names elsewhere, the graph has (image|saliency)"):
+        open_session(save_model(with_contract=False, metadata=metadata))
+
+
+def test_a_device_that_is_not_there_is_an_error(save_model):
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with pytest.raises(UserError, match="cannot use cuda"):
+        open_session(save_model(), device="cuda")
+
+
+def test_a_device_that_onnxruntime_gives_up_silently_is_an_error(save_model, monkeypatch):
+    import onnxruntime
+
+    class FallsBack(onnxruntime.InferenceSession):
+        def __init__(self, path, options, providers, **kwargs):
+            super().__init__(path, options, providers=["CPUExecutionProvider"], **kwargs)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FallsBack)
+    available = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
+    with pytest.raises(UserError, match="did not get the device cuda"):
+        open_session(save_model(), device="cuda")
