@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from training.models import build, entry
 from training.models.network import SaliencyNetwork
+from training.networks import channels, macs
 
 
 class NetworkCase:
@@ -50,9 +51,6 @@ class NetworkCase:
         """The network with the golden parameters; a network that overrides some after filling extends this."""
         return fill.fill_state_dict(build(self.name))
 
-    def input_channels(self) -> int:
-        return 3 if entry(self.name).sees == "images" else 1
-
     def test_state_dict_is_the_published_one(self, specification: Path) -> None:
         expected = [tuple(item[:2]) for item in json.loads((specification / self.state_dict_file).read_text())]
         state = build(self.name).state_dict()
@@ -62,33 +60,33 @@ class NetworkCase:
         network = self.filled(fill, golden).eval()
         for height, width in self.golden_sizes:
             with torch.no_grad():
-                logits = network(fill.golden_input(height, width, self.input_channels()))
+                logits = network(fill.golden_input(height, width, channels(self.name)))
             assert len(logits) == len(self.maps)
             for key, logit in zip(self.maps, logits, strict=True):
                 expected = golden[f"{height}x{width}/logit/{key}"]
                 np.testing.assert_allclose(logit, expected, atol=self.logit_atol, rtol=0, err_msg=key)
 
-    def test_predict_is_the_first_map_as_probability(self, fill: ModuleType) -> None:
-        network = build(self.name).eval()
-        image = fill.golden_input(64, 96, self.input_channels())
+    def test_predict_is_the_first_map_as_probability(self, fill: ModuleType, golden: Any) -> None:
+        network = self.filled(fill, golden).eval()
+        image = fill.golden_input(64, 96, channels(self.name))
         with torch.no_grad():
             assert torch.equal(network.predict(image), torch.sigmoid(network(image)[0]))
 
     def test_size(self) -> None:
         network = build(self.name)
         assert round(sum(p.numel() for p in network.parameters()) / 1e6, 3) == pytest.approx(self.params_m, abs=2e-3)
-        macs = convolution_macs(network, self.input_channels(), self.gmacs_size)
-        assert macs / 1e9 == pytest.approx(self.gmacs, rel=5e-3)
+        count = macs(network, channels(self.name), self.gmacs_size, self.gmacs_size)
+        assert count / 1e9 == pytest.approx(self.gmacs, rel=5e-3)
 
     def test_contract_names_the_network(self) -> None:
         assert entry(self.name).contract.network == self.name
 
-    def test_saved_and_loaded_it_answers_the_same(self, tmp_path: Path) -> None:
-        network = build(self.name).eval()
+    def test_saved_and_loaded_it_answers_the_same(self, fill: ModuleType, golden: Any, tmp_path: Path) -> None:
+        network = self.filled(fill, golden).eval()
         torch.save(network.state_dict(), tmp_path / "w.pth")
         again = build(self.name).eval()
         again.load_state_dict(torch.load(tmp_path / "w.pth", weights_only=True), strict=True)
-        image = torch.rand(1, self.input_channels(), 64, 64)
+        image = torch.rand(1, channels(self.name), 64, 64)
         with torch.no_grad():
             assert torch.equal(network(image)[0], again(image)[0])
 
@@ -101,9 +99,7 @@ class NetworkCase:
         network = build(self.name).train()
         mask = torch.zeros(2, 1, self.step_size, self.step_size)
         mask[:, :, 16:48, 8:40] = 1.0
-        image = mask.repeat(1, self.input_channels(), 1, 1) + 0.1 * torch.randn(
-            2, self.input_channels(), *mask.shape[2:]
-        )
+        image = mask.repeat(1, channels(self.name), 1, 1) + 0.1 * torch.randn(2, channels(self.name), *mask.shape[2:])
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
         losses = []
         for _ in range(4):
@@ -120,8 +116,8 @@ class GoldenTrainingStep:
 
     def test_golden_training_step(self, fill: ModuleType, golden: Any) -> None:
         network = self.filled(fill, golden).train()  # type: ignore[attr-defined]
-        channels = self.input_channels()  # type: ignore[attr-defined]
-        image = torch.cat([fill.golden_input(96, 96, channels, seed) for seed in (0, 1)])
+        seen = channels(self.name)  # type: ignore[attr-defined]
+        image = torch.cat([fill.golden_input(96, 96, seen, seed) for seed in (0, 1)])
         mask = torch.cat([(fill.golden_input(96, 96, 1, seed) > 0).float() for seed in (7, 8)])
         loss = sum_of_bce(network(image), mask)
         loss.backward()
@@ -149,20 +145,3 @@ def load_fill(research: Path) -> ModuleType:
 
 def sum_of_bce(logits: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
     return torch.stack([F.binary_cross_entropy_with_logits(logit, mask) for logit in logits]).sum()
-
-
-def convolution_macs(network: torch.nn.Module, channels: int, size: int) -> int:
-    """Multiply-accumulates of the convolutions for one image, as the specifications count them."""
-    total = 0
-
-    def count(module: Any, _: Any, output: torch.Tensor) -> None:
-        nonlocal total
-        total += output[0].numel() * module.weight[0].numel()
-
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            module.register_forward_hook(count)
-    # Without data: only the shapes matter. In eval mode, batch norm would accept a single value per channel.
-    with torch.no_grad():
-        network.to("meta").eval()(torch.empty(1, channels, size, size, device="meta"))
-    return total

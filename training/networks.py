@@ -1,0 +1,67 @@
+"""Print the networks with their sizes: python training/networks.py [--size 320]"""
+
+from typing import Annotated, NamedTuple
+
+import torch
+import typer
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from sodeploy import terminal
+from training.models import NETWORKS, build, entry
+from training.models.network import SaliencyNetwork
+
+
+class Row(NamedTuple):
+    """One network of the table; `parameters` counts all, `macs` are of one image of height x width."""
+
+    name: str
+    height: int
+    width: int
+    parameters: int
+    macs: int
+
+
+def table(size: int | None = None) -> list[Row]:
+    """Every network at its native size, or at size x size."""
+    rows = []
+    for name in NETWORKS:
+        contract = entry(name).contract
+        height, width = (size, size) if size else (contract.height, contract.width)
+        with torch.device("meta"):
+            network = build(name)
+        network.check_size(height, width)
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        rows.append(Row(name, height, width, parameters, macs(network, channels(name), height, width)))
+    return rows
+
+
+def channels(name: str) -> int:
+    """Of what the network sees: 3 for images, 1 for masks."""
+    return 3 if entry(name).sees == "images" else 1
+
+
+def macs(network: SaliencyNetwork, channels: int, height: int, width: int) -> int:
+    """Multiply-accumulates of all convolutions and matrix products for one image. Moves the network to "meta".
+
+    Without data: only the shapes matter. In eval mode, in which batch norm accepts a single value per channel.
+    """
+    network.to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.empty(1, channels, height, width, device="meta"))
+    return counter.get_total_flops() // 2  # it counts a multiplication and an addition apart
+
+
+def main(
+    size: Annotated[int | None, typer.Option(help="Height and width in pixels, instead of each network's own.")] = None,
+) -> None:
+    """Print every network with its parameters and multiply-accumulates."""
+    view = Table("network", "size", "parameters (M)", "GMACs")
+    for row in table(size):
+        parameters, gmacs = f"{row.parameters / 1e6:.3f}", f"{row.macs / 1e9:.3f}"
+        view.add_row(row.name, f"{row.height}x{row.width}", parameters, gmacs)
+    terminal.results.print(view)
+
+
+if __name__ == "__main__":
+    terminal.run(main)
