@@ -1,0 +1,113 @@
+"""Checkpoints of every form that people have, and those that must be refused."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sodeploy.errors import UserError
+from training.checkpoint import load_checkpoint, read_weights
+from training.models import build
+from training.models.network import SaliencyNetwork
+
+
+@pytest.fixture(scope="module")
+def trained() -> SaliencyNetwork:
+    torch.manual_seed(1)
+    return build("u2net_tiny")
+
+
+def loads_as(path: Path, trained: SaliencyNetwork) -> bool:
+    network = build("u2net_tiny")
+    load_checkpoint(path, network)
+    expected = trained.state_dict()
+    return all(torch.equal(tensor, expected[key]) for key, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"module." + key: tensor for key, tensor in state.items()},
+        lambda state: {"_orig_mod.module." + key: tensor for key, tensor in state.items()},
+        lambda state: {"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}},
+        lambda state: {"model": {"module." + key: tensor for key, tensor in state.items()}},
+        lambda state: {key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")},
+    ],
+    ids=["plain", "data parallel", "compiled", "wrapped", "wrapped data parallel", "before PyTorch 0.4.1"],
+)
+def test_forms(tmp_path: Path, trained: SaliencyNetwork, wrap: Any) -> None:
+    torch.save(wrap(trained.state_dict()), tmp_path / "w.pth")
+    assert loads_as(tmp_path / "w.pth", trained)
+
+
+def test_the_old_file_format(tmp_path: Path, trained: SaliencyNetwork) -> None:
+    torch.save(trained.state_dict(), tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    assert loads_as(tmp_path / "w.pth", trained)
+
+
+def test_published_weights_load(research: Path) -> None:
+    network = build("u2netp")
+    load_checkpoint(research / "weights" / "u2netp-bnfolded-from-fp16.pth", network)
+    assert network.get_parameter("outconv.weight").std() > 0
+
+
+def test_another_network_is_named(tmp_path: Path, trained: SaliencyNetwork) -> None:
+    torch.save(trained.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(
+        UserError, match=r"w.pth does not fit u2netp: .*another shape.*it is a checkpoint of u2net_tiny"
+    ):
+        load_checkpoint(tmp_path / "w.pth", build("u2netp"))
+
+
+def test_differing_keys_are_named_and_nothing_is_loaded(tmp_path: Path, trained: SaliencyNetwork) -> None:
+    state = trained.state_dict()
+    del state["outconv.bias"]
+    state["extra.weight"] = torch.zeros(1)
+    torch.save(state, tmp_path / "w.pth")
+    network = build("u2net_tiny")
+    before = network.get_parameter("outconv.weight").clone()
+    with pytest.raises(UserError, match=r"it lacks outconv.bias; it has extra.weight; it fits none of our networks"):
+        load_checkpoint(tmp_path / "w.pth", network)
+    assert torch.equal(network.get_parameter("outconv.weight"), before)
+
+
+class Trap:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch trapped",)
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Trap()}, "w.pth")
+    with pytest.raises(UserError, match=r"w.pth holds Python objects, which loading would execute"):
+        read_weights("w.pth")
+    assert not Path("trapped").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04" + bytes(100)])
+def test_broken_files(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"w.pth is broken or no PyTorch checkpoint"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_a_truncated_file(tmp_path: Path, trained: SaliencyNetwork) -> None:
+    torch.save(trained.state_dict(), tmp_path / "w.pth")
+    whole = (tmp_path / "w.pth").read_bytes()
+    (tmp_path / "w.pth").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=r"w.pth is broken or no PyTorch checkpoint"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_what_is_no_state_dict(tmp_path: Path) -> None:
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    with pytest.raises(UserError, match=r"holds a list, not a state dict"):
+        read_weights(tmp_path / "list.pth")
+    torch.save({"epoch": 3, "optimizer": {}}, tmp_path / "wrapped.pth")
+    with pytest.raises(UserError, match=r"holds epoch, optimizer, none of which is a state dict"):
+        read_weights(tmp_path / "wrapped.pth")
+    with pytest.raises(UserError, match=r"absent.pth does not exist"):
+        read_weights(tmp_path / "absent.pth")
