@@ -1,0 +1,189 @@
+"""The built-in data set: scenes drawn on the fly, so that the whole way can be walked with nothing downloaded.
+
+What is salient is what stands in focus: one to three objects of seven families (animals, vessels, furniture, plants,
+wheels, polygons, blobs) with thin parts and holes, textured, over a textured background of one or two regions.
+Out-of-focus objects, wires that cross the whole image, shadows, uneven light and noise distract, and in every third
+scene object and background share their colours. Neither a brightness threshold nor a guess at the centre finds them.
+
+Sample i of a split depends on nothing but the split, i and SIZE; splits share no scene.
+"""
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from calib_data.dataset import Dataset, array_digest
+from calib_data.shapes import Shape, draw_shape, place, rasterize
+from calib_data.textures import draw_colours, draw_texture
+from sodeploy.errors import UserError
+
+PREFIX = "synthetic:"
+SYNTAX = "synthetic:train|val|calib|eval[:COUNT[:SIZE]]"
+
+_COUNTS = {"train": 2000, "val": 100, "calib": 100, "eval": 200}
+_SEEDS = {"train": 1, "val": 2, "calib": 3, "eval": 4}
+_SIDES = (160, 321)  # of an image whose SIZE is not given
+_SMALLEST, _LARGEST = 32, 4096
+
+
+def open_synthetic(source: str) -> Dataset:
+    """The data set that `synthetic:train|val|calib|eval[:COUNT[:SIZE]]` means.
+
+    COUNT is how many images there are, by default 2000 to train, 200 to evaluate, 100 else. SIZE makes them all squares
+    of so many pixels; by default each side is drawn from 160 to 320.
+
+    Raises:
+        UserError: the source has another form.
+    """
+    parts = source.removeprefix(PREFIX).split(":")
+    split, numbers = parts[0], parts[1:]
+    if split not in _SEEDS or len(numbers) > 2 or not all(part.isascii() and part.isdigit() for part in numbers):
+        raise UserError(f"{source} is no synthetic data set; write {SYNTAX}, for example synthetic:eval:100")
+    count = int(numbers[0]) if numbers else _COUNTS[split]
+    side = int(numbers[1]) if len(numbers) > 1 else None
+    if count < 1:
+        raise UserError(f"{source} has no images; give a COUNT of 1 or more ({SYNTAX})")
+    if side is not None and not _SMALLEST <= side <= _LARGEST:
+        raise UserError(f"{source}: a SIZE of {side} is not within {_SMALLEST} to {_LARGEST} ({SYNTAX})")
+    name = ":".join([f"{PREFIX}{split}:{count}", *numbers[1:]])
+    return Dataset(name, [SyntheticSample(split, index, side) for index in range(count)])
+
+
+@dataclass
+class SyntheticSample:
+    """One scene, drawn anew on each call."""
+
+    split: str
+    index: int
+    side: int | None = None
+    _digest: str = field(default="", init=False, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """For example `eval-00007`."""
+        return f"{self.split}-{self.index:05}"
+
+    def image(self) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
+        return _draw_image(self._random(1), self._objects())
+
+    def mask(self) -> np.ndarray:
+        """(H, W) uint8, 255 where an object is, in between along its edges: exactly its share of each pixel."""
+        background = np.ones(self._size(), np.float32)
+        for coverage in self._objects():
+            background *= 1 - coverage
+        return np.rint(255 * (1 - background)).astype(np.uint8)
+
+    def digest(self) -> str:
+        """Hex sha256 of the image's pixels."""
+        if not self._digest:
+            self._digest = array_digest(self.image())
+        return self._digest
+
+    def _random(self, stream: int) -> np.random.Generator:
+        return np.random.default_rng([_SEEDS[self.split], self.index, stream])
+
+    def _size(self) -> tuple[int, int]:
+        if self.side is not None:
+            return self.side, self.side
+        height, width = self._random(2).integers(*_SIDES, size=2)
+        return int(height), int(width)
+
+    def _objects(self) -> list[np.ndarray]:
+        """Each object's coverage, (H, W) float32 in [0, 1], back to front."""
+        rng, size = self._random(0), self._size()
+        count = int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
+        smallest, largest = (0.24, 0.46) if count == 1 else (0.13, 0.3)
+        wander, quarters = (
+            (0.16 if count == 1 else 0.08),
+            rng.permutation(4)[:count],
+        )  # several stand in several quarters
+        centres = [(0.5, 0.5)] if count == 1 else [(0.28 + 0.44 * (q % 2), 0.28 + 0.44 * (q // 2)) for q in quarters]
+        shapes = [_scatter(rng, size, centre, wander, rng.uniform(smallest, largest)) for centre in centres]
+        return [rasterize(shape, size).astype(np.float32) / 255 for shape in shapes]
+
+
+def _scatter(
+    rng: np.random.Generator, size: tuple[int, int], centre: tuple[float, float], wander: float, radius: float
+) -> Shape:
+    """A random shape near a place; place, wander and radius are shares of the image's sides."""
+    height, width = size
+    at = np.clip(np.array(centre) + rng.uniform(-wander, wander, 2), 0.05, 0.95) * (width, height)
+    return place(draw_shape(rng), at, radius * min(size), rng.normal(0, 0.4))
+
+
+def _draw_image(rng: np.random.Generator, objects: list[np.ndarray]) -> np.ndarray:
+    """The scene around the objects (their coverages), (H, W, 3) uint8 RGB."""
+    size = (objects[0].shape[0], objects[0].shape[1])
+    ground = draw_colours(rng, spread=30)
+    canvas = _draw_background(rng, size, ground)
+    camouflaged = rng.random() < 0.33
+    for coverage in objects:
+        canvas = _cast_shadow(rng, canvas, coverage)
+        colours = draw_colours(rng, spread=rng.uniform(10, 60))
+        if camouflaged:
+            colours = np.clip(ground + rng.normal(0, 22, 3) + rng.normal(0, 10, (2, 3)), 0, 255)
+        surface = draw_texture(rng, size, colours).astype(np.float32)
+        canvas += coverage[..., None] * (_shade(rng, surface, coverage) - canvas)
+    canvas *= _light(rng, size, 0.6, 1.25)[..., None]
+    canvas += rng.uniform(1, 8) * rng.standard_normal(size, np.float32)[..., None]
+    return np.clip(canvas, 0, 255).astype(np.uint8)
+
+
+def _draw_background(rng: np.random.Generator, size: tuple[int, int], ground: np.ndarray) -> np.ndarray:
+    """Two regions, things out of focus, wires: (H, W, 3) float32."""
+    canvas = draw_texture(rng, size, ground).astype(np.float32)
+    if rng.random() < 0.6:
+        other = draw_texture(rng, size, draw_colours(rng, spread=30)).astype(np.float32)
+        canvas += _region(rng, size)[..., None] * (other - canvas)
+    for _ in range(int(rng.integers(0, 5))):
+        shape = _scatter(rng, size, (0.5, 0.5), 0.5, rng.uniform(0.1, 0.35))
+        blur = rng.uniform(0.02, 0.05) * min(size)
+        coverage = cv2.GaussianBlur(rasterize(shape, size), (0, 0), blur).astype(np.float32) / 255
+        canvas += coverage[..., None] * (draw_colours(rng, spread=0)[0].astype(np.float32) - canvas)
+    for _ in range(int(rng.integers(0, 3))):
+        canvas = _string_wire(rng, canvas)
+    return canvas
+
+
+def _region(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Coverage of all that lies to one side of a line across the image: a table's edge, a horizon, a wall's corner."""
+    height, width = size
+    angle = rng.choice([0.0, np.pi / 2]) + rng.normal(0, 0.2)
+    along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+    start, far = rng.uniform(0.25, 0.75, 2) * (width, height), 2.0 * max(size)
+    corners = [start - far * along, start + far * along, start + far * (along + across), start + far * (across - along)]
+    return rasterize(([np.array(corners)], []), size).astype(np.float32) / 255
+
+
+def _string_wire(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
+    height, width = canvas.shape[:2]
+    ends = rng.uniform(-0.2, 1.2, 2)
+    points = [(-0.1, ends[0]), (1.1, ends[1])] if rng.random() < 0.5 else [(ends[0], -0.1), (ends[1], 1.1)]
+    start, end = ((np.array(point) * (width, height) * 64).astype(int).tolist() for point in points)
+    thickness = max(1, round(rng.uniform(0.006, 0.025) * min(height, width)))
+    colour = draw_colours(rng, spread=0)[0].tolist()
+    wire = cv2.line(np.zeros((height, width), np.uint8), start, end, 255, thickness, cv2.LINE_AA, 6)
+    return canvas + (wire.astype(np.float32) / 255)[..., None] * (np.array(colour, np.float32) - canvas)
+
+
+def _cast_shadow(rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray) -> np.ndarray:
+    height, width = coverage.shape
+    dx, dy = rng.uniform(-0.06, 0.06) * width, rng.uniform(0.0, 0.06) * height
+    moved = cv2.warpAffine(coverage, np.array([[1, 0, dx], [0, 1, dy]]), (width, height))
+    depth = rng.uniform(0, 0.5) * cv2.GaussianBlur(moved, (0, 0), 0.03 * min(height, width))
+    return canvas * (1 - depth)[..., None]
+
+
+def _shade(rng: np.random.Generator, surface: np.ndarray, coverage: np.ndarray) -> np.ndarray:
+    """Light the object's surface from one side, darker towards its edges, as if it were round."""
+    size = (surface.shape[0], surface.shape[1])
+    roundness = cv2.GaussianBlur(coverage, (0, 0), 0.03 * min(size))
+    return surface * (_light(rng, size, 0.75, 1.2) * (0.55 + 0.45 * roundness))[..., None]
+
+
+def _light(rng: np.random.Generator, size: tuple[int, int], darkest: float, brightest: float) -> np.ndarray:
+    """A smooth field of brightness factors, (H, W) float32."""
+    corners = rng.uniform(darkest, brightest, (2, 2)).astype(np.float32)
+    return cv2.resize(corners, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
