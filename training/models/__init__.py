@@ -12,6 +12,7 @@ from sodeploy.errors import UserError
 from training.models.csnet import L_X1, L_X2, CSNet
 from training.models.isnet import ISNetDIS, ISNetGTEncoder
 from training.models.network import SaliencyNetwork
+from training.models.ras import RAS
 from training.models.u2net import u2net, u2net_tiny, u2netp
 
 
@@ -41,14 +42,26 @@ def _isnet(network: str, mean: float) -> Contract:
     return Contract(network=network, height=1024, width=1024, mean=(mean,) * 3, std=(1.0, 1.0, 1.0), stretch=True)
 
 
+def _imagenet(network: str, size: int, stretch: bool = False) -> Contract:
+    return Contract(network=network, height=size, width=size, mean=_MEAN, std=_STD, stretch=stretch)
+
+
+def _duts(network: str, size: int, stretch: bool = False) -> Contract:
+    """Normalised by the mean and standard deviation of DUTS-TR."""
+    mean, std = (124.55 / 255, 118.90 / 255, 102.94 / 255), (56.77 / 255, 55.97 / 255, 57.50 / 255)
+    return Contract(network=network, height=size, width=size, mean=mean, std=std, stretch=stretch)
+
+
 NETWORKS: dict[str, Entry] = {
     "u2net": Entry(u2net, _u2net("u2net")),
     "u2netp": Entry(u2netp, _u2net("u2netp")),
     "u2net_tiny": Entry(u2net_tiny, _u2net("u2net_tiny", size=160)),
     "isnet_dis": Entry(ISNetDIS, _isnet("isnet_dis", mean=0.5)),
     "isnet_gt_encoder": Entry(ISNetGTEncoder, _isnet("isnet_gt_encoder", mean=0.0), sees="masks"),
-    "csnet_x1": Entry(lambda: CSNet(L_X1), Contract(network="csnet_x1", height=224, width=224, mean=_MEAN, std=_STD)),
-    "csnet_x2": Entry(lambda: CSNet(L_X2), Contract(network="csnet_x2", height=224, width=224, mean=_MEAN, std=_STD)),
+    "csnet_x1": Entry(lambda: CSNet(L_X1), _imagenet("csnet_x1", 224)),
+    "csnet_x2": Entry(lambda: CSNet(L_X2), _imagenet("csnet_x2", 224)),
+    "ras_v1": Entry(lambda: RAS(1), _imagenet("ras_v1", 352, stretch=True)),
+    "ras_v2": Entry(lambda: RAS(2), _duts("ras_v2", 352, stretch=True)),
 }
 
 
