@@ -1,0 +1,211 @@
+"""One streaming pass over the calibration images: the statistics from which every plan is made.
+
+Memory does not grow with the number of images, and nothing depends on their order or on how they were divided over
+processes: counts are integers, and channel means are summed in fixed point, so that sums are exact.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from calib_data import Sample
+from quant.graph import PASSING, Network
+from quant.histogram import MagnitudeHistogram
+from runtime.processing import preprocess
+from sodeploy.artifacts import atomic_write
+from sodeploy.errors import UserError
+from sodeploy.terminal import progress
+
+_FIXED_POINT = 2.0**24
+_CHECKPOINT_EVERY = 16  # images
+
+
+@dataclass
+class Statistics:
+    """What calibration saw of one network.
+
+    Attributes:
+        network: sha256 of the ONNX file.
+        histograms: tensor -> magnitudes.
+        channel_sums: input tensor of a weighted layer -> (C,) int64, the sum over images of each channel's mean, in
+            units of 2**-24.
+        images: image digest -> name, of the images that were counted.
+    """
+
+    network: str
+    histograms: dict[str, MagnitudeHistogram] = field(default_factory=dict)
+    channel_sums: dict[str, np.ndarray] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
+
+    def channel_means(self, tensor: str) -> np.ndarray:
+        """`(C,) float64`: the mean of each channel over all images and positions."""
+        return self.channel_sums[tensor] / (_FIXED_POINT * len(self.images))
+
+    def merge(self, other: "Statistics") -> None:
+        """Add what another process or machine saw of other images.
+
+        Raises:
+            UserError: of another network, or an image stands in both.
+        """
+        if other.network != self.network:
+            raise UserError("statistics of two different networks cannot be merged; calibrate both shards on one ONNX file")
+        if common := self.images.keys() & other.images.keys():
+            name = self.images[min(common)]
+            raise UserError(f"both statistics counted the same {len(common)} image(s), e.g. {name}; make the shards disjoint")
+        for tensor, histogram in other.histograms.items():
+            self.histograms[tensor] = self.histograms.get(tensor, MagnitudeHistogram()) + histogram
+        for tensor, sums in other.channel_sums.items():
+            self.channel_sums[tensor] = self.channel_sums.get(tensor, 0) + sums
+        self.images |= other.images
+
+    def save(self, path: str | Path) -> None:
+        """Write to an .npz file, atomically."""
+        arrays: dict[str, np.ndarray] = {}
+        header = {"network": self.network, "images": dict(sorted(self.images.items())), "tensors": [], "channels": []}
+        for index, (tensor, histogram) in enumerate(sorted(self.histograms.items())):
+            (occupied,) = np.nonzero(histogram.counts)
+            arrays[f"bins_{index}"] = occupied.astype(np.int32)
+            arrays[f"counts_{index}"] = histogram.counts[occupied]
+            header["tensors"].append([tensor, histogram.maximum, histogram.signed])
+        for index, (tensor, sums) in enumerate(sorted(self.channel_sums.items())):
+            arrays[f"channels_{index}"] = sums
+            header["channels"].append(tensor)
+        arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        with atomic_write(path) as temporary:
+            np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+
+
+def load_statistics(path: str | Path) -> Statistics:
+    """Read what `Statistics.save` wrote.
+
+    Raises:
+        UserError: not such a file.
+    """
+    try:
+        with np.load(path) as arrays:
+            header = json.loads(arrays["header"].tobytes())
+            statistics = Statistics(header["network"], images=header["images"])
+            for index, (tensor, maximum, signed) in enumerate(header["tensors"]):
+                histogram = statistics.histograms[tensor] = MagnitudeHistogram()
+                histogram.counts[arrays[f"bins_{index}"]] = arrays[f"counts_{index}"]
+                histogram.maximum, histogram.signed = maximum, signed
+            for index, tensor in enumerate(header["channels"]):
+                statistics.channel_sums[tensor] = arrays[f"channels_{index}"]
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; calibrate first") from None
+    except Exception as error:  # zipfile, json and numpy each have their own
+        raise UserError(f"{path} is not a file of calibration statistics ({error}); delete it and calibrate again") from None
+    return statistics
+
+
+def observed_tensors(network: Network) -> list[str]:
+    """The tensors whose magnitudes must be counted: those that do not merely pass on the values of others.
+
+    The range of a MaxPool's or a Resize's output is that of its input, and a Concat's histogram is the sum of its
+    inputs'; a result that only feeds a ReLU is never stored in int8.
+    """
+    observed = []
+    for name in dict.fromkeys([network.input, *(output for node in network.nodes for output in node.output)]):
+        node = network.producer.get(name)
+        if name not in network.float_tensors or (node is not None and node.op_type in (*PASSING, "Concat")):
+            continue
+        readers = network.consumers[name]
+        if readers and all(reader.op_type == "Relu" for reader in readers):
+            continue
+        observed.append(name)
+    return observed
+
+
+def calibrate(
+    network: Network,
+    images: Iterable[Sample],
+    statistics: Statistics | None = None,
+    checkpoint: Callable[[Statistics], None] | None = None,
+    threads: int | None = None,
+) -> Statistics:
+    """Run the float32 network over `images` once and count what its tensors hold.
+
+    Args:
+        images: samples of `calib_data`; masks are not read.
+        statistics: of an earlier, interrupted run over some of the same images, to be completed.
+        checkpoint: called with the statistics so far, every few images.
+        threads: of onnxruntime; None for one per core.
+
+    Returns:
+        Statistics over all images: those of `statistics` and the new ones. An image that occurs twice counts once.
+
+    Raises:
+        UserError: no image; a value in the network is NaN or infinite (image and tensor named).
+    """
+    statistics = statistics or Statistics(network.digest)
+    observer = Observer(network, threads)
+    for number, sample in enumerate(progress(images, "calibrating"), 1):
+        digest = sample.digest()
+        if digest in statistics.images:
+            continue
+        values, means = observer.run(sample)
+        for tensor, array in values.items():
+            histogram = statistics.histograms.setdefault(tensor, MagnitudeHistogram())
+            try:
+                histogram.add(array)
+            except ValueError as error:
+                raise UserError(
+                    f"image {sample.name}, tensor {tensor}: {error}; the float32 network itself overflows there, so "
+                    "check the checkpoint and the contract's mean, std and divide_by"
+                ) from None
+        for tensor, mean in means.items():
+            fixed = np.rint(mean.astype(np.float64) * _FIXED_POINT).astype(np.int64)
+            statistics.channel_sums[tensor] = statistics.channel_sums.get(tensor, 0) + fixed
+        statistics.images[digest] = sample.name
+        if checkpoint and number % _CHECKPOINT_EVERY == 0:
+            checkpoint(statistics)
+    if not statistics.images:
+        raise UserError("the calibration set holds no image; give --calib a folder or a list with images")
+    return statistics
+
+
+class Observer:
+    """The float32 network, made to return what calibration looks at besides its map."""
+
+    def __init__(self, network: Network, threads: int | None = None) -> None:
+        import onnxruntime
+
+        self.contract = network.contract
+        self.observed = observed_tensors(network)
+        averaged = {node.input[0]: node for node in network.nodes if network.is_weighted(node)}
+        self.averaged = [name for name in averaged if name in network.float_tensors]
+        model = onnx.ModelProto()
+        model.CopyFrom(network.model)
+        outputs = list(self.observed)
+        for name in self.averaged:
+            # The mean of each channel is taken inside the network: a few numbers leave it instead of a whole tensor.
+            rank = len(network.shape(name))
+            channel = 1 if averaged[name].op_type in ("Conv", "ConvTranspose") else rank - 1
+            axes = numpy_helper.from_array(np.array([a for a in range(rank) if a != channel], np.int64), f"{name}/axes")
+            model.graph.initializer.append(axes)
+            mean = onnx.helper.make_node("ReduceMean", [name, axes.name], [f"{name}/mean"], keepdims=0)
+            model.graph.node.append(mean)
+            outputs.append(mean.output[0])
+        del model.graph.output[:]
+        for name in outputs:
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = threads or 0
+        options.enable_mem_pattern = False
+        self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+
+    def run(self, sample: Sample) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """One image: the observed tensors, float32, and per averaged tensor its channel means, `(C,) float32`."""
+        image = preprocess(sample.image(), self.contract)[None]
+        values = self._session.run(None, {self.contract.input_name: image})
+        count = len(self.observed)
+        return (
+            dict(zip(self.observed, values[:count], strict=True)),
+            dict(zip(self.averaged, values[count:], strict=True)),
+        )

@@ -1,0 +1,136 @@
+"""The `tensorrt` dialect and its simulation: Q/DQ at the inputs of int8 layers, as NVIDIA's compilers want them.
+
+Activations int8 with zero point 0, one scale per tensor; weights int8, one scale per output channel; biases float.
+The simulation is the same graph with the same numbers, its weights already rounded and everything in fp32: what
+TensorRT's INT8 will cost in accuracy, on any machine.
+"""
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from quant.graph import Network, channel_axis
+from quant.half import to_half
+from quant.plan import Layer, Plan
+from quant.planning import dequantize_weight, fp16_scale, quantize_weight
+
+
+def emit_tensorrt(network: Network, plan: Plan) -> onnx.ModelProto:
+    """The strongly typed graph for TensorRT and TensorRT-RTX: int8 layers, the rest fp16, or fp32 where the plan says so."""
+    return to_half(_with_qdq(network, plan, simulate=False), keep=plan.nodes("fp32"))
+
+
+def emit_simulation(network: Network, plan: Plan) -> onnx.ModelProto:
+    """The `tensorrt` dialect's numbers as fake quantization in fp32, for onnxruntime."""
+    return _with_qdq(network, plan, simulate=True)
+
+
+def _with_qdq(network: Network, plan: Plan, simulate: bool) -> onnx.ModelProto:
+    model = onnx.ModelProto()
+    model.CopyFrom(network.model)
+    graph = Rewriter(model)
+    ranges = plan.range_of()
+    depth = {name: index for index, node in enumerate(network.nodes) for name in node.output}
+
+    def quantized(tensor: str) -> str:
+        scale = fp16_scale(ranges[tensor].amax / 127)
+        return graph.quantize(tensor, scale, np.int8(0))
+
+    for node in network.nodes:
+        copy = graph.copy(node)
+        layer = plan.layers.get(node.name)
+        if layer is not None and layer.precision == "int8":
+            if node.op_type == "Add":
+                # The residual input: the older one. The other comes straight from a layer, which then adds in float.
+                residual = min((0, 1), key=lambda index: depth.get(node.input[index], -1))
+                copy.input[residual] = quantized(node.input[residual])
+            else:
+                copy.input[0] = quantized(node.input[0])
+                weight, scales, axis = quantized_weight(network, node, layer)
+                if simulate:
+                    copy.input[1] = graph.constant(f"{node.name}/weight", dequantize_weight(weight, scales, axis))
+                else:
+                    copy.input[1] = graph.dequantized_constant(f"{node.name}/weight", weight, scales, axis)
+                set_bias(copy, graph.constant(f"{node.name}/bias", corrected_bias(network, node, layer)))
+        graph.append(copy)
+    return graph.finish()
+
+
+def quantized_weight(network: Network, node: onnx.NodeProto, layer: Layer) -> tuple[np.ndarray, np.ndarray, int]:
+    """An int8 layer's weight in steps, the scales, and the axis they run along."""
+    weight = network.weight(node)
+    assert weight is not None and layer.weight_scales is not None
+    scales, axis = np.array(layer.weight_scales, np.float32), channel_axis(node)
+    return quantize_weight(weight, scales, axis), scales, axis
+
+
+def corrected_bias(network: Network, node: onnx.NodeProto, layer: Layer) -> np.ndarray:
+    """`(C_out,) float32`: the layer's bias, or zeros, with the plan's correction."""
+    assert layer.weight_scales is not None
+    bias = network.bias(node)
+    bias = np.zeros(len(layer.weight_scales)) if bias is None else bias.reshape(-1)
+    return (bias + np.array(layer.bias_correction or 0.0)).astype(np.float32)
+
+
+def set_bias(node: onnx.NodeProto, name: str) -> None:
+    if len(node.input) > 2:
+        node.input[2] = name
+    else:
+        node.input.append(name)
+
+
+class Rewriter:
+    """A graph being written anew, node by node, in order."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[str, onnx.TensorProto] = {}
+        self._quantized: dict[str, str] = {}
+
+    def copy(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """A copy to be changed and then appended."""
+        new = onnx.NodeProto()
+        new.CopyFrom(node)
+        return new
+
+    def append(self, node: onnx.NodeProto) -> None:
+        self._nodes.append(node)
+
+    def constant(self, name: str, values: np.ndarray) -> str:
+        self._constants[name] = numpy_helper.from_array(np.asarray(values), name)
+        return name
+
+    def quantize(self, tensor: str, scale: np.ndarray, zero_point: np.generic) -> str:
+        """The name of `tensor` after Q/DQ; the pair is added at its first use and shared by all later ones."""
+        if tensor not in self._quantized:
+            parameters = [
+                self.constant(f"{tensor}/scale", np.float32(scale)),
+                self.constant(f"{tensor}/zero_point", np.asarray(zero_point)),
+            ]
+            step, back = f"{tensor}/quantized", f"{tensor}/dequantized"
+            self.append(helper.make_node("QuantizeLinear", [tensor, *parameters], [step], name=f"{tensor}/QuantizeLinear"))
+            self.append(helper.make_node("DequantizeLinear", [step, *parameters], [back], name=f"{tensor}/DequantizeLinear"))
+            self._quantized[tensor] = back
+        return self._quantized[tensor]
+
+    def dequantized_constant(self, name: str, steps: np.ndarray, scales: np.ndarray, axis: int) -> str:
+        """A constant stored as integers and dequantized along `axis` in the graph."""
+        inputs = [
+            self.constant(f"{name}/quantized", steps),
+            self.constant(f"{name}/scale", scales.astype(np.float32)),
+            self.constant(f"{name}/zero_point", np.zeros(len(scales), steps.dtype)),
+        ]
+        self.append(helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}/DequantizeLinear", axis=axis))
+        return name
+
+    def finish(self) -> onnx.ModelProto:
+        """The model, with only the constants that are read and types inferred."""
+        graph = self._model.graph
+        read = {name for node in self._nodes for name in node.input}
+        old = [tensor for tensor in graph.initializer if tensor.name in read and tensor.name not in self._constants]
+        new = [tensor for name, tensor in self._constants.items() if name in read]
+        del graph.node[:], graph.initializer[:], graph.value_info[:]
+        graph.node.extend(self._nodes)
+        graph.initializer.extend([*old, *new])
+        return onnx.shape_inference.infer_shapes(self._model)

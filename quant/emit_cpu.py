@@ -1,0 +1,61 @@
+"""The `cpu` dialect: Q/DQ at the inputs and outputs of every operator, so that onnxruntime runs integer kernels only.
+
+Activations uint8: zero point 0 where nothing is negative (after a ReLU the whole byte is used, and the ReLU itself
+becomes the saturation of the layer before it), else 128. Weights int8 per output channel. Biases int32 in units of
+input scale times weight scale. Between two integer layers nothing is ever float.
+"""
+
+import numpy as np
+import onnx
+
+from quant.emit import Rewriter, corrected_bias, quantized_weight, set_bias
+from quant.graph import Network
+from quant.plan import Layer, Plan, Range
+from quant.planning import SMALLEST_SCALE
+
+_LARGEST_BIAS = 2.0**30  # in steps; leaves the int32 accumulator as much again
+
+
+def emit_cpu(network: Network, plan: Plan) -> onnx.ModelProto:
+    """The graph for onnxruntime's CPU provider."""
+    model = onnx.ModelProto()
+    model.CopyFrom(network.model)
+    graph = Rewriter(model)
+    ranges = plan.range_of()
+
+    for node in network.nodes:
+        copy = graph.copy(node)
+        for index, name in enumerate(node.input):
+            if name in ranges:
+                copy.input[index] = graph.quantize(name, *_parameters(ranges[name]))
+        layer = plan.layers.get(node.name)
+        if layer is not None and layer.precision == "int8" and node.op_type != "Add":
+            _integer_layer(graph, network, copy, node, layer, ranges[node.input[0]])
+        graph.append(copy)
+    return graph.finish()
+
+
+def _parameters(shared: Range) -> tuple[np.float32, np.uint8]:
+    """Scale and zero point."""
+    if shared.signed:
+        return np.float32(max(shared.amax / 127, SMALLEST_SCALE)), np.uint8(128)
+    return np.float32(max(shared.amax / 255, SMALLEST_SCALE)), np.uint8(0)
+
+
+def _integer_layer(
+    graph: Rewriter, network: Network, copy: onnx.NodeProto, node: onnx.NodeProto, layer: Layer, read: Range
+) -> None:
+    bias = corrected_bias(network, node, layer)
+    scale, _ = _parameters(read)
+    weight, scales, axis = quantized_weight(network, node, layer)
+    # A channel that is as good as dead has so small a scale that its bias would not fit 32 bits. Its weight is then
+    # expressed in larger steps; it was negligible beside the bias.
+    smallest = np.abs(bias) / (np.float64(scale) * _LARGEST_BIAS)
+    if np.any(scales < smallest):
+        scales = np.maximum(scales, smallest).astype(np.float32)
+        layer = layer.model_copy(update={"weight_scales": scales.tolist()})
+        weight, scales, axis = quantized_weight(network, node, layer)
+    bias_scales = (scale * scales).astype(np.float32)
+    copy.input[1] = graph.dequantized_constant(f"{node.name}/weight", weight, scales, axis)
+    steps = np.rint(bias / bias_scales.astype(np.float64)).astype(np.int32)
+    set_bias(copy, graph.dequantized_constant(f"{node.name}/bias", steps, bias_scales, axis=0))

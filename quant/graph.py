@@ -1,0 +1,148 @@
+"""An ONNX graph as quantization sees it: who makes a tensor, who reads it, which tensors carry the same values."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.version_converter
+from onnx import numpy_helper
+
+from runtime.contract import Contract, contract_of
+from sodeploy.artifacts import require_file, sha256
+from sodeploy.errors import UserError
+
+OPSET = 19  # the first in which QuantizeLinear takes fp16, which a strongly typed engine's Q/DQ needs
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+# Operators whose output holds values of (or between the values of) their first input, so that one scale serves both
+# and a quantization step may move across them.
+PASSING = ("MaxPool", "Resize", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Identity", "Split")
+
+
+@dataclass
+class Network:
+    """A float32 network and its indices. `model` is not modified; emitters work on copies.
+
+    Attributes:
+        digest: sha256 of the file, by which plans and statistics know their network.
+    """
+
+    model: onnx.ModelProto
+    contract: Contract
+    digest: str
+    path: Path
+    producer: dict[str, onnx.NodeProto] = field(init=False)
+    consumers: dict[str, list[onnx.NodeProto]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.producer = {output: node for node in self.nodes for output in node.output if output}
+        self.consumers = defaultdict(list)
+        for node in self.nodes:
+            for name in dict.fromkeys(node.input):
+                if name:
+                    self.consumers[name].append(node)
+
+    @property
+    def nodes(self) -> Iterator[onnx.NodeProto]:
+        return iter(self.model.graph.node)
+
+    @property
+    def input(self) -> str:
+        return self.contract.input_name
+
+    @property
+    def outputs(self) -> set[str]:
+        return {output.name for output in self.model.graph.output}
+
+    @cached_property
+    def constants(self) -> dict[str, np.ndarray]:
+        """Initializers and the outputs of Constant nodes, by name."""
+        found = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.model.graph.initializer}
+        for node in self.nodes:
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+        return found
+
+    @cached_property
+    def _infos(self) -> dict[str, onnx.ValueInfoProto]:
+        graph = self.model.graph
+        return {info.name: info for info in (*graph.value_info, *graph.input, *graph.output)}
+
+    def shape(self, tensor: str) -> list[int | None]:
+        """The shape of a tensor, None for a dimension that is not fixed."""
+        dims = self._infos[tensor].type.tensor_type.shape.dim
+        return [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
+
+    @cached_property
+    def float_tensors(self) -> set[str]:
+        """Names of the float32 tensors that depend on the image."""
+        float32 = onnx.TensorProto.FLOAT
+        typed = {name for name, info in self._infos.items() if info.type.tensor_type.elem_type == float32}
+        return typed - self.constants.keys()
+
+    def weight(self, node: onnx.NodeProto) -> np.ndarray | None:
+        """The constant float weight of a Conv, ConvTranspose, Gemm or MatMul, in the node's own layout; None if computed."""
+        weight = self.constants.get(node.input[1])
+        return weight if weight is not None and weight.dtype == np.float32 and weight.ndim >= 2 else None
+
+    def is_weighted(self, node: onnx.NodeProto) -> bool:
+        return node.op_type in WEIGHTED and self.weight(node) is not None
+
+    def bias(self, node: onnx.NodeProto) -> np.ndarray | None:
+        return self.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+
+    def scope(self, node: onnx.NodeProto) -> str:
+        """The tensor in which `node` and the ReLU that directly follows it, if any, leave their result."""
+        output: str = node.output[0]
+        readers = self.consumers[output]
+        if len(readers) == 1 and readers[0].op_type == "Relu" and output not in self.outputs:
+            return str(readers[0].output[0])
+        return output
+
+
+def attribute(node: onnx.NodeProto, name: str, default: int = 0) -> int:
+    """An integer attribute of a node."""
+    return next((int(a.i) for a in node.attribute if a.name == name), default)
+
+
+def channel_axis(node: onnx.NodeProto) -> int:
+    """The axis of a weighted node's weight that runs over output channels.
+
+    ConvTranspose stores (in, out / groups, ...), and a matrix product (in, out).
+    """
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB") else 1
+    return {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}[node.op_type]
+
+
+def load_network(path: str | Path) -> Network:
+    """Read a float32 ONNX file that carries its contract, its opset raised to `OPSET` if lower.
+
+    Raises:
+        UserError: not a file, not ONNX, without a contract, or already quantized or fp16.
+    """
+    path = require_file(path, "make it with export/to_onnx.py")
+    try:
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf and onnx raise types of their own, undocumented
+        raise UserError(f"{path} is not a valid ONNX model: {str(error).splitlines()[0]}; export it again") from None
+    contract = contract_of({entry.key: entry.value for entry in model.metadata_props}, path)
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+        raise UserError(f"{path} is quantized already; give the float32 model it was made from")
+    if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
+        raise UserError(f"{path} holds fp16 weights; give the float32 model, or raise it with export/adopt.py")
+    if next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")) < OPSET:
+        model = onnx.version_converter.convert_version(model, OPSET)
+    model = onnx.shape_inference.infer_shapes(model)
+    names: set[str] = set()
+    for index, node in enumerate(model.graph.node):  # the plan speaks of nodes by name
+        if not node.name or node.name in names:
+            node.name = f"{node.op_type}_{index}"
+        names.add(node.name)
+    return Network(model, contract, sha256(path), path)

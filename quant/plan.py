@@ -1,0 +1,147 @@
+"""The plan: every decision of quantization, once, in a JSON file that a person can read, diff and edit.
+
+Emitters turn (float32 network, plan) into the graph each engine wants; none of them decides anything.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quant.graph import Network
+from quant.thresholds import Method
+from sodeploy.artifacts import write_text
+from sodeploy.errors import UserError
+
+Precision = Literal["int8", "fp16", "fp32"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Range(_Strict):
+    """One scale, and the tensors that share it because values pass unchanged from one to the next."""
+
+    tensors: list[str] = Field(min_length=1)
+    amax: float = Field(ge=0, description="magnitudes beyond are clipped; 0: the tensors are all zero")
+    maximum: float = Field(ge=0, description="largest magnitude seen in calibration")
+    signed: bool
+    clipped: float = Field(ge=0, le=1, description="share of the values that lies beyond amax")
+
+
+class Layer(_Strict):
+    """What one node of the ONNX graph runs in, and why.
+
+    An int8 Conv or Gemm has a scale per output channel of its weight, and what is added to its bias so that rounding
+    its weight does not shift its mean output. An int8 Add has neither.
+    """
+
+    op: str
+    precision: Precision
+    reason: str
+    weight_scales: list[float] | None = None
+    bias_correction: list[float] | None = None
+
+
+class Calibration(_Strict):
+    """Which images the ranges were read from, and how."""
+
+    method: Method
+    images: dict[str, str] = Field(description="sha256 of the image's content -> name")
+
+
+class Plan(_Strict):
+    """All decisions for one network.
+
+    Nodes without an entry in `layers` run in the body's precision: fp16 in an engine, fp32 on a CPU.
+    """
+
+    format: Literal[1] = 1
+    network: str
+    onnx: str = Field(description="file name of the float32 network")
+    onnx_sha256: str
+    calibration: Calibration | None = Field(description="None: no layer is int8")
+    ranges: list[Range]
+    layers: dict[str, Layer]
+
+    def range_of(self) -> dict[str, Range]:
+        """tensor -> its range."""
+        return {tensor: shared for shared in self.ranges for tensor in shared.tensors}
+
+    def nodes(self, precision: Precision) -> set[str]:
+        """Names of the nodes that run in `precision`."""
+        return {name for name, layer in self.layers.items() if layer.precision == precision}
+
+
+def save_plan(plan: Plan, path: str | Path) -> None:
+    """Write the plan: a line per range and per layer, so that two plans diff well."""
+    fields = plan.model_dump(mode="json", exclude_none=True)
+    ranges, layers = fields.pop("ranges"), fields.pop("layers")
+    head = json.dumps(fields, indent=1)[:-2]
+    text = f"""{head},
+ "ranges": [{_lines(_one_line(entry) for entry in ranges)}],
+ "layers": {{{_lines(f"{json.dumps(name)}: {_one_line(entry)}" for name, entry in layers.items())}}}
+}}
+"""
+    write_text(path, text)
+
+
+def load_plan(path: str | Path, network: Network) -> Plan:
+    """Read a plan and check that it is one for `network`.
+
+    Raises:
+        UserError: missing, not a plan (the field is named), for another network, or naming a node that does not exist.
+    """
+    try:
+        plan = Plan.model_validate_json(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; make a plan with quant/build_engine.py --int8") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = " / ".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{path}: {where}: {first['msg']}; undo the edit or make the plan anew") from None
+    if plan.onnx_sha256 != network.digest:
+        raise UserError(
+            f"{path} was made for {plan.onnx} (sha256 {plan.onnx_sha256[:12]}), not for {network.path} "
+            f"(sha256 {network.digest[:12]}); make a plan for this file with quant/build_engine.py --int8"
+        )
+    _check_names(plan, path, network)
+    return plan
+
+
+def _check_names(plan: Plan, path: str | Path, network: Network) -> None:
+    nodes = {node.name: node for node in network.nodes}
+    ranges = plan.range_of()
+    for name, layer in plan.layers.items():
+        node = nodes.get(name)
+        if node is None:
+            raise UserError(f"{path}: layer {name} is no node of {network.path}; remove the entry")
+        if layer.precision != "int8":
+            continue
+        if node.op_type not in ("Conv", "Gemm", "Add"):
+            raise UserError(f"{path}: layer {name} is a {node.op_type}, which has no int8 form here; set it to fp16")
+        if missing := [tensor for tensor in node.input[:1] if tensor not in ranges]:
+            raise UserError(f"{path}: int8 layer {name} reads {missing[0]}, for which there is no range; set it to fp16")
+        if node.op_type != "Add":
+            channels = len(network.constants[node.input[1]]) if node.op_type == "Conv" else None
+            scales, correction = layer.weight_scales, layer.bias_correction
+            if not scales or (channels and len(scales) != channels) or min(scales) <= 0:
+                raise UserError(f"{path}: int8 layer {name} needs {channels} positive weight_scales; undo the edit")
+            if correction is not None and len(correction) != len(scales):
+                raise UserError(f"{path}: layer {name}: bias_correction must have {len(scales)} values; undo the edit")
+
+
+def _one_line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry)
+
+
+def _lines(entries: Any) -> str:
+    return "".join(f"{separator}\n  {entry}" for separator, entry in zip(_separators(), entries, strict=False)) + "\n "
+
+
+def _separators() -> Any:
+    yield ""
+    while True:
+        yield ","

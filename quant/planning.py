@@ -1,0 +1,216 @@
+"""From statistics to a plan: which layers run in int8, with which ranges, scales and corrected biases."""
+
+from collections import defaultdict
+
+import numpy as np
+import onnx
+
+from quant.calibrate import Statistics
+from quant.graph import PASSING, Network, attribute, channel_axis
+from quant.histogram import MagnitudeHistogram
+from quant.plan import Calibration, Layer, Plan, Range
+from quant.thresholds import Method, threshold
+from sodeploy.errors import UserError
+
+HEAD_CHANNELS = 4  # a layer with fewer output channels makes a map, not features
+SMALLEST_SCALE = 2.0**-20  # fp16 still has 4 significant bits there; below, a channel is as good as dead
+LARGEST_FP16 = 65504.0
+
+
+def make_plan(network: Network, statistics: Statistics, method: Method = "kl", float_layers: dict[str, str] | None = None) -> Plan:
+    """Decide every layer and range of `network`.
+
+    Args:
+        statistics: of this network (`quant.calibrate`).
+        float_layers: node -> reason, for layers to leave in fp16 on top of those that always are.
+
+    Raises:
+        UserError: the statistics are of another network, or `float_layers` names no node.
+    """
+    if statistics.network != network.digest:
+        raise UserError(f"the statistics were gathered from another network than {network.path}; calibrate again")
+    names = {node.name for node in network.nodes}
+    for name in float_layers or {}:
+        if name not in names:
+            raise UserError(f"{network.path} has no node {name!r}; names are as Netron or quant/plan.py show them")
+
+    groups = _groups(network)
+    layers = _decide(network, groups, statistics, float_layers or {})
+    int8 = [node for node in network.nodes if node.name in layers and layers[node.name].precision == "int8"]
+    used = dict.fromkeys(groups[tensor] for node in int8 for tensor in _stored(network, node))
+    members = defaultdict(list)
+    for tensor, group in groups.items():
+        members[group].append(tensor)
+    ranges = [_range(members[group], statistics, method) for group in used]
+    return Plan(
+        network=network.contract.network,
+        onnx=network.path.name,
+        onnx_sha256=network.digest,
+        calibration=Calibration(method=method, images=dict(sorted(statistics.images.items()))),
+        ranges=ranges,
+        layers=layers,
+    )
+
+
+def quantize_weight(weight: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:
+    """`weight` in steps of its channel's scale, int8 in [-127, 127], rounded half to even."""
+    steps = weight / _along(scales, weight.ndim, axis)
+    return np.clip(np.rint(steps), -127, 127).astype(np.int8)
+
+
+def dequantize_weight(quantized: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:
+    """The float32 weight that an int8 layer really computes with."""
+    return quantized.astype(np.float32) * _along(scales, quantized.ndim, axis)
+
+
+def fp16_scale(value: float | np.ndarray) -> np.ndarray:
+    """The least fp16 number >= `value` (and >= SMALLEST_SCALE), as float32.
+
+    Engines hold scales in the body's fp16. Rounding up, here, once, keeps the largest value inside the range and
+    makes every dialect and the simulation compute with the same numbers.
+    """
+    value = np.maximum(np.asarray(value, np.float32), np.float32(SMALLEST_SCALE))
+    half = value.astype(np.float16)
+    return np.where(half.astype(np.float32) < value, np.nextafter(half, np.float16(np.inf)), half).astype(np.float32)
+
+
+def _along(scales: np.ndarray, ndim: int, axis: int) -> np.ndarray:
+    shape = [1] * ndim
+    shape[axis] = -1
+    return np.asarray(scales, np.float32).reshape(shape)
+
+
+def _decide(
+    network: Network, groups: dict[str, str], statistics: Statistics, float_layers: dict[str, str]
+) -> dict[str, Layer]:
+    """An entry for every node with weights and every residual addition, in the graph's order."""
+    layers = {}
+    for node in network.nodes:
+        if network.is_weighted(node):
+            reason = float_layers.get(node.name) or _reason_for_float(network, node)
+            layers[node.name] = _in_float(node, reason) if reason else _weighted(network, node, statistics)
+        elif _is_residual(network, node):
+            layers[node.name] = _in_float(node, float_layers.get(node.name, "its sum is only read in float"))
+    # An addition pays in int8 where its sum is read in int8, by a layer or by another such addition further on.
+    read = {groups[n.input[0]] for n in network.nodes if n.name in layers and layers[n.name].precision == "int8"}
+    for node in reversed(network.model.graph.node):
+        if node.name not in layers or node.op_type != "Add" or node.name in float_layers:
+            continue
+        if groups[network.scope(node)] in read:
+            layers[node.name] = Layer(op="Add", precision="int8", reason="its sum is read in int8")
+            read |= {groups[name] for name in node.input}
+    return layers
+
+
+def _in_float(node: onnx.NodeProto, reason: str) -> Layer:
+    return Layer(op=node.op_type, precision="fp16", reason=reason)
+
+
+def _is_residual(network: Network, node: onnx.NodeProto) -> bool:
+    """An Add of two feature maps of one shape."""
+    if node.op_type != "Add" or not all(name in network.float_tensors for name in node.input):
+        return False
+    shapes = [network.shape(name) for name in node.input]
+    return shapes[0] == shapes[1] and len(shapes[0]) == 4
+
+
+def _reason_for_float(network: Network, node: onnx.NodeProto) -> str | None:
+    """Why a layer with weights is always left in float, or None."""
+    if node.op_type == "ConvTranspose":
+        return "engines run a ConvTranspose with Q/DQ in half precision anyway, plus a kernel for its weight"
+    if node.op_type == "MatMul":
+        return "attention and token mixing: left in float on purpose"
+    if node.input[0] not in network.float_tensors:
+        return "its input does not depend on the image"
+    channels = _weight(network, node).shape[channel_axis(node)]
+    if channels < HEAD_CHANNELS:
+        return f"head with {channels} output channel(s): every rounding step would show in the map"
+    return None
+
+
+def _weighted(network: Network, node: onnx.NodeProto, statistics: Statistics) -> Layer:
+    weight, axis = _weight(network, node), channel_axis(node)
+    largest = np.abs(weight).max(axis=tuple(a for a in range(weight.ndim) if a != axis))
+    scales = fp16_scale(largest / 127)
+    correction = bias_correction(node, weight, scales, statistics.channel_means(node.input[0]))
+    return Layer(
+        op=node.op_type,
+        precision="int8",
+        reason="features",
+        weight_scales=[_short(scale) for scale in scales],
+        bias_correction=[_short(value) for value in correction],
+    )
+
+
+def _weight(network: Network, node: onnx.NodeProto) -> np.ndarray:
+    weight = network.weight(node)
+    assert weight is not None, node.name
+    return weight
+
+
+def bias_correction(node: onnx.NodeProto, weight: np.ndarray, scales: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """What to add to a layer's bias so that its mean output stays where it was: -sum((W_q - W) * E[x]).
+
+    Inputs after a ReLU have large positive means, so the rounding errors of a kernel do not cancel but add up to one
+    offset per output channel, layer after layer (M. Nagel et al., "Data-Free Quantization Through Weight Equalization
+    and Bias Correction", ICCV 2019, section 4.2, with measured instead of modelled means).
+
+    Args:
+        means: `(C_in,)`, each input channel's mean in the float32 network.
+
+    Returns:
+        `(C_out,) float64`.
+    """
+    axis = channel_axis(node)
+    error = dequantize_weight(quantize_weight(weight, scales, axis), scales, axis) - weight
+    if node.op_type == "Gemm":
+        return -(means @ (error.T if axis == 0 else error)).astype(np.float64)
+    per_channel = error.astype(np.float64).sum(axis=tuple(range(2, error.ndim)))  # (C_out, C_in / groups)
+    groups = attribute(node, "group", 1)
+    by_group = per_channel.reshape(groups, -1, per_channel.shape[1])  # (groups, C_out / groups, C_in / groups)
+    return -np.einsum("goi,gi->go", by_group, means.reshape(groups, -1)).reshape(-1)
+
+
+def _stored(network: Network, node: onnx.NodeProto) -> list[str]:
+    """The tensors that an int8 layer reads and, on engines that keep results in int8, writes."""
+    inputs = list(node.input) if node.op_type == "Add" else [node.input[0]]
+    return [*inputs, network.scope(node)]
+
+
+def _groups(network: Network) -> dict[str, str]:
+    """Float tensor -> representative of the tensors that must share its scale, those without a ReLU still to come."""
+    parent = {name: name for name in network.float_tensors}
+
+    def find(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = name = parent[parent[name]]
+        return name
+
+    for node in network.nodes:
+        inputs = node.input if node.op_type == "Concat" else node.input[:1] if node.op_type in PASSING else ()
+        for name in inputs:
+            for output in node.output:
+                if name in parent and output in parent:
+                    parent[find(output)] = find(name)
+    order = [network.input, *(output for node in network.nodes for output in node.output)]
+    return {name: find(name) for name in order if name in parent}
+
+
+def _range(tensors: list[str], statistics: Statistics, method: Method) -> Range:
+    histogram = MagnitudeHistogram()
+    for tensor in tensors:
+        if tensor in statistics.histograms:
+            histogram = histogram + statistics.histograms[tensor]
+    amax = threshold(histogram, method)
+    return Range(
+        tensors=tensors,
+        amax=_short(amax),
+        maximum=_short(histogram.maximum),
+        signed=histogram.signed,
+        clipped=_short(histogram.share_above(amax)),
+    )
+
+
+def _short(value: float) -> float:
+    """Nine significant digits: enough to restore any float32, and no more for a reader to skip."""
+    return float(f"{value:.9g}")
