@@ -20,13 +20,21 @@ def rasterize(shape: Shape, size: tuple[int, int]) -> np.ndarray:
     Returns:
         (H, W) uint8, 255 where a pixel lies wholly inside.
     """
-    height, width = size
-    canvas = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.uint8)
+    coverage = np.zeros(size, np.uint8)
+    outline = np.concatenate(shape[0])
+    left, top = np.floor(outline.min(axis=0)).clip(0).astype(int)
+    right, bottom = np.ceil(outline.max(axis=0) + 1).clip(None, size[::-1]).astype(int)
+    if left >= right or top >= bottom:  # wholly outside the image
+        return coverage
+    canvas = np.zeros(((bottom - top) * _SUPERSAMPLING, (right - left) * _SUPERSAMPLING), np.uint8)
     scale = _SUPERSAMPLING * (1 << _SHIFT)
     for polygons, value in zip(shape, (255, 0), strict=True):
         for polygon in polygons:
-            cv2.fillPoly(canvas, [np.round(polygon * scale).astype(np.int32)], value, cv2.LINE_8, _SHIFT)
-    return cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
+            corners = np.round((polygon - (left, top)) * scale).astype(np.int32)
+            cv2.fillPoly(canvas, [corners], value, cv2.LINE_8, _SHIFT)
+    box = (int(right - left), int(bottom - top))
+    coverage[top:bottom, left:right] = cv2.resize(canvas, box, interpolation=cv2.INTER_AREA)
+    return coverage
 
 
 def draw_shape(rng: np.random.Generator) -> Shape:
@@ -108,17 +116,18 @@ def _animal(rng: np.random.Generator) -> Shape:
 
 def _vessel(rng: np.random.Generator) -> Shape:
     """A cup, jug or bottle: a profile of revolution, mostly with an open handle."""
-    y = np.linspace(-0.85, 0.85, 9)
-    widths = np.clip(rng.uniform(0.35, 0.55) + rng.uniform(-0.3, 0.3) * y + rng.normal(0, 0.05, 9), 0.12, 0.7)
-    if rng.random() < 0.3:
-        widths[:3] = rng.uniform(0.1, 0.16)  # a bottle's neck
+    y = np.linspace(-0.85, 0.85, 25)
+    belly = rng.uniform(0.05, 0.16) * np.sin(rng.uniform(2, 5) * y + rng.uniform(0, 2 * np.pi))
+    widths = np.clip(rng.uniform(0.35, 0.55) + rng.uniform(-0.25, 0.25) * y + belly, 0.12, 0.7)
+    if rng.random() < 0.3:  # a bottle's neck
+        widths[:8] = np.minimum(widths[:8], rng.uniform(0.1, 0.16))
     body = np.concatenate([np.stack([widths, y], axis=1), np.stack([-widths, y], axis=1)[::-1]])
     parts, holes = [body], []
     if rng.random() < 0.8:
-        x, reach, height = float(widths[3:6].mean()), rng.uniform(0.25, 0.42), rng.uniform(0.3, 0.5)
+        x, reach, height = float(widths[5:20].max()), rng.uniform(0.25, 0.42), rng.uniform(0.3, 0.5)
         rim = rng.uniform(0.06, 0.1)
         parts = [_ellipse(x, 0, reach, height), body]
-        holes = [_half(_ellipse(x, 0, reach - rim, height - rim), float(widths.max()) + 0.01)]
+        holes = [_half(_ellipse(x, 0, reach - rim, height - rim), x + 0.02)]
     return parts, holes
 
 

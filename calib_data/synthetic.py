@@ -94,14 +94,14 @@ class SyntheticSample:
         """Each object's coverage, (H, W) float32 in [0, 1], back to front."""
         rng, size = self._random(0), self._size()
         count = int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
-        smallest, largest = (0.24, 0.46) if count == 1 else (0.13, 0.3)
+        smallest, largest = (0.28, 0.5) if count == 1 else (0.16, 0.32)
         wander, quarters = (
             (0.16 if count == 1 else 0.08),
             rng.permutation(4)[:count],
         )  # several stand in several quarters
         centres = [(0.5, 0.5)] if count == 1 else [(0.28 + 0.44 * (q % 2), 0.28 + 0.44 * (q // 2)) for q in quarters]
         shapes = [_scatter(rng, size, centre, wander, rng.uniform(smallest, largest)) for centre in centres]
-        return [rasterize(shape, size).astype(np.float32) / 255 for shape in shapes]
+        return [_coverage(shape, size) for shape in shapes]
 
 
 def _scatter(
@@ -120,15 +120,16 @@ def _draw_image(rng: np.random.Generator, objects: list[np.ndarray]) -> np.ndarr
     canvas = _draw_background(rng, size, ground)
     camouflaged = rng.random() < 0.33
     for coverage in objects:
-        canvas = _cast_shadow(rng, canvas, coverage)
+        canvas = _dim(canvas, 1 - rng.uniform(0, 0.5) * _shadow(rng, coverage))
         colours = draw_colours(rng, spread=rng.uniform(10, 60))
         if camouflaged:
             colours = np.clip(ground + rng.normal(0, 22, 3) + rng.normal(0, 10, (2, 3)), 0, 255)
         surface = draw_texture(rng, size, colours).astype(np.float32)
-        canvas += coverage[..., None] * (_shade(rng, surface, coverage) - canvas)
-    canvas *= _light(rng, size, 0.6, 1.25)[..., None]
-    canvas += rng.uniform(1, 8) * rng.standard_normal(size, np.float32)[..., None]
-    return np.clip(canvas, 0, 255).astype(np.uint8)
+        roundness = 0.55 + 0.45 * _soften(coverage, 0.03)  # darker towards its edges, as if it were round
+        canvas = _lay(_dim(surface, _light(rng, size, 0.75, 1.2) * roundness), coverage, canvas)
+    canvas = _dim(canvas, _light(rng, size, 0.6, 1.25))
+    noise = np.float32(rng.uniform(1, 8)) * rng.standard_normal(size, np.float32)
+    return np.clip(canvas + cv2.merge([noise] * 3), 0, 255).astype(np.uint8)
 
 
 def _draw_background(rng: np.random.Generator, size: tuple[int, int], ground: np.ndarray) -> np.ndarray:
@@ -136,14 +137,13 @@ def _draw_background(rng: np.random.Generator, size: tuple[int, int], ground: np
     canvas = draw_texture(rng, size, ground).astype(np.float32)
     if rng.random() < 0.6:
         other = draw_texture(rng, size, draw_colours(rng, spread=30)).astype(np.float32)
-        canvas += _region(rng, size)[..., None] * (other - canvas)
+        canvas = _lay(other, _region(rng, size), canvas)
     for _ in range(int(rng.integers(0, 5))):
         shape = _scatter(rng, size, (0.5, 0.5), 0.5, rng.uniform(0.1, 0.35))
-        blur = rng.uniform(0.02, 0.05) * min(size)
-        coverage = cv2.GaussianBlur(rasterize(shape, size), (0, 0), blur).astype(np.float32) / 255
-        canvas += coverage[..., None] * (draw_colours(rng, spread=0)[0].astype(np.float32) - canvas)
+        blurred = _soften(_coverage(shape, size), rng.uniform(0.02, 0.05))
+        canvas = _lay(_flat(rng, size), blurred, canvas)
     for _ in range(int(rng.integers(0, 3))):
-        canvas = _string_wire(rng, canvas)
+        canvas = _lay(_flat(rng, size), _wire(rng, size), canvas)
     return canvas
 
 
@@ -154,36 +154,54 @@ def _region(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
     start, far = rng.uniform(0.25, 0.75, 2) * (width, height), 2.0 * max(size)
     corners = [start - far * along, start + far * along, start + far * (along + across), start + far * (across - along)]
-    return rasterize(([np.array(corners)], []), size).astype(np.float32) / 255
+    return _coverage(([np.array(corners)], []), size)
 
 
-def _string_wire(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    height, width = canvas.shape[:2]
-    ends = rng.uniform(-0.2, 1.2, 2)
-    points = [(-0.1, ends[0]), (1.1, ends[1])] if rng.random() < 0.5 else [(ends[0], -0.1), (ends[1], 1.1)]
-    start, end = ((np.array(point) * (width, height) * 64).astype(int).tolist() for point in points)
-    thickness = max(1, round(rng.uniform(0.006, 0.025) * min(height, width)))
-    colour = draw_colours(rng, spread=0)[0].tolist()
-    wire = cv2.line(np.zeros((height, width), np.uint8), start, end, 255, thickness, cv2.LINE_AA, 6)
-    return canvas + (wire.astype(np.float32) / 255)[..., None] * (np.array(colour, np.float32) - canvas)
+def _wire(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Coverage of a thin line from one side of the image to the opposite one."""
+    height, width = size
+    start, end = rng.uniform(-0.2, 1.2, 2)
+    ends = [(-0.1, start), (1.1, end)] if rng.random() < 0.5 else [(start, -0.1), (end, 1.1)]
+    line = np.array(ends) * (width, height)
+    across = (line[1] - line[0])[::-1] * (-1, 1) / np.linalg.norm(line[1] - line[0])
+    half = rng.uniform(0.003, 0.012) * min(size) * across
+    return _coverage(([np.array([line[0] - half, line[0] + half, line[1] + half, line[1] - half])], []), size)
 
 
-def _cast_shadow(rng: np.random.Generator, canvas: np.ndarray, coverage: np.ndarray) -> np.ndarray:
+def _shadow(rng: np.random.Generator, coverage: np.ndarray) -> np.ndarray:
+    """A soft shadow that an object casts beside and below itself, (H, W) float32 in [0, 1]."""
     height, width = coverage.shape
     dx, dy = rng.uniform(-0.06, 0.06) * width, rng.uniform(0.0, 0.06) * height
-    moved = cv2.warpAffine(coverage, np.array([[1, 0, dx], [0, 1, dy]]), (width, height))
-    depth = rng.uniform(0, 0.5) * cv2.GaussianBlur(moved, (0, 0), 0.03 * min(height, width))
-    return canvas * (1 - depth)[..., None]
-
-
-def _shade(rng: np.random.Generator, surface: np.ndarray, coverage: np.ndarray) -> np.ndarray:
-    """Light the object's surface from one side, darker towards its edges, as if it were round."""
-    size = (surface.shape[0], surface.shape[1])
-    roundness = cv2.GaussianBlur(coverage, (0, 0), 0.03 * min(size))
-    return surface * (_light(rng, size, 0.75, 1.2) * (0.55 + 0.45 * roundness))[..., None]
+    return _soften(cv2.warpAffine(coverage, np.array([[1, 0, dx], [0, 1, dy]]), (width, height)), 0.03)
 
 
 def _light(rng: np.random.Generator, size: tuple[int, int], darkest: float, brightest: float) -> np.ndarray:
     """A smooth field of brightness factors, (H, W) float32."""
     corners = rng.uniform(darkest, brightest, (2, 2)).astype(np.float32)
     return cv2.resize(corners, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)
+
+
+def _flat(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    return np.full((*size, 3), draw_colours(rng, spread=0)[0], np.float32)
+
+
+def _coverage(shape: Shape, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) float32 in [0, 1]."""
+    return rasterize(shape, size).astype(np.float32) / np.float32(255)
+
+
+def _soften(coverage: np.ndarray, sigma: float) -> np.ndarray:
+    """Blur by a share of the shorter side, at a quarter of the resolution, which is enough and much cheaper."""
+    height, width = coverage.shape
+    small = cv2.resize(coverage, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
+    blurred = cv2.GaussianBlur(small, (0, 0), sigma * min(small.shape))
+    return cv2.resize(blurred, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _lay(surface: np.ndarray, coverage: np.ndarray, canvas: np.ndarray) -> np.ndarray:
+    """The canvas with a surface over it where the coverage says so."""
+    return cv2.blendLinear(surface, canvas, coverage, 1 - coverage)
+
+
+def _dim(canvas: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    return canvas * cv2.merge([factor.astype(np.float32, copy=False)] * 3)
