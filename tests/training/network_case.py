@@ -34,6 +34,7 @@ class NetworkCase:
     maps: ClassVar[tuple[str, ...]]  # golden keys of what forward returns, in order
     golden_sizes: ClassVar[tuple[tuple[int, int], ...]] = ((96, 96), (100, 132))
     step_size: ClassVar[int] = 64  # of the images of the training step
+    learning_rate: ClassVar[float] = 1e-3
 
     @pytest.fixture
     def specification(self, research: Path) -> Path:
@@ -100,7 +101,7 @@ class NetworkCase:
         mask = torch.zeros(2, 1, self.step_size, self.step_size)
         mask[:, :, 16:48, 8:40] = 1.0
         image = mask.repeat(1, channels(self.name), 1, 1) + 0.1 * torch.randn(2, channels(self.name), *mask.shape[2:])
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+        optimizer = torch.optim.Adam(network.parameters(), lr=self.learning_rate)
         losses = []
         for _ in range(4):
             optimizer.zero_grad()
