@@ -41,9 +41,15 @@ class Kernel:
     outputs: tuple[str, ...]
     nodes: tuple[str, ...]
 
+    def __str__(self) -> str:
+        reads, writes = ("+".join(dict.fromkeys(precisions)) for precisions in (self.inputs, self.outputs))
+        return f"{self.name}: {self.kind} {reads} -> {writes}; {', '.join(self.nodes)}"
+
     @property
     def is_convolution(self) -> bool:
-        return bool(_CONVOLUTION.search(self.kind) or (self.kind == "runtime_fusion" and _CONVOLUTION.search(self.name)))
+        return bool(
+            _CONVOLUTION.search(self.kind) or (self.kind == "runtime_fusion" and _CONVOLUTION.search(self.name))
+        )
 
     @property
     def converts(self) -> bool:
