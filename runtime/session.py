@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from runtime.contract import DIALECT_KEY, PRECISION_KEY, Contract, contract_of
+from runtime.contract import PRECISION_KEY, Contract, contract_of
 from sodeploy.artifacts import require_file
 from sodeploy.errors import UserError
 
@@ -66,10 +66,6 @@ class OnnxRuntimeSession:
         self._path = path
         session = _load(path, device, threads)
         self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
-        if self.metadata.get(DIALECT_KEY) == "tensorrt":
-            # With fp16 scales this optimizer makes bias scales that underflow: map MAE .020 instead of .0008. On
-            # graphs for the CPU it must stay: without it convolutions with a float bias do not become integer.
-            session = _load(path, device, threads, disabled_optimizers=["WeightBiasQuantization"])
         self._session: onnxruntime.InferenceSession | None = session
         self.contract = contract_of(self.metadata, path)
         self.precision = self.metadata.get(PRECISION_KEY, "fp32")
@@ -122,9 +118,12 @@ class OnnxRuntimeSession:
         self.close()
 
 
-def _load(
-    path: Path, device: Device, threads: int | None, disabled_optimizers: list[str] | None = None
-) -> "onnxruntime.InferenceSession":
+# Where a quantised graph has fp16 scales, this one makes bias scales that underflow: map MAE .020 instead of .0008. Our
+# graphs for the CPU have integer biases already and lose nothing without it.
+_HARMFUL_OPTIMIZERS = ["WeightBiasQuantization"]
+
+
+def _load(path: Path, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
     try:
         import onnxruntime
     except ImportError:
@@ -145,7 +144,7 @@ def _load(
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
         session = onnxruntime.InferenceSession(
-            str(path), options, providers=[provider], disabled_optimizers=disabled_optimizers
+            str(path), options, providers=[provider], disabled_optimizers=_HARMFUL_OPTIMIZERS
         )
     except Exception as error:  # onnxruntime's own errors have no base class in common
         if not type(error).__module__.startswith("onnxruntime"):

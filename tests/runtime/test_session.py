@@ -48,21 +48,6 @@ def test_a_half_precision_input_is_fed_in_half_precision(save_model):
     np.testing.assert_allclose(output, weighted(batch(1)), atol=2e-3)
 
 
-def test_a_tensorrt_graph_loads_without_the_harmful_optimizer(save_model, monkeypatch):
-    import onnxruntime
-
-    seen: list[object] = []
-
-    class Recorder(onnxruntime.InferenceSession):
-        def __init__(self, *args, **kwargs):
-            seen.append(kwargs["disabled_optimizers"])
-            super().__init__(*args, **kwargs)
-
-    monkeypatch.setattr(onnxruntime, "InferenceSession", Recorder)
-    open_session(save_model(metadata={"sodeploy.dialect": "tensorrt"}), threads=1).close()
-    assert seen[-1] == ["WeightBiasQuantization"]
-
-
 def test_a_dynamic_model_takes_other_sizes(save_model):
     with open_session(save_model(dynamic_size=True), threads=1) as session:
         assert session.infer(batch(1, 8, 32)).shape == (1, 1, 8, 32)

@@ -1,0 +1,220 @@
+"""Accuracy, its loss against a baseline, and latency of any number of models on the same images.
+
+    python runtime/bench.py out/u2netp.onnx out/u2netp.int8.cpu.onnx --data ECSSD [--threads 1] [--json out/bench.json]
+
+The first model is the baseline. Maps are compared with the masks at the masks' own size (see metrics.py).
+"""
+
+import contextlib
+import json
+import platform
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import cv2
+import numpy as np
+import typer
+
+from calib_data import Dataset, Sample, open_dataset
+from runtime import metrics
+from runtime.complexity import complexity
+from runtime.contract import CALIBRATION_KEY, PRECISION_KEY
+from runtime.processing import postprocess, preprocess
+from runtime.report import bench_tables, to_markdown, to_rich
+from runtime.session import Session, open_session
+from sodeploy import artifacts, terminal
+from sodeploy.errors import UserError
+
+_STAGES = ("pre", "infer", "post")
+_WARMUP = 3  # runs of each model before the first that counts
+_CHUNK = 16  # images between two rounds of scoring: as many maps of each model wait in memory
+
+
+def bench(
+    models: Sequence[str | Path],
+    data: str | Path,
+    images: int | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    threads: int | None = None,
+    workers: int | None = None,
+) -> dict[str, Any]:
+    """Run every model on every image of `data`.
+
+    Latency is taken image by image with the models in turn, so that what drifts drifts for all. Nothing else runs
+    meanwhile: scoring waits for the end of each chunk of images.
+
+    Args:
+        models: paths; the first is the baseline.
+        data: as `calib_data.open_dataset` takes it, with masks.
+        images: only the first so many; all by default.
+        threads: of the network and of OpenCV; one per core by default.
+        workers: processes that score; one per core by default.
+
+    Returns:
+        `rows`, one per model: `model` (its path), `network`, `precision`, `params_m`, `macs_g`, `input_shape`,
+        `size_mib`, `metrics` {mae, mean_f, max_f, adp_f, w_f, s, mean_e, max_e, adp_e}, `delta` {metric: {value, ci95:
+        [low, high]}} to the baseline (whose own are 0), `latency_ms` {pre, infer, post, total: {p50, p99}},
+        `calibrated_on` (how many of these images it was calibrated on; null: it does not say), `images`, `dataset`;
+        beside them `dataset`, `images`, `device`, `threads`, `hardware`, `versions`.
+
+    Raises:
+        UserError: a model or the data is unfit; the message says which and why.
+    """
+    if not models:
+        raise UserError("no models given; give the baseline first, then the models to compare with it")
+    dataset = open_dataset(data)
+    dataset = Dataset(dataset.name, [dataset[index] for index in range(min(len(dataset), images or len(dataset)))])
+    if not len(dataset):
+        raise UserError(f"{data} has no images; give a data set with images and masks")
+    threads = threads or metrics.usable_cores()
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(open_session(model, device, threads)) for model in models]
+        costs = [_cost(path, session) for path, session in zip(models, sessions, strict=True)]
+        calibrated_on = _calibrated_on(sessions, dataset)
+        pool = stack.enter_context(metrics.scoring_pool(workers))
+        scores, times = _measure(models, sessions, dataset, threads, pool)
+
+    rows = []
+    for index, cost in enumerate(costs):
+        deltas = metrics.bootstrap_deltas(scores[0], scores[index])
+        rows.append(
+            {
+                **cost,
+                "metrics": scores[index].summary(),
+                "delta": {key: {"value": d.value, "ci95": [d.low, d.high]} for key, d in deltas.items()},
+                "latency_ms": _percentiles(times[:, index]),
+                "calibrated_on": calibrated_on[index],
+                "images": len(dataset),
+                "dataset": dataset.name,
+            }
+        )
+    return {
+        "rows": rows,
+        "dataset": dataset.name,
+        "images": len(dataset),
+        "device": device,
+        "threads": threads,
+        "hardware": _processor(),
+        "versions": artifacts.versions(),
+    }
+
+
+def _measure(
+    models: Sequence[str | Path], sessions: list[Session], dataset: Dataset, threads: int, pool: ProcessPoolExecutor
+) -> tuple[list[metrics.Scores], np.ndarray]:
+    """The scores of each model, and (images, models, stages) ms."""
+    times = np.empty((len(dataset), len(sessions), len(_STAGES)))
+    scored: list[list[metrics.Scores]] = []  # of each image, of each model
+    waiting: list[tuple[Sample, list[np.ndarray]]] = []
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(threads)
+    try:
+        for index, sample in enumerate(terminal.progress(dataset, "measuring", total=len(dataset))):
+            image = sample.image()
+            if index % _CHUNK == 0:  # the caches have seen something else: the file system, or scoring
+                for session in sessions * (_WARMUP if index == 0 else 1):
+                    _run(session, image)
+            maps = [np.empty(0, np.uint8)] * len(sessions)
+            for turn in range(len(sessions)):
+                model = (index + turn) % len(sessions)
+                try:
+                    maps[model], times[index, model] = _run(sessions[model], image)
+                except UserError as error:
+                    raise UserError(f"{models[model]} on {sample.name}: {error}") from None
+            waiting.append((sample, maps))
+            if len(waiting) == _CHUNK or index + 1 == len(dataset):
+                scored += pool.map(_score, *zip(*waiting, strict=True))
+                waiting.clear()
+    finally:
+        cv2.setNumThreads(before)
+    return [metrics.join(parts) for parts in zip(*scored, strict=True)], times
+
+
+def _run(session: Session, image: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """The saliency map of an image, and the ms that each stage took."""
+    start = time.perf_counter()
+    tensor = preprocess(image, session.contract)[None]
+    ready = time.perf_counter()
+    output = session.infer(tensor)
+    done = time.perf_counter()
+    saliency = postprocess(output[0, 0], session.contract, image.shape[:2])
+    end = time.perf_counter()
+    return saliency, [1e3 * (ready - start), 1e3 * (done - ready), 1e3 * (end - done)]
+
+
+def _score(sample: Sample, maps: list[np.ndarray]) -> list[metrics.Scores]:
+    mask = sample.mask()
+    return [metrics.score(saliency, mask) for saliency in maps]
+
+
+def _percentiles(times: np.ndarray) -> dict[str, dict[str, float]]:
+    """p50 and p99 of each stage and of their sum, from (images, stages) ms."""
+    columns = {**dict(zip(_STAGES, times.T, strict=True)), "total": times.sum(axis=1)}
+    return {
+        stage: dict(zip(("p50", "p99"), map(float, np.percentile(column, [50, 99])), strict=True))
+        for stage, column in columns.items()
+    }
+
+
+def _cost(path: str | Path, session: Session) -> dict[str, Any]:
+    contract = session.contract
+    counted = complexity(path, contract)
+    return {
+        "model": str(path),
+        "network": contract.network,
+        "precision": session.metadata.get(PRECISION_KEY, counted.weights),
+        "params_m": counted.params / 1e6,
+        "macs_g": counted.macs / 1e9,
+        "input_shape": [contract.batch or "N", 3, contract.height, contract.width],
+        "size_mib": Path(path).stat().st_size / 2**20,
+    }
+
+
+def _calibrated_on(sessions: list[Session], dataset: Dataset) -> list[int | None]:
+    """For each model on how many of the images it was calibrated; None for one that does not say."""
+    used = [set(json.loads(s.metadata.get(CALIBRATION_KEY, "{}")).get("digests_sha256", ())) for s in sessions]
+    if not any(used):
+        return [None] * len(sessions)
+    digests = [sample.digest() for sample in terminal.progress(dataset, "comparing with the calibration images")]
+    return [sum(digest in theirs for digest in digests) if theirs else None for theirs in used]
+
+
+def _processor() -> str:
+    """The CPU's model name."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def main(
+    models: Annotated[list[Path], typer.Argument(help="Models; the first is the baseline.", show_default=False)],
+    data: Annotated[str, typer.Option(help="Images with masks: a folder, a .txt list or synthetic:eval.")],
+    images: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the models run.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core by default.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that score; one per core by default.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the record here; - for stdout.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
+) -> None:
+    """Compare models in accuracy, with intervals, and in latency."""
+    record = bench(models, data, images, device, threads, workers)
+    tables = bench_tables(record)
+    text = json.dumps(record, indent=2) + "\n"
+    if json_file is not None and str(json_file) != "-":
+        artifacts.write_text(json_file, text)
+    if markdown is not None:
+        artifacts.write_text(markdown, "\n".join(map(to_markdown, tables)))
+    if str(json_file) == "-":
+        typer.echo(text, nl=False)
+    else:
+        for table in tables:
+            terminal.results.print(to_rich(table))
+
+
+if __name__ == "__main__":
+    terminal.run(main)

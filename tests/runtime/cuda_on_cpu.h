@@ -1,0 +1,167 @@
+// Enough of CUDA to run our kernels on a CPU: g++ -include cuda_on_cpu.h -x c++ -ffp-contract=off kernels.cu
+//
+// Real: the arithmetic, the indices, who reads and writes what, barriers (each thread of a block is a fiber that gives
+// way at __syncthreads). Not real: races between threads, timing, memory spaces.
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#include <ucontext.h>
+
+#include <mutex>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __shared__ static  // blocks run one after another, so one copy serves them all
+#define __restrict__ __restrict
+
+struct dim3 {
+  unsigned x, y, z;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+static dim3 gridDim, blockDim, blockIdx, threadIdx;
+
+static inline int min(int a, int b) { return a < b ? a : b; }
+static inline int max(int a, int b) { return a > b ? a : b; }
+static inline unsigned max(unsigned a, unsigned b) { return a > b ? a : b; }
+static inline unsigned atomicMax(unsigned* place, unsigned value) {
+  const unsigned before = *place;
+  if (value > before) *place = value;
+  return before;
+}
+static inline unsigned __float_as_uint(float value) {
+  unsigned bits;
+  memcpy(&bits, &value, 4);
+  return bits;
+}
+static inline float __uint_as_float(unsigned bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+  return (unsigned)(((uint64_t)high << 32 | low) >> (shift & 31));
+}
+static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t both = (uint64_t)y << 32 | x;
+  unsigned result = 0;
+  for (int i = 0; i < 4; i++) result |= (unsigned)((both >> (((selector >> (4 * i)) & 7) * 8)) & 255) << (8 * i);
+  return result;
+}
+static inline unsigned short half_bits(float value) {
+  const _Float16 half = (_Float16)value;
+  unsigned short bits;
+  memcpy(&bits, &half, 2);
+  return bits;
+}
+static inline float half_value(unsigned short bits) {
+  _Float16 half;
+  memcpy(&half, &bits, 2);
+  return (float)half;
+}
+
+// ---- a block of threads as fibers
+
+struct Fiber {
+  ucontext_t context;
+  std::vector<char> stack;
+  dim3 index;
+  bool done;
+};
+static std::vector<Fiber> fibers;
+static ucontext_t scheduler;
+static Fiber* current;
+static void (*body)(const void*);
+static const void* arguments;
+
+static void fiber_main() {
+  body(arguments);
+  current->done = true;
+}
+
+static inline void __syncthreads() { swapcontext(&current->context, &scheduler); }
+
+static void start(Fiber& fiber, dim3 index) {
+  fiber.stack.resize(64 * 1024);
+  fiber.index = index;
+  fiber.done = false;
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.data();
+  fiber.context.uc_stack.ss_size = fiber.stack.size();
+  fiber.context.uc_link = &scheduler;
+  makecontext(&fiber.context, fiber_main, 0);
+}
+
+static void run_block() {
+  const unsigned threads = blockDim.x * blockDim.y * blockDim.z;
+  if (fibers.size() < threads) fibers.resize(threads);
+  for (unsigned t = 0; t < threads; t++)
+    start(fibers[t], {t % blockDim.x, t / blockDim.x % blockDim.y, t / blockDim.x / blockDim.y});
+  for (unsigned left = threads; left;)  // each round takes every thread to its next barrier, or to its end
+    for (unsigned i = 0; i < threads; i++) {
+      if (fibers[i].done) continue;
+      current = &fibers[i];
+      threadIdx = current->index;
+      swapcontext(&scheduler, &current->context);
+      left -= current->done;
+    }
+}
+
+// ---- launching: KERNEL(name) exports cpuk_name(grid, block, parameters) and, for parameters packed into one buffer
+// as the driver API takes them, cpuk_name_packed.
+
+template <class... P>
+static void launch(void (*kernel)(P...), const unsigned* grid, const unsigned* block, std::tuple<P...> parameters) {
+  static std::mutex one_at_a_time;
+  std::lock_guard<std::mutex> lock(one_at_a_time);
+  using Call = std::pair<void (*)(P...), std::tuple<P...>>;
+  const Call call{kernel, parameters};
+  body = [](const void* p) { std::apply(((const Call*)p)->first, ((const Call*)p)->second); };
+  arguments = &call;
+  gridDim = {grid[0], grid[1], grid[2]};
+  blockDim = {block[0], block[1], block[2]};
+  for (unsigned z = 0; z < grid[2]; z++)
+    for (unsigned y = 0; y < grid[1]; y++)
+      for (unsigned x = 0; x < grid[0]; x++) {
+        blockIdx = {x, y, z};
+        run_block();
+      }
+}
+
+template <class... P, size_t... I>
+static std::tuple<P...> pointed_to(void** parameters, std::index_sequence<I...>) {
+  return {*(P*)parameters[I]...};
+}
+
+template <class... P>
+static void launch_pointers(void (*kernel)(P...), const unsigned* grid, const unsigned* block, void** parameters) {
+  launch(kernel, grid, block, pointed_to<P...>(parameters, std::index_sequence_for<P...>()));
+}
+
+template <class P>
+static P unpack(const char* buffer, size_t& at) {
+  at = (at + alignof(P) - 1) / alignof(P) * alignof(P);
+  P value;
+  memcpy(&value, buffer + at, sizeof value);
+  at += sizeof value;
+  return value;
+}
+
+template <class... P>
+static void launch_packed(void (*kernel)(P...), const unsigned* grid, const unsigned* block, void** parameters) {
+  size_t at = 0;
+  launch(kernel, grid, block, std::tuple<P...>{unpack<P>((const char*)parameters[0], at)...});
+}
+
+#define KERNEL(name)                                                                            \
+  extern "C" void cpuk_##name(const unsigned* grid, const unsigned* block, void** parameters) { \
+    launch_pointers(name, grid, block, parameters);                                             \
+  }                                                                                             \
+  extern "C" void cpuk_##name##_packed(const unsigned* grid, const unsigned* block, void** p) { \
+    launch_packed(name, grid, block, p);                                                        \
+  }

@@ -1,0 +1,20 @@
+// Our CUDA kernels as a CPU library; compile with -include cuda_on_cpu.h and -I runtime/kernels.
+
+#include "preprocess.cu"
+KERNEL(resize_normalise_f32)
+KERNEL(resize_normalise_f16)
+KERNEL(resize_bytes)
+KERNEL(normalise_by_maximum_f32)
+KERNEL(normalise_by_maximum_f16)
+KERNEL(resize_images)
+
+#include "postprocess.cu"
+KERNEL(output_range_f32)
+KERNEL(output_range_f16)
+KERNEL(saliency_maps_f32)
+KERNEL(saliency_maps_f16)
+KERNEL(compose_map)
+KERNEL(compose_rgba)
+KERNEL(compose_green)
+KERNEL(compose_blur)
+KERNEL(compose_overlay)
