@@ -10,7 +10,8 @@ from sodeploy.errors import UserError
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 
 # What went wrong is said by our own errors, with the file's name, which OpenCV's log does not know.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+_set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # moved after OpenCV 4.10
+_set_log_level(0)
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -78,6 +79,21 @@ def _decode(data: bytes, flags: int, name: str | Path) -> np.ndarray:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:  # for example more pixels than OpenCV's limit
         image = None
-    if image is None or image.dtype not in (np.uint8, np.uint16):
+    if image is None or image.dtype not in (np.uint8, np.uint16) or _is_cut_short(data):
         raise UserError(f"{name} is broken or not an 8 or 16 bit image that OpenCV reads; replace or remove it")
     return image
+
+
+def _is_cut_short(data: bytes) -> bool:
+    """Whether a JPEG's end is missing, which OpenCV before 4.11 lets pass and fills with grey."""
+    if not data.startswith(b"\xff\xd8"):
+        return False
+    position = 2
+    while (marker := data[position : position + 2]) != b"\xff\xda":  # segments up to the scan; thumbnails lie in them
+        if marker == b"\xff\xff":  # padding
+            position += 1
+        elif len(marker) < 2:
+            return True
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return data.find(b"\xff\xd9", position) < 0
