@@ -5,6 +5,7 @@ processes: counts are integers, and channel means are summed in fixed point, so 
 """
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from sodeploy.errors import UserError
 from sodeploy.terminal import progress
 
 _FIXED_POINT = 2.0**24
-_CHECKPOINT_EVERY = 16  # images
+_CHECKPOINT_SECONDS = 20.0  # the most work that an interrupt can cost
 
 
 @dataclass
@@ -53,10 +54,14 @@ class Statistics:
             UserError: of another network, or an image stands in both.
         """
         if other.network != self.network:
-            raise UserError("statistics of two different networks cannot be merged; calibrate both shards on one ONNX file")
+            raise UserError(
+                "statistics of two different networks cannot be merged; calibrate both shards on one ONNX file"
+            )
         if common := self.images.keys() & other.images.keys():
             name = self.images[min(common)]
-            raise UserError(f"both statistics counted the same {len(common)} image(s), e.g. {name}; make the shards disjoint")
+            raise UserError(
+                f"both statistics counted the same {len(common)} image(s), e.g. {name}; make the shards disjoint"
+            )
         for tensor, histogram in other.histograms.items():
             self.histograms[tensor] = self.histograms.get(tensor, MagnitudeHistogram()) + histogram
         for tensor, sums in other.channel_sums.items():
@@ -66,15 +71,16 @@ class Statistics:
     def save(self, path: str | Path) -> None:
         """Write to an .npz file, atomically."""
         arrays: dict[str, np.ndarray] = {}
-        header = {"network": self.network, "images": dict(sorted(self.images.items())), "tensors": [], "channels": []}
+        tensors: list[tuple[str, float, bool]] = []
         for index, (tensor, histogram) in enumerate(sorted(self.histograms.items())):
             (occupied,) = np.nonzero(histogram.counts)
             arrays[f"bins_{index}"] = occupied.astype(np.int32)
             arrays[f"counts_{index}"] = histogram.counts[occupied]
-            header["tensors"].append([tensor, histogram.maximum, histogram.signed])
-        for index, (tensor, sums) in enumerate(sorted(self.channel_sums.items())):
-            arrays[f"channels_{index}"] = sums
-            header["channels"].append(tensor)
+            tensors.append((tensor, histogram.maximum, histogram.signed))
+        for index, tensor in enumerate(channels := sorted(self.channel_sums)):
+            arrays[f"channels_{index}"] = self.channel_sums[tensor]
+        images = dict(sorted(self.images.items()))
+        header = {"network": self.network, "images": images, "tensors": tensors, "channels": channels}
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
         with atomic_write(path) as temporary:
             np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
@@ -99,7 +105,9 @@ def load_statistics(path: str | Path) -> Statistics:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; calibrate first") from None
     except Exception as error:  # zipfile, json and numpy each have their own
-        raise UserError(f"{path} is not a file of calibration statistics ({error}); delete it and calibrate again") from None
+        raise UserError(
+            f"{path} is not a file of calibration statistics ({error}); delete it and calibrate again"
+        ) from None
     return statistics
 
 
@@ -133,7 +141,7 @@ def calibrate(
     Args:
         images: samples of `calib_data`; masks are not read.
         statistics: of an earlier, interrupted run over some of the same images, to be completed.
-        checkpoint: called with the statistics so far, every few images.
+        checkpoint: called with the statistics so far, of whole images only: every 20 seconds, and at the end.
         threads: of onnxruntime; None for one per core.
 
     Returns:
@@ -144,7 +152,8 @@ def calibrate(
     """
     statistics = statistics or Statistics(network.digest)
     observer = Observer(network, threads)
-    for number, sample in enumerate(progress(images, "calibrating"), 1):
+    saved = time.monotonic()
+    for sample in progress(images, "calibrating"):
         digest = sample.digest()
         if digest in statistics.images:
             continue
@@ -162,10 +171,13 @@ def calibrate(
             fixed = np.rint(mean.astype(np.float64) * _FIXED_POINT).astype(np.int64)
             statistics.channel_sums[tensor] = statistics.channel_sums.get(tensor, 0) + fixed
         statistics.images[digest] = sample.name
-        if checkpoint and number % _CHECKPOINT_EVERY == 0:
+        if checkpoint and time.monotonic() - saved > _CHECKPOINT_SECONDS:
             checkpoint(statistics)
+            saved = time.monotonic()
     if not statistics.images:
         raise UserError("the calibration set holds no image; give --calib a folder or a list with images")
+    if checkpoint:
+        checkpoint(statistics)
     return statistics
 
 

@@ -5,24 +5,48 @@ The simulation is the same graph with the same numbers, its weights already roun
 TensorRT's INT8 will cost in accuracy, on any machine.
 """
 
+import json
+
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from quant.graph import Network, channel_axis
 from quant.half import to_half
-from quant.plan import Layer, Plan
+from quant.plan import Layer, Plan, Precision
 from quant.planning import dequantize_weight, fp16_scale, quantize_weight
+from runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY
 
 
 def emit_tensorrt(network: Network, plan: Plan) -> onnx.ModelProto:
-    """The strongly typed graph for TensorRT and TensorRT-RTX: int8 layers, the rest fp16, or fp32 where the plan says so."""
-    return to_half(_with_qdq(network, plan, simulate=False), keep=plan.nodes("fp32"))
+    """The strongly typed graph for TensorRT and TensorRT-RTX: what is not int8 is fp16, or fp32 by the plan."""
+    graph = to_half(_with_qdq(network, plan, simulate=False), keep=plan.nodes("fp32"))
+    return label(graph, "int8", "tensorrt", plan)
 
 
 def emit_simulation(network: Network, plan: Plan) -> onnx.ModelProto:
     """The `tensorrt` dialect's numbers as fake quantization in fp32, for onnxruntime."""
-    return _with_qdq(network, plan, simulate=True)
+    return label(_with_qdq(network, plan, simulate=True), "int8", "simulation", plan)
+
+
+def emit_half(network: Network, plan: Plan | None = None) -> onnx.ModelProto:
+    """The fp16 graph: what the plan keeps in fp32 stays so, and without a plan nothing does."""
+    return label(to_half(network.model, keep=plan.nodes("fp32") if plan else ()), "fp16")
+
+
+def label(
+    model: onnx.ModelProto, precision: Precision, dialect: str | None = None, plan: Plan | None = None
+) -> onnx.ModelProto:
+    """Say in the model's metadata what it is and on which images its ranges were measured."""
+    facts: dict[str, str] = {PRECISION_KEY: precision}
+    if dialect is not None:
+        facts[DIALECT_KEY] = dialect
+    if plan is not None and plan.calibration is not None:
+        images = plan.calibration.images
+        facts[CALIBRATION_KEY] = json.dumps({"method": plan.calibration.method, "images": sorted(images)})
+    for key, value in facts.items():
+        model.metadata_props.add(key=key, value=value)
+    return model
 
 
 def _with_qdq(network: Network, plan: Plan, simulate: bool) -> onnx.ModelProto:
@@ -59,7 +83,8 @@ def _with_qdq(network: Network, plan: Plan, simulate: bool) -> onnx.ModelProto:
 def quantized_weight(network: Network, node: onnx.NodeProto, layer: Layer) -> tuple[np.ndarray, np.ndarray, int]:
     """An int8 layer's weight in steps, the scales, and the axis they run along."""
     weight = network.weight(node)
-    assert weight is not None and layer.weight_scales is not None
+    assert weight is not None
+    assert layer.weight_scales is not None
     scales, axis = np.array(layer.weight_scales, np.float32), channel_axis(node)
     return quantize_weight(weight, scales, axis), scales, axis
 
@@ -101,7 +126,7 @@ class Rewriter:
         self._constants[name] = numpy_helper.from_array(np.asarray(values), name)
         return name
 
-    def quantize(self, tensor: str, scale: np.ndarray, zero_point: np.generic) -> str:
+    def quantize(self, tensor: str, scale: np.ndarray | np.float32, zero_point: np.int8 | np.uint8) -> str:
         """The name of `tensor` after Q/DQ; the pair is added at its first use and shared by all later ones."""
         if tensor not in self._quantized:
             parameters = [
@@ -109,8 +134,12 @@ class Rewriter:
                 self.constant(f"{tensor}/zero_point", np.asarray(zero_point)),
             ]
             step, back = f"{tensor}/quantized", f"{tensor}/dequantized"
-            self.append(helper.make_node("QuantizeLinear", [tensor, *parameters], [step], name=f"{tensor}/QuantizeLinear"))
-            self.append(helper.make_node("DequantizeLinear", [step, *parameters], [back], name=f"{tensor}/DequantizeLinear"))
+            self.append(
+                helper.make_node("QuantizeLinear", [tensor, *parameters], [step], name=f"{tensor}/QuantizeLinear")
+            )
+            self.append(
+                helper.make_node("DequantizeLinear", [step, *parameters], [back], name=f"{tensor}/DequantizeLinear")
+            )
             self._quantized[tensor] = back
         return self._quantized[tensor]
 

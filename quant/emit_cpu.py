@@ -8,7 +8,7 @@ input scale times weight scale. Between two integer layers nothing is ever float
 import numpy as np
 import onnx
 
-from quant.emit import Rewriter, corrected_bias, quantized_weight, set_bias
+from quant.emit import Rewriter, corrected_bias, label, quantized_weight, set_bias
 from quant.graph import Network
 from quant.plan import Layer, Plan, Range
 from quant.planning import SMALLEST_SCALE
@@ -32,7 +32,7 @@ def emit_cpu(network: Network, plan: Plan) -> onnx.ModelProto:
         if layer is not None and layer.precision == "int8" and node.op_type != "Add":
             _integer_layer(graph, network, copy, node, layer, ranges[node.input[0]])
         graph.append(copy)
-    return graph.finish()
+    return label(graph.finish(), "int8", "cpu", plan)
 
 
 def _parameters(shared: Range) -> tuple[np.float32, np.uint8]:

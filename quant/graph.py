@@ -86,7 +86,7 @@ class Network:
         return typed - self.constants.keys()
 
     def weight(self, node: onnx.NodeProto) -> np.ndarray | None:
-        """The constant float weight of a Conv, ConvTranspose, Gemm or MatMul, in the node's own layout; None if computed."""
+        """The constant float weight of a Conv, ConvTranspose, Gemm or MatMul, as the node lays it out, or None."""
         weight = self.constants.get(node.input[1])
         return weight if weight is not None and weight.dtype == np.float32 and weight.ndim >= 2 else None
 

@@ -34,7 +34,9 @@ class _Halver:
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.made: dict[tuple[str, int], str] = {}  # (tensor, type) -> the name under which it exists in that type
         self.type_of = {tensor.name: tensor.data_type for tensor in graph.initializer}
-        self.type_of |= {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)}
+        self.type_of |= {
+            info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)
+        }
         outputs = {output.name for output in graph.output}
         self.nodes: list[onnx.NodeProto] = []
         self.used: set[str] = set()

@@ -123,7 +123,9 @@ def _check_names(plan: Plan, path: str | Path, network: Network) -> None:
         if node.op_type not in ("Conv", "Gemm", "Add"):
             raise UserError(f"{path}: layer {name} is a {node.op_type}, which has no int8 form here; set it to fp16")
         if missing := [tensor for tensor in node.input[:1] if tensor not in ranges]:
-            raise UserError(f"{path}: int8 layer {name} reads {missing[0]}, for which there is no range; set it to fp16")
+            raise UserError(
+                f"{path}: int8 layer {name} reads {missing[0]}, for which there is no range; set it to fp16"
+            )
         if node.op_type != "Add":
             channels = len(network.constants[node.input[1]]) if node.op_type == "Conv" else None
             scales, correction = layer.weight_scales, layer.bias_correction

@@ -7,17 +7,20 @@ import onnx
 
 from quant.calibrate import Statistics
 from quant.graph import PASSING, Network, attribute, channel_axis
+from quant.half import LARGEST
 from quant.histogram import MagnitudeHistogram
 from quant.plan import Calibration, Layer, Plan, Range
 from quant.thresholds import Method, threshold
 from sodeploy.errors import UserError
 
 HEAD_CHANNELS = 4  # a layer with fewer output channels makes a map, not features
+FP16_HEADROOM = LARGEST / 4  # images beyond the calibration set reach further
 SMALLEST_SCALE = 2.0**-20  # fp16 still has 4 significant bits there; below, a channel is as good as dead
-LARGEST_FP16 = 65504.0
 
 
-def make_plan(network: Network, statistics: Statistics, method: Method = "kl", float_layers: dict[str, str] | None = None) -> Plan:
+def make_plan(
+    network: Network, statistics: Statistics, method: Method = "kl", float_layers: dict[str, str] | None = None
+) -> Plan:
     """Decide every layer and range of `network`.
 
     Args:
@@ -35,7 +38,7 @@ def make_plan(network: Network, statistics: Statistics, method: Method = "kl", f
             raise UserError(f"{network.path} has no node {name!r}; names are as Netron or quant/plan.py show them")
 
     groups = _groups(network)
-    layers = _decide(network, groups, statistics, float_layers or {})
+    layers = _decide(network, groups, statistics, float_layers or {}) | overflowing(network, statistics)
     int8 = [node for node in network.nodes if node.name in layers and layers[node.name].precision == "int8"]
     used = dict.fromkeys(groups[tensor] for node in int8 for tensor in _stored(network, node))
     members = defaultdict(list)
@@ -69,9 +72,9 @@ def fp16_scale(value: float | np.ndarray) -> np.ndarray:
     Engines hold scales in the body's fp16. Rounding up, here, once, keeps the largest value inside the range and
     makes every dialect and the simulation compute with the same numbers.
     """
-    value = np.maximum(np.asarray(value, np.float32), np.float32(SMALLEST_SCALE))
-    half = value.astype(np.float16)
-    return np.where(half.astype(np.float32) < value, np.nextafter(half, np.float16(np.inf)), half).astype(np.float32)
+    wanted = np.maximum(np.asarray(value, np.float32), np.float32(SMALLEST_SCALE))
+    half = wanted.astype(np.float16)
+    return np.where(half.astype(np.float32) < wanted, np.nextafter(half, np.float16(np.inf)), half).astype(np.float32)
 
 
 def _along(scales: np.ndarray, ndim: int, axis: int) -> np.ndarray:
@@ -99,6 +102,17 @@ def _decide(
         if groups[network.scope(node)] in read:
             layers[node.name] = Layer(op="Add", precision="int8", reason="its sum is read in int8")
             read |= {groups[name] for name in node.input}
+    return layers
+
+
+def overflowing(network: Network, statistics: Statistics) -> dict[str, Layer]:
+    """An fp32 entry for every node whose result came near fp16's end in calibration."""
+    layers = {}
+    for node in network.nodes:
+        histogram = statistics.histograms.get(network.scope(node))
+        if histogram is not None and histogram.maximum > FP16_HEADROOM:
+            reason = f"reaches {histogram.maximum:.3g} in calibration; fp16 ends at {LARGEST:.0f}"
+            layers[node.name] = Layer(op=node.op_type, precision="fp32", reason=reason)
     return layers
 
 

@@ -14,8 +14,20 @@ from typing import Any
 
 from sodeploy.errors import UserError
 
-_PACKAGES = ("sodeploy", "numpy", "opencv-python-headless", "torch", "onnx", "onnxsim", "onnxruntime", "onnxruntime-gpu",
-             "tensorrt", "tensorrt-rtx-cu13", "pysodmetrics")  # fmt: skip
+# The packages that shape our artifacts.
+_PACKAGES = (
+    "sodeploy",
+    "numpy",
+    "opencv-python-headless",
+    "torch",
+    "onnx",
+    "onnxsim",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "pysodmetrics",
+)
 
 
 @contextlib.contextmanager
@@ -46,8 +58,11 @@ def write_text(path: str | Path, text: str) -> None:
 
 def sha256(path: str | Path) -> str:
     """Hex digest of a file's bytes."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest_3_10(file)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def require_file(path: str | Path, remedy: str) -> Path:
@@ -110,13 +125,6 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
-
-
-def _digest_3_10(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def _umask() -> int:

@@ -1,0 +1,181 @@
+"""From a float32 ONNX network to everything it can be deployed as: a plan, a graph per engine, and the engines.
+
+    python quant/build_engine.py out/u2netp.onnx --int8 --calib DATA --output-dir out/
+    python quant/build_engine.py out/u2netp.onnx --fp16 --output-dir out/
+
+writes out/u2netp.fp16.onnx and, with --int8,
+
+    out/u2netp.statistics.npz   what calibration saw; another --method reads it instead of running the network again
+    out/u2netp.plan.json        every decision, to read, diff and edit (--plan takes an edited one)
+    out/u2netp.int8.trt.onnx    for TensorRT and TensorRT-RTX
+    out/u2netp.int8.cpu.onnx    for onnxruntime on a CPU
+    out/u2netp.int8.sim.onnx    what the engine will compute, as fake quantization: its accuracy without a GPU
+
+and an engine per precision where a builder is installed.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import onnx
+import typer
+
+from calib_data import Dataset, open_dataset
+from quant import engine
+from quant.calibrate import Statistics, calibrate, load_statistics
+from quant.emit import emit_half, emit_simulation, emit_tensorrt
+from quant.emit_cpu import emit_cpu
+from quant.engine_profile import Profile, parse_profile
+from quant.graph import Network, load_network
+from quant.plan import Plan, load_plan, save_plan
+from quant.planning import make_plan
+from quant.thresholds import METHODS, Method
+from sodeploy import terminal
+from sodeploy.artifacts import atomic_write, write_manifest
+from sodeploy.errors import UserError
+
+
+def build(
+    model: str | Path,
+    output_dir: str | Path,
+    calibration: Dataset | None = None,
+    method: Method = "kl",
+    plan_file: str | Path | None = None,
+    engines: bool = True,
+    profile: Profile | None = None,
+) -> list[Path]:
+    """Write the fp16 graph and, given a calibration set or a plan, the int8 graphs; then the engines.
+
+    Args:
+        model: float32 ONNX with a contract.
+        calibration: images to read ranges from; None for fp16 alone, or when a plan is given.
+        plan_file: an edited plan, to be used as it stands.
+        engines: build them with whatever builder is here.
+        profile: the shapes an engine takes, where the network's are dynamic.
+
+    Returns:
+        The files written, in the order in which they were made.
+
+    Raises:
+        UserError: whatever of these is not as it should be; files already finished stay.
+    """
+    network = load_network(model)
+    base = Path(output_dir) / Path(model).stem
+    plan, made = _plan(network, base, calibration, method, plan_file)
+    inputs = {"model": network.path, **({"plan": made[-1]} if plan else {})}
+    graphs = {".fp16": emit_half(network, plan)}
+    if plan is not None:
+        graphs[".int8.trt"] = emit_tensorrt(network, plan)
+        graphs[".int8.cpu"] = emit_cpu(network, plan)
+        graphs[".int8.sim"] = emit_simulation(network, plan)
+    for suffix, graph in graphs.items():
+        path = _beside(base, f"{suffix}.onnx")
+        onnx.checker.check_model(graph)
+        with atomic_write(path) as temporary:
+            onnx.save(graph, temporary)
+        write_manifest(path, inputs, contract=network.contract.model_dump(mode="json"))
+        terminal.note(f"wrote {path}")
+        made.append(path)
+    return made + (_engines(base, graphs, profile) if engines else [])
+
+
+def _plan(
+    network: Network, base: Path, calibration: Dataset | None, method: Method, plan_file: str | Path | None
+) -> tuple[Plan | None, list[Path]]:
+    """The plan to follow, if int8 is wanted, and the files it rests on, its own last."""
+    if plan_file is not None:
+        return load_plan(plan_file, network), [Path(plan_file)]
+    if calibration is None:
+        return None, []
+    file = _beside(base, ".statistics.npz")
+    statistics = gather(network, calibration, file)
+    plan = make_plan(network, statistics, method)
+    path = _beside(base, ".plan.json")
+    save_plan(plan, path)
+    int8, layers = len(plan.nodes("int8")), len(plan.layers)
+    terminal.note(
+        f"wrote {path}: {int8} of {layers} layers int8, ranges by {method} from {len(statistics.images)} images"
+    )
+    return plan, [file, path]
+
+
+def gather(network: Network, images: Dataset, file: Path) -> Statistics:
+    """Statistics over exactly `images`: from `file` as far as it holds them, the rest by running the network."""
+    wanted = {sample.digest() for sample in images}
+    statistics = Statistics(network.digest)
+    if file.exists():
+        found = load_statistics(file)
+        if found.network == network.digest and found.images.keys() <= wanted:
+            statistics = found
+            terminal.note(f"{file}: {len(found.images)} of {len(wanted)} images are counted already")
+        else:
+            terminal.note(f"{file} is of another network or of other images; calibrating anew")
+    if statistics.images.keys() != wanted:
+        statistics = calibrate(network, images, statistics, checkpoint=lambda so_far: so_far.save(file))
+    return statistics
+
+
+def _engines(base: Path, graphs: Iterable[str], profile: Profile | None) -> list[Path]:
+    """Build an engine of each precision, or say plainly why there is none."""
+    try:
+        builder = engine.choose_builder()
+    except UserError as reason:
+        terminal.note(f"no engine was built: {reason}")
+        return []
+    made = []
+    for suffix in graphs:
+        if suffix in (".fp16", ".int8.trt"):
+            precision = suffix.split(".")[1]
+            path = _beside(base, f".{precision}.engine")
+            report = engine.build(_beside(base, f"{suffix}.onnx"), path, builder, profile=profile)
+            for warning in report.warnings:
+                terminal.warn(warning)
+            terminal.note(f"wrote {report}")
+            made.append(path)
+    return made
+
+
+def _beside(base: Path, suffix: str) -> Path:
+    return base.with_name(base.name + suffix)
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="float32 ONNX with a contract, from export/to_onnx.py")],
+    output_dir: Annotated[Path, typer.Option(help="folder for everything that is made")] = Path("out"),
+    int8: Annotated[bool, typer.Option("--int8", help="int8 too; needs --calib or --plan")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="fp16; always made along with int8, to compare with")] = False,
+    calib: Annotated[
+        str | None, typer.Option(help="images to calibrate on: folder, list, or synthetic:calib[:N]")
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="use the first N of them", min=1)] = None,
+    method: Annotated[str, typer.Option(help=f"how ranges are chosen: {', '.join(METHODS)}")] = "kl",
+    plan: Annotated[Path | None, typer.Option(help="follow this (edited) plan instead of calibrating")] = None,
+    engines: Annotated[bool, typer.Option(help="build engines where a builder is installed")] = True,
+    profile: Annotated[str | None, typer.Option(help="for dynamic shapes: min:opt:max, each NxCxHxW")] = None,
+) -> None:
+    """Calibrate, plan, write a graph per engine, and build the engines."""
+    if not (int8 or fp16):
+        raise UserError("say what to build: --int8 (with --calib DATA), --fp16, or both")
+    if method not in METHODS:
+        raise UserError(f"--method {method} is not one of {', '.join(METHODS)}")
+    if int8 and calib is None and plan is None:
+        raise UserError("--int8 needs images to read ranges from: --calib DATA, a folder or a list of images")
+    calibration = None
+    if int8 and plan is None:
+        assert calib is not None
+        found = open_dataset(calib, masks=False)
+        calibration = Dataset(found.name, list(found)[:images])
+    build(
+        model,
+        output_dir,
+        calibration,
+        method,
+        plan if int8 else None,
+        engines,
+        parse_profile(profile) if profile else None,
+    )
+
+
+if __name__ == "__main__":
+    terminal.run(main)
