@@ -12,6 +12,7 @@ from sodeploy.errors import UserError
 from training.models.csf import CSF
 from training.models.csnet import L_X1, L_X2, CSNet
 from training.models.isnet import ISNetDIS, ISNetGTEncoder
+from training.models.isnet_integrity import ISNetIntegrity
 from training.models.network import SaliencyNetwork
 from training.models.ras import RAS
 from training.models.u2net import u2net, u2net_tiny, u2netp
@@ -64,6 +65,7 @@ NETWORKS: dict[str, Entry] = {
     "csf_res2net": Entry(CSF, _imagenet("csf_res2net", 320)),
     "ras_v1": Entry(lambda: RAS(1), _imagenet("ras_v1", 352, stretch=True)),
     "ras_v2": Entry(lambda: RAS(2), _duts("ras_v2", 352, stretch=True)),
+    "isnet_integrity": Entry(ISNetIntegrity, _duts("isnet_integrity", 320)),
 }
 
 
