@@ -23,7 +23,7 @@ from runtime import metrics
 from runtime.complexity import complexity
 from runtime.contract import CALIBRATION_KEY, PRECISION_KEY
 from runtime.processing import postprocess, preprocess
-from runtime.report import bench_tables, to_markdown, to_rich
+from runtime.report import bench_tables, show, to_markdown
 from runtime.session import Session, open_session
 from sodeploy import artifacts, terminal
 from sodeploy.errors import UserError
@@ -115,15 +115,12 @@ def _measure(
         for index, sample in enumerate(terminal.progress(dataset, "measuring", total=len(dataset))):
             image = sample.image()
             if index % _CHUNK == 0:  # the caches have seen something else: the file system, or scoring
-                for session in sessions * (_WARMUP if index == 0 else 1):
-                    _run(session, image)
+                for model in [*range(len(sessions))] * (_WARMUP if index == 0 else 1):
+                    _run(sessions[model], image, f"{models[model]} on {sample.name}")
             maps = [np.empty(0, np.uint8)] * len(sessions)
             for turn in range(len(sessions)):
                 model = (index + turn) % len(sessions)
-                try:
-                    maps[model], times[index, model] = _run(sessions[model], image)
-                except UserError as error:
-                    raise UserError(f"{models[model]} on {sample.name}: {error}") from None
+                maps[model], times[index, model] = _run(sessions[model], image, f"{models[model]} on {sample.name}")
             waiting.append((sample, maps))
             if len(waiting) == _CHUNK or index + 1 == len(dataset):
                 scored += pool.map(_score, *zip(*waiting, strict=True))
@@ -133,15 +130,18 @@ def _measure(
     return [metrics.join(parts) for parts in zip(*scored, strict=True)], times
 
 
-def _run(session: Session, image: np.ndarray) -> tuple[np.ndarray, list[float]]:
-    """The saliency map of an image, and the ms that each stage took."""
-    start = time.perf_counter()
-    tensor = preprocess(image, session.contract)[None]
-    ready = time.perf_counter()
-    output = session.infer(tensor)
-    done = time.perf_counter()
-    saliency = postprocess(output[0, 0], session.contract, image.shape[:2])
-    end = time.perf_counter()
+def _run(session: Session, image: np.ndarray, what: str) -> tuple[np.ndarray, list[float]]:
+    """The saliency map of an image, and the ms that each stage took; `what` this is stands before an error."""
+    try:
+        start = time.perf_counter()
+        tensor = preprocess(image, session.contract)[None]
+        ready = time.perf_counter()
+        output = session.infer(tensor)
+        done = time.perf_counter()
+        saliency = postprocess(output[0, 0], session.contract, image.shape[:2])
+        end = time.perf_counter()
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
     return saliency, [1e3 * (ready - start), 1e3 * (done - ready), 1e3 * (end - done)]
 
 
@@ -212,8 +212,7 @@ def main(
     if str(json_file) == "-":
         typer.echo(text, nl=False)
     else:
-        for table in tables:
-            terminal.results.print(to_rich(table))
+        show(tables)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """The tables of a bench, for a terminal and as Markdown, from the same record that its JSON holds."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rich import box
+from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from runtime.metrics import LABELS
+from sodeploy import terminal
 
 Record = dict[str, Any]  # what bench.py documents
-
-_DELTA_COLUMNS = 4  # as many as 120 characters hold
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,11 @@ class Table:
 
 
 def bench_tables(record: Record) -> list[Table]:
-    """Accuracy, deltas to the baseline, and cost: the three tables of a bench."""
+    """Accuracy, differences to the baseline if there is anything to compare with it, and cost."""
     rows = record["rows"]
     names = dict(zip((row["model"] for row in rows), labels([row["model"] for row in rows]), strict=True))
-    return [_accuracy(record, names), *_deltas(record, names), _cost(record, names)]
+    deltas = [_deltas(record, names)] if len(rows) > 1 else []
+    return [_accuracy(record, names), *deltas, _cost(record, names)]
 
 
 def to_markdown(table: Table) -> str:
@@ -40,25 +43,55 @@ def to_markdown(table: Table) -> str:
     return f"**{table.title}**\n\n" + "\n".join(lines) + "\n" + caption
 
 
-def to_rich(table: Table) -> RichTable:
-    """The table for a terminal."""
-    rendered = RichTable(
-        title=table.title,
-        caption=table.caption or None,
-        box=box.SIMPLE_HEAD,
-        title_justify="left",
-        title_style="bold",
-        caption_justify="left",
-        caption_style="dim",
-    )
+def show(tables: Sequence[Table]) -> None:
+    """Print tables on stdout; one that is too wide goes on below itself rather than losing digits."""
+    wide = not terminal.results.is_terminal and "COLUMNS" not in os.environ
+    console = Console(width=160, highlight=False) if wide else terminal.results
+    for table in tables:
+        console.print(table.title, style="bold", markup=False)
+        for part in _fitting_parts(table, console.width):
+            console.print(_rich(part))
+        if table.caption:
+            console.print(table.caption, style="dim", markup=False)
+        console.print()
+
+
+def _fitting_parts(table: Table, width: int) -> Iterator[Table]:
+    """The table in parts at most `width` wide, each with the text columns and at least one more."""
+    widths = [
+        max(len(line) for text in (_stacked(name), *(row[column] for row in table.rows)) for line in text.split("\n"))
+        for column, name in enumerate(table.header)
+    ]
+    text = list(range(table.text_columns))
+    part = text.copy()
+    for column in range(table.text_columns, len(table.header)):
+        if part != text and sum(widths[shown] + 2 for shown in (*part, column)) + 1 > width:
+            yield _select(table, part)
+            part = text.copy()
+        part.append(column)
+    yield _select(table, part)
+
+
+def _select(table: Table, columns: list[int]) -> Table:
+    rows = [[row[column] for column in columns] for row in table.rows]
+    return Table(table.title, [table.header[column] for column in columns], rows, table.text_columns)
+
+
+def _rich(table: Table) -> RichTable:
+    rendered = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for column, name in enumerate(table.header):
         if column < table.text_columns:
             rendered.add_column(name, overflow="fold")
         else:
-            rendered.add_column(name, justify="right", overflow="fold")
+            rendered.add_column(_stacked(name), justify="right", no_wrap=True)
     for cells in table.rows:
-        rendered.add_row(*(cell.replace("[", r"\[") for cell in cells))
+        rendered.add_row(*map(escape, cells))
     return rendered
+
+
+def _stacked(header: str) -> str:
+    """A header of two words on two lines, which costs no width."""
+    return header.replace(" ", "\n", 1)
 
 
 def decimal(value: float, signed: bool = False) -> str:
@@ -97,23 +130,18 @@ def _calibration_warnings(record: Record, names: dict[str, str]) -> list[str]:
     ]
 
 
-def _deltas(record: Record, names: dict[str, str]) -> list[Table]:
+def _deltas(record: Record, names: dict[str, str]) -> Table:
     baseline, *others = record["rows"]
-    tables = []
-    for start in range(0, len(others), _DELTA_COLUMNS):
-        shown = others[start : start + _DELTA_COLUMNS]
-        tables.append(
-            Table(
-                f"Difference to {names[baseline['model']]}, with 95 % interval (paired bootstrap over images)",
-                ["metric", "baseline", *(names[row["model"]] for row in shown)],
-                [
-                    [label, decimal(baseline["metrics"][key]), *(_interval(row["delta"][key]) for row in shown)]
-                    for key, label in LABELS.items()
-                ],
-                caption="* the interval excludes zero: more than chance on images like these",
-            )
-        )
-    return tables
+    rows = [
+        [label, decimal(baseline["metrics"][key]), *(_interval(row["delta"][key]) for row in others)]
+        for key, label in LABELS.items()
+    ]
+    return Table(
+        f"Difference to {names[baseline['model']]}, with 95 % interval (paired bootstrap over images)",
+        ["metric", "baseline", *(names[row["model"]] for row in others)],
+        rows,
+        caption="* the interval excludes zero: more than chance on images like these",
+    )
 
 
 def _interval(delta: Record) -> str:
@@ -132,11 +160,11 @@ def _cost(record: Record, names: dict[str, str]) -> Table:
     threads = f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
     return Table(
         f"Cost on {record['hardware']}, {record['device']}, {threads}",
-        ["model", "params (M)", "MACs (G)", "input", "MiB", *stages.values()],
+        ["model", "params (M)", "MACs (G)", "input", "size (MiB)", *stages.values()],
         rows,
         caption=f"p50 / p99 in ms per image over {record['images']} images, models interleaved, decoding not counted",
     )
 
 
 def _spread(times: Record) -> str:
-    return f"{times['p50']:.1f} / {times['p99']:.1f}"
+    return " / ".join(f"{times[key]:.2f}" if times[key] < 10 else f"{times[key]:.1f}" for key in ("p50", "p99"))

@@ -1,0 +1,148 @@
+"""Bench: the record it makes, the tables, and its command line."""
+
+import json
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from runtime.bench import bench
+from runtime.metrics import LABELS
+from runtime.report import bench_tables, decimal, labels, to_markdown
+from sodeploy.errors import UserError
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("py_sod_metrics")
+
+IMAGES = 5
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Red discs on dark noise, with their masks, of several sizes."""
+    random = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / "discs" / folder).mkdir(parents=True)
+    for index in range(IMAGES):
+        size = (40 + 3 * index, 50)
+        mask = np.zeros(size, np.uint8)
+        cv2.circle(mask, (25, 20), 8 + index, 255, -1)
+        image = random.integers(0, 90, (*size, 3), dtype=np.uint8)
+        image[..., 2] = np.maximum(image[..., 2], mask // 4 * 3)
+        cv2.imwrite(str(tmp_path / "discs" / "images" / f"{index}.png"), image)
+        cv2.imwrite(str(tmp_path / "discs" / "masks" / f"{index}.png"), mask)
+    return tmp_path / "discs"
+
+
+@pytest.fixture
+def models(save_model):
+    good = save_model("good.onnx", weights=(1.2, 0, 0))
+    bad = save_model("bad.int8.onnx", weights=(0.3, 0.3, 0.3), metadata={"sodeploy.precision": "int8"})
+    return [good, bad]
+
+
+def test_the_record_holds_what_is_documented(models, data):
+    record = bench(models, data, threads=1, workers=1)
+    good, bad = record["rows"]
+    assert (record["dataset"], record["images"], record["threads"]) == ("discs", IMAGES, 1)
+    assert [row["model"] for row in record["rows"]] == [str(model) for model in models]
+    assert [row["precision"] for row in record["rows"]] == ["fp32", "int8"]
+    assert good["input_shape"] == [1, 3, 16, 24]
+    assert good["params_m"] == pytest.approx(4e-6)
+    assert good["macs_g"] == pytest.approx(3 * 16 * 24 / 1e9)
+    assert good["calibrated_on"] is None
+    for row in record["rows"]:
+        assert set(row["metrics"]) == set(row["delta"]) == set(LABELS)
+        latency = row["latency_ms"]
+        assert set(latency) == {"pre", "infer", "post", "total"}
+        assert all(0 < times["p50"] <= times["p99"] for times in latency.values())
+        assert latency["total"]["p50"] >= max(latency[stage]["p50"] for stage in ("pre", "infer", "post"))
+    assert all(delta == {"value": 0, "ci95": [0, 0]} for delta in good["delta"].values())
+    assert bad["delta"]["mae"]["value"] == pytest.approx(bad["metrics"]["mae"] - good["metrics"]["mae"])
+    assert bad["delta"]["mae"]["ci95"][0] > 0
+    json.dumps(record, allow_nan=False)
+
+
+def test_scores_do_not_depend_on_the_company_or_the_workers(models, data):
+    together = bench(models, data, threads=1, workers=2)["rows"][1]["metrics"]
+    assert together == bench(models[1:], data, threads=1, workers=1)["rows"][0]["metrics"]
+
+
+def test_only_the_first_images(models, data):
+    assert bench(models[:1], data, images=2, threads=1, workers=1)["images"] == 2
+
+
+def test_images_it_was_calibrated_on_are_counted_and_told(save_model, data):
+    from calib_data import open_dataset
+
+    digests = [sample.digest() for sample in open_dataset(data)][:3]
+    metadata = {"sodeploy.calibration": json.dumps({"images": 3, "digests_sha256": [*digests, "0" * 64]})}
+    record = bench([save_model(metadata=metadata)], data, threads=1, workers=1)
+    assert record["rows"][0]["calibrated_on"] == 3
+    assert "calibrated on 3 of these images" in to_markdown(bench_tables(record)[0])
+
+
+def test_a_broken_output_names_model_and_image(save_model, data):
+    model = save_model("nan.onnx", bias=float("nan"))
+    with pytest.raises(UserError, match=r"nan\.onnx on 0: tiny: 384 of 384 output values are NaN"):
+        bench([model], data, threads=1, workers=1)
+
+
+def test_unfit_input_is_refused(save_model, models, data, tmp_path):
+    with pytest.raises(UserError, match="no models given"):
+        bench([], data)
+    with pytest.raises(UserError, match="no sodeploy contract"):
+        bench([save_model("bare.onnx", with_contract=False)], data)
+    with pytest.raises(UserError, match=r"absent\.onnx does not exist"):
+        bench([models[0], tmp_path / "absent.onnx"], data)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty"):
+        bench(models, tmp_path / "empty")
+    (data / "masks" / "0.png").unlink()
+    with pytest.raises(UserError, match="mask"):
+        bench(models, data)
+
+
+def run_script(repository, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(repository / "runtime" / "bench.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=repository, check=False)
+
+
+def test_the_command_writes_what_it_is_asked_for(repository, models, data, tmp_path):
+    options = ("--data", data, "--threads", 1, "--workers", 1, "--markdown", tmp_path / "bench.md")
+    done = run_script(repository, *models, *options, "--json", tmp_path / "out" / "bench.json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert [row["images"] for row in record["rows"]] == [IMAGES, IMAGES]
+    for text in (done.stdout, (tmp_path / "bench.md").read_text()):
+        assert "Accuracy on discs, 5 images" in text
+        assert "bad.int8" in text
+        assert decimal(record["rows"][1]["metrics"]["mae"]) in text
+
+    to_stdout = run_script(repository, models[0], "--data", data, "--threads", 1, "--workers", 1, "--json", "-")
+    assert json.loads(to_stdout.stdout)["rows"][0]["metrics"] == record["rows"][0]["metrics"]
+
+
+def test_the_command_answers_bad_input_in_one_line(repository, data, tmp_path):
+    done = run_script(repository, tmp_path / "absent.onnx", "--data", data)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.strip().splitlines() == [
+        f"error: {tmp_path}/absent.onnx does not exist; give the path of a model"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "signed", "text"),
+    [(0.03729, False, ".0373"), (1.0, False, "1.0000"), (0.99999, False, "1.0000"), (0.00119, True, "+.0012"),
+     (-0.00031, True, "-.0003"), (-0.00001, True, "0"), (0.0, False, ".0000"), (-1.0, True, "-1.0000")],
+)  # fmt: skip
+def test_decimals_are_written_as_in_papers(value, signed, text):
+    assert decimal(value, signed) == text
+
+
+def test_labels_are_short_but_distinct():
+    assert labels(["out/a.onnx", "out/a.int8.cpu.onnx"]) == ["a", "a.int8.cpu"]
+    assert labels(["x/a.onnx", "y/a.onnx", "y/b.onnx"]) == ["x/a.onnx", "y/a.onnx", "b"]
