@@ -1,0 +1,110 @@
+"""What a run writes down as it goes: losses and scores as CSV, pictures, TensorBoard files where it is installed."""
+
+import csv
+import importlib.util
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cv2
+import numpy as np
+import torch
+
+from sodeploy import artifacts
+from training.processes import Process
+
+T = TypeVar("T")
+
+
+class Journal:
+    """The record of one run in `folder`: loss.csv, scores.csv, pictures/.
+
+    A run that resumes at `step` forgets what was written after that step, so the files read as if nothing had happened.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("loss.csv", "scores.csv"):
+            _forget_after(folder / name, step)
+        self._board: Any = None
+        if importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def losses(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of loss.csv: the means since the line before."""
+        self._write("loss", step, values)
+
+    def scores(self, step: int, values: Mapping[str, float], picture: np.ndarray) -> None:
+        """One line of scores.csv: the metrics of a validation; and its picture, (H, W, 3) uint8 RGB."""
+        self._write("scores", step, values)
+        with artifacts.atomic_write(self.folder / "pictures" / f"step-{step:07}.jpg") as path:
+            cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+    def _write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        path = self.folder / f"{kind}.csv"
+        is_new = not path.exists()
+        with open(path, "a", newline="") as file:
+            writer = csv.writer(file)
+            if is_new:
+                writer.writerow(["step", *values])
+            writer.writerow([step, *(f"{value:.6g}" for value in values.values())])
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+
+def _forget_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    header, *lines = path.read_text().splitlines(keepends=True)
+    # A line that a killed run left unfinished belongs to a step after its last checkpoint too.
+    kept = [line for line in lines if line.endswith("\n") and int(line.partition(",")[0]) <= step]
+    artifacts.write_text(path, "".join([header, *kept]))
+
+
+class Meter:
+    """Means of the loss's terms over some steps, and how fast those went."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self.restart()
+
+    def restart(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._passes = 0
+        self._waited = 0.0
+        self._start = time.perf_counter()
+
+    def timed(self, loaded: Iterator[T]) -> Iterator[T]:
+        """The batches of `loaded`; the time spent waiting for each is counted."""
+        while True:
+            start = time.perf_counter()
+            batch = next(loaded, None)
+            self._waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, terms: Mapping[str, torch.Tensor]) -> None:
+        """Count the terms of one pass. They stay on the device: reading them would wait for it."""
+        for name, term in terms.items():
+            self._sums[name] = self._sums[name] + term.detach() if name in self._sums else term.detach()
+        self._passes += 1
+
+    def flush(self, images_per_pass: int) -> dict[str, float]:
+        """The means over all processes since the last flush or restart, images per second (of all processes
+        together), and the share of time spent waiting for data."""
+        own = {name: float(total) / self._passes for name, total in self._sums.items()}
+        elapsed = time.perf_counter() - self._start
+        speed = {"images_per_s": self._passes * images_per_pass / elapsed, "waiting": self._waited / elapsed}
+        everyone = self._process.gather(own)
+        self.restart()
+        return {name: float(np.mean([means[name] for means in everyone])) for name in own} | speed

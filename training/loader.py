@@ -1,0 +1,124 @@
+"""Batches of augmented, normalised samples, the same whatever the number of processes, workers and interruptions.
+
+The samples of a run form one endless sequence, epoch after epoch in an order drawn from the seed; step s takes the
+samples `s * batch` to `(s + 1) * batch - 1`, so a batch may span two epochs and none is ever smaller. Which chances an
+augmentation takes follows from the seed, the epoch and the sample. To resume, one begins at another step.
+"""
+
+import signal
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from calib_data import Dataset
+from runtime.contract import Contract
+from runtime.processing import preprocess
+from sodeploy.errors import UserError
+from training.augment import Augmentation
+
+Place = tuple[int, int]  # epoch, index
+Item = tuple[torch.Tensor, torch.Tensor]
+
+
+class AugmentedSamples(torch.utils.data.Dataset[Item | UserError]):
+    """Samples by (epoch, index) as `(3, h, w) float32` image and `(1, h, w) float32` mask in [0, 1]."""
+
+    def __init__(self, dataset: Dataset, augment: Sequence[Augmentation], contract: Contract, seed: int) -> None:
+        self.dataset = dataset
+        self.augment = augment
+        self.contract = contract
+        self.seed = seed
+
+    def __getitem__(self, place: Place) -> Item | UserError:
+        epoch, index = place
+        try:
+            sample = self.dataset[index]
+            image, mask = sample.image(), sample.mask()
+            random = np.random.default_rng([self.seed, epoch, index])
+            for step in self.augment:
+                image, mask = step(image, mask, random)
+        except UserError as error:  # returned: raised in a worker it would reach the terminal with a traceback
+            return error
+        size = (image.shape[0], image.shape[1])
+        tensor = torch.from_numpy(preprocess(np.ascontiguousarray(image), self.contract, size))
+        return tensor, torch.from_numpy(mask.astype(np.float32) / 255)[None]
+
+
+def places(
+    indices: Sequence[int], batch: int, seed: int, steps: range, share: tuple[int, int] = (0, 1), passes: int = 1
+) -> Iterator[list[Place]]:
+    """What each forward pass of one process takes.
+
+    Args:
+        indices: of the data set's samples that train.
+        batch: samples per step, of all processes together.
+        share: the process's rank and how many there are.
+        passes: per step.
+    """
+    epoch, order = -1, np.empty(0, np.int64)
+    rank, processes = share
+    size = batch // processes // passes
+    for step in steps:
+        for part in range(passes):
+            start = step * batch + (rank * passes + part) * size
+            taken = []
+            for position in range(start, start + size):
+                if position // len(indices) != epoch:
+                    epoch = position // len(indices)
+                    order = np.random.default_rng([seed, epoch]).permutation(len(indices))
+                taken.append((epoch, int(indices[order[position % len(indices)]])))
+            yield taken
+
+
+def batches(
+    samples: AugmentedSamples, sampler: Iterator[list[Place]], workers: int, pin_memory: bool
+) -> Iterator[Item]:
+    """`(N, 3, h, w)` images and `(N, 1, h, w)` masks, loaded ahead by `workers` processes.
+
+    Raises:
+        UserError: a sample cannot be read, or those of a batch differ in size.
+    """
+    loader = DataLoader(
+        samples,
+        batch_sampler=_Once(sampler),
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        prefetch_factor=4 if workers else None,
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class _Once:
+    """An iterator under the one method that DataLoader calls."""
+
+    def __init__(self, iterator: Iterator[list[Place]]) -> None:
+        self.iterator = iterator
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        return self.iterator
+
+
+def _collate(items: list[Item | UserError]) -> Item | UserError:
+    pairs: list[Item] = []
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+        pairs.append(item)
+    sizes = {tuple(image.shape[1:]) for image, _ in pairs}
+    if len(sizes) > 1:
+        (h, w), (other_h, other_w) = sorted(sizes)[:2]
+        return UserError(f"a batch has images of {h}x{w} and {other_h}x{other_w}; add a resize to the recipe's augment")
+    return torch.stack([image for image, _ in pairs]), torch.stack([mask for _, mask in pairs])
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends us

@@ -1,0 +1,168 @@
+"""The training loop."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from sodeploy import artifacts, terminal
+from sodeploy.errors import UserError
+from training.journal import Journal, Meter
+from training.loader import AugmentedSamples, batches, places
+from training.models import entry
+from training.objective import Objective, set_train_mode
+from training.processes import Process
+from training.recipe import Recipe
+from training.run_state import BEST, LAST, RunState, save_state
+from training.splits import Splits
+from training.validation import validate
+
+
+@dataclass
+class Run:
+    """One run from its state's step to its end.
+
+    Attributes:
+        config: the recipe's file, for the manifest.
+        folder: of best.pth, last.pth and the journal.
+        objective: holds the state's network, and is on the process's device.
+        precision: of autocast; float32 is without.
+    """
+
+    recipe: Recipe
+    config: Path
+    folder: Path
+    state: RunState
+    objective: Objective
+    splits: Splits
+    process: Process
+    precision: torch.dtype
+
+    def to_the_end(self) -> None:
+        """Train; best.pth and last.pth are written at every validation.
+
+        Raises:
+            UserError: a sample cannot be read, or the loss is no longer finite.
+        """
+        recipe, state, process = self.recipe, self.state, self.process
+        total = recipe.total_steps(len(self.splits.training))
+        steps = range(state.step, total)
+        module = DistributedDataParallel(self.objective) if process.count > 1 else self.objective
+        journal = Journal(self.folder, state.step) if process.leads else None
+        meter = Meter(process)
+        loaded = meter.timed(self._batches(steps))
+        set_train_mode(state.network, recipe.batch_norm)
+        for step in terminal.progress(steps, recipe.network) if process.leads else steps:
+            if state.finished:
+                break
+            for group in state.optimizer.param_groups:
+                group["lr"] = recipe.optimizer.lr * recipe.schedule.factor(step, total)
+            # Random numbers of the step's own, so that resuming needs no generator's state.
+            torch.manual_seed(int(np.random.SeedSequence([recipe.seed, step, process.rank]).generate_state(1)[0]))
+            self._step(module, loaded, meter)
+            state.step = step + 1
+
+            validates = state.step % recipe.validation.every == 0 or state.step == total
+            if validates or state.step % recipe.log_every == 0:
+                means = meter.flush(recipe.batch // recipe.accumulate)
+                self._require_finite(means["loss"])
+                if journal:
+                    journal.losses(state.step, {"lr": state.optimizer.param_groups[0]["lr"], **means})
+            if validates:
+                scores, picture = self._scores()
+                is_best = self._judge(scores[recipe.validation.best])
+                state.finished |= state.step == total
+                if journal:
+                    journal.scores(state.step, scores, picture)
+                    self._save(scores, is_best)
+                set_train_mode(state.network, recipe.batch_norm)
+                meter.restart()  # validation is not training time
+        if journal:
+            journal.close()
+
+    def _batches(self, steps: range) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        recipe, process = self.recipe, self.process
+        share = (process.rank, process.count)
+        return batches(
+            AugmentedSamples(self.splits.dataset, recipe.augment, recipe.contract(), recipe.seed),
+            places(self.splits.training, recipe.batch, recipe.seed, steps, share, recipe.accumulate),
+            recipe.workers,
+            pin_memory=process.device.type == "cuda",
+        )
+
+    def _step(
+        self,
+        module: torch.nn.Module,
+        loaded: Iterator[tuple[torch.Tensor, torch.Tensor]],
+        meter: Meter,
+    ) -> None:
+        """One optimizer step over `accumulate` passes."""
+        state, device, passes = self.state, self.process.device, self.recipe.accumulate
+        for number in range(passes):
+            image, mask = next(loaded)
+            image = image.to(device, non_blocking=True, memory_format=torch.channels_last)
+            mask = mask.to(device, non_blocking=True)
+            silent: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+            if isinstance(module, DistributedDataParallel) and number < passes - 1:
+                silent = module.no_sync()  # gradients travel between processes once per step, with the last pass
+            with silent:
+                with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
+                    terms = module(image, mask)
+                state.scaler.scale(terms["loss"] / passes).backward()
+            meter.add(terms)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+
+    def _require_finite(self, loss: float) -> None:
+        if not np.isfinite(loss):
+            raise UserError(
+                f"the loss is no longer finite by step {self.state.step}; lower optimizer.lr or train with "
+                f"--set precision=fp32; {self.folder / LAST}, if there, is older and intact"
+            )
+
+    def _scores(self) -> tuple[dict[str, float], np.ndarray]:
+        return validate(
+            self.state.network,
+            self.splits.validation_dataset,
+            self.splits.validation,
+            self.recipe.contract(),
+            self.process,
+            sees_masks=entry(self.recipe.network).sees == "masks",
+        )
+
+    def _judge(self, value: float) -> bool:
+        """Whether this validation is the best so far; ends the run where the recipe says so."""
+        state, rule = self.state, self.recipe.validation
+        is_best = state.best is None or rule.better(value, state.best)
+        if is_best:
+            state.best = value
+        state.validations_since_best = 0 if is_best else state.validations_since_best + 1
+        reached = rule.stop_above is not None and rule.better(value, rule.stop_above)
+        state.finished |= reached or state.validations_since_best == rule.patience
+        return is_best
+
+    def _save(self, scores: Mapping[str, float], is_best: bool) -> None:
+        state, splits = self.state, self.splits
+        terminal.note(
+            f"step {state.step}: S {scores['s']:.3f}, MAE {scores['mae']:.4f}, max F {scores['max_f']:.3f}, "
+            f"mean F {scores['mean_f']:.3f} on {len(splits.validation)} samples{' (best)' if is_best else ''}"
+        )
+        if is_best:
+            with artifacts.atomic_write(self.folder / BEST) as path:
+                torch.save({key: tensor.contiguous() for key, tensor in state.network.state_dict().items()}, path)
+            artifacts.write_manifest(
+                self.folder / BEST,
+                {"recipe": self.config},
+                network=self.recipe.network,
+                contract=self.recipe.contract().model_dump(),
+                step=state.step,
+                training_data=splits.dataset.name,
+                validation_data=splits.validation_dataset.name,
+                scores=dict(scores),
+            )
+        save_state(state, self.folder)

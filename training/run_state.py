@@ -1,0 +1,90 @@
+"""The whole state of a run between two steps, as last.pth holds it, and its way back."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sodeploy import artifacts
+from sodeploy.errors import UserError
+from training.checkpoint import read_checkpoint
+from training.models.network import SaliencyNetwork
+from training.recipe import Recipe
+
+LAST = "last.pth"
+BEST = "best.pth"
+
+
+@dataclass
+class RunState:
+    """What changes from step to step. Everything else (data order, augmentation, random numbers, learning rate) is a
+    function of the recipe and the step, and needs no saving.
+
+    Attributes:
+        step: optimizer steps done.
+        best: the best validation's metric, None before the first.
+        validations_since_best: for the recipe's patience.
+        finished: the run came to its end.
+    """
+
+    network: SaliencyNetwork
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    best: float | None = None
+    validations_since_best: int = 0
+    finished: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def save_state(state: RunState, folder: Path) -> None:
+    """Write last.pth; the one before stays until the new one is whole."""
+    content = {
+        "state_dict": state.network.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "scaler": state.scaler.state_dict(),
+        "step": state.step,
+        "best": state.best,
+        "validations_since_best": state.validations_since_best,
+        "finished": state.finished,
+        "facts": json.dumps(state.facts),
+    }
+    with artifacts.atomic_write(folder / LAST) as path:
+        torch.save(content, path)
+
+
+def load_state(state: RunState, folder: Path) -> None:
+    """Continue from last.pth: after this, the run goes on as if it had never stopped.
+
+    Raises:
+        UserError: the file is broken, or of a run by another recipe or on another training set.
+    """
+    path = folder / LAST
+    content = read_checkpoint(path)
+    if not isinstance(content, Mapping) or not {"state_dict", "optimizer", "step", "facts"} <= set(content):
+        raise UserError(f"{path} is not the state of a training run; choose another --output")
+    before = json.loads(content["facts"])
+    changed = [key for key in sorted({*before, *state.facts}) if before.get(key) != state.facts.get(key)]
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{path} was trained with {key} {json.dumps(before.get(key))}, which is now "
+            f"{json.dumps(state.facts.get(key))}; put it back to resume, or choose another --output"
+        )
+    state.network.load_state_dict(content["state_dict"])
+    state.optimizer.load_state_dict(content["optimizer"])
+    state.scaler.load_state_dict(content["scaler"])
+    state.step = content["step"]
+    state.best = content["best"]
+    state.validations_since_best = content["validations_since_best"]
+    state.finished = content["finished"]
+
+
+def facts_of(recipe: Recipe, samples: int) -> dict[str, Any]:
+    """What must be the same for a run to be continued: the recipe but for where its files lie and how fast it goes."""
+    facts = recipe.model_dump(mode="json", exclude={"init", "teacher", "train", "workers", "log_every"})
+    facts["validation"].pop("data")
+    return {**facts, "samples": samples}

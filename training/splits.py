@@ -1,0 +1,41 @@
+"""Which samples train and which validate."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from calib_data import Dataset, open_dataset
+from sodeploy.errors import UserError
+from training.recipe import Validation
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The samples that train and those that validate: data sets, and indices into them."""
+
+    dataset: Dataset
+    training: Sequence[int]
+    validation_dataset: Dataset
+    validation: Sequence[int]
+
+
+def open_splits(rule: Validation, source: str | Path, seed: int) -> Splits:
+    """The training set at `source`, and what the rule says to validate on.
+
+    Raises:
+        UserError: a data set cannot be opened, or all of it would be held out.
+    """
+    dataset = open_dataset(source)
+    if rule.data is not None:
+        other = open_dataset(rule.data)
+        return Splits(dataset, range(len(dataset)), other, range(len(other)))
+    held_out = rule.hold_out
+    if held_out >= len(dataset):
+        raise UserError(
+            f"{dataset.name} has {len(dataset)} samples, of which the recipe holds out {held_out} for validation; "
+            f"lower that: --set validation.hold_out={max(1, len(dataset) // 10)}"
+        )
+    order = [int(index) for index in np.random.default_rng(seed).permutation(len(dataset))]
+    return Splits(dataset, sorted(order[held_out:]), dataset, sorted(order[:held_out]))

@@ -1,0 +1,158 @@
+"""Train a network as a recipe says, on one device or, under torchrun, on many.
+
+    python training/train.py --config training/configs/u2netp.yaml --data DUTS-TR --output runs/u2netp
+    python training/train.py --config training/configs/u2netp.yaml --data DUTS-TR --output runs/u2netp --resume
+    torchrun --nproc_per_node=8 training/train.py --config training/configs/u2net.yaml --data DUTS-TR
+
+Writes into the output folder: best.pth (the weights that validated best, with a manifest), last.pth (the whole state,
+to resume from), loss.csv, scores.csv, pictures/. The recipe's batch is divided among the processes, so a run means the
+same on any number of them.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+
+from sodeploy import terminal
+from sodeploy.errors import UserError
+from training.checkpoint import load_checkpoint
+from training.models import build, entry
+from training.models.isnet import ISNetGTEncoder
+from training.objective import Objective
+from training.processes import Process, join_processes
+from training.recipe import Recipe, load_recipe
+from training.run import Run
+from training.run_state import BEST, LAST, RunState, facts_of, load_state
+from training.splits import open_splits
+
+
+def main(
+    config: Annotated[Path, typer.Option(help="The recipe, for example training/configs/u2netp.yaml.")],
+    data: Annotated[str | None, typer.Option(help="Training data in the place of the recipe's.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run; runs/RECIPE by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the recipe; repeatable.")
+    ] = None,
+) -> None:
+    """Train a network as a recipe says."""
+    best = train(config, data, output, resume, overrides or ())
+    terminal.results.print(str(best))
+
+
+def train(
+    config: str | Path,
+    data: str | Path | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    overrides: Sequence[str] = (),
+) -> Path:
+    """Train by the recipe at `config`; the arguments are those of the command line.
+
+    Returns:
+        The weights that validated best, `best.pth` in the output folder.
+
+    Raises:
+        UserError: the recipe, the data or the output folder is at fault, or the loss is no longer finite.
+    """
+    config = Path(config)
+    recipe = load_recipe(config, overrides)
+    folder = Path(output) if output else Path("runs") / config.stem
+    with join_processes() as process:
+        try:
+            return _train_stage(recipe, config, data, folder, resume, process)
+        except KeyboardInterrupt:
+            if process.leads and (folder / LAST).exists():
+                terminal.note(f"{folder / LAST} is intact; the same command with --resume continues from it")
+            raise
+
+
+def _train_stage(
+    recipe: Recipe, config: Path, data: str | Path | None, folder: Path, resume: bool, process: Process
+) -> Path:
+    teacher = _teacher(recipe, config, data, folder, resume, process)
+    splits = open_splits(recipe.validation, data or recipe.train, recipe.seed)
+    precision = _precision(recipe.precision, process.device)
+    _check_division(recipe, process)
+
+    torch.manual_seed(recipe.seed)
+    network = build(recipe.network)
+    if recipe.init:
+        load_checkpoint(recipe.init, network)
+    if recipe.batch_norm == "synced" and process.count > 1:
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    network.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    state = RunState(
+        network,
+        recipe.optimizer.build(network.parameters()),
+        torch.amp.GradScaler(process.device.type, enabled=precision == torch.float16),
+        facts=facts_of(recipe, len(splits.training)),
+    )
+    _begin(state, folder, resume, process)
+    if not state.finished:
+        if teacher:
+            teacher.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        objective = Objective(network, recipe.loss, entry(recipe.network).sees == "masks", teacher)
+        Run(recipe, config, folder, state, objective, splits, process, precision).to_the_end()
+    process.gather(None)  # nobody reads best.pth before it is there
+    return folder / BEST
+
+
+def _teacher(
+    recipe: Recipe, config: Path, data: str | Path | None, folder: Path, resume: bool, process: Process
+) -> ISNetGTEncoder | None:
+    """The first stage: the mask encoder of feature synchronisation, trained here unless the recipe names weights."""
+    if recipe.teacher is None:
+        return None
+    weights = Path(recipe.teacher)
+    if weights.suffix in (".yaml", ".yml"):
+        its_config = config.parent / weights
+        its_recipe = load_recipe(its_config)
+        if its_recipe.network != "isnet_gt_encoder":
+            raise UserError(f"{its_config} trains {its_recipe.network}; a teacher is an isnet_gt_encoder")
+        weights = _train_stage(its_recipe, its_config, data, folder / "teacher", resume, process)
+    network = build("isnet_gt_encoder")
+    load_checkpoint(weights, network)
+    assert isinstance(network, ISNetGTEncoder)
+    return network
+
+
+def _check_division(recipe: Recipe, process: Process) -> None:
+    parts = process.count * recipe.accumulate
+    if recipe.batch % parts:
+        raise UserError(
+            f"a batch of {recipe.batch} cannot be divided among {process.count} processes x {recipe.accumulate} passes "
+            f"each; choose a multiple: --set batch={-(-recipe.batch // parts) * parts}"
+        )
+    if recipe.batch_norm == "synced" and process.count > 1 and process.device.type == "cpu":
+        raise UserError("PyTorch synchronises batch norm between GPUs only; on CPUs: --set batch_norm=local")
+
+
+def _precision(wanted: str, device: torch.device) -> torch.dtype:
+    if wanted == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("training in fp16 needs a GPU; here: --set precision=auto")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
+
+
+def _begin(state: RunState, folder: Path, resume: bool, process: Process) -> None:
+    if (folder / LAST).exists():
+        if not resume:
+            raise UserError(f"{folder} already holds a run; continue it with --resume, or choose another --output")
+        load_state(state, folder)
+        if process.leads:
+            done = "is finished" if state.finished else f"continues after step {state.step}"
+            terminal.note(f"the run in {folder} {done}")
+    elif resume and process.leads:
+        terminal.note(f"nothing to resume in {folder}; starting at step 0")
+
+
+if __name__ == "__main__":
+    terminal.run(main)

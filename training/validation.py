@@ -1,0 +1,74 @@
+"""Scoring a network while it trains, with the metrics and the pre- and post-processing it will be deployed with."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+
+from calib_data import Dataset
+from runtime import metrics
+from runtime.contract import Contract
+from runtime.processing import postprocess, preprocess
+from training.models.network import SaliencyNetwork
+from training.processes import Process
+
+_PICTURES = 4  # of each validation, side by side: image, mask, prediction
+_PICTURE_HEIGHT = 192
+
+
+def validate(
+    network: SaliencyNetwork,
+    dataset: Dataset,
+    indices: Sequence[int],
+    contract: Contract,
+    process: Process,
+    sees_masks: bool = False,
+) -> tuple[dict[str, float], np.ndarray]:
+    """Score `network` on some samples, shared among the processes; each gets the result of all.
+
+    Returns:
+        The nine metrics by their keys in `runtime.metrics.LABELS`, and a picture (H, W, 3) uint8 RGB of the first
+        samples: image, mask and prediction in each row.
+
+    Raises:
+        UserError: a sample cannot be read, or the network's output is not finite.
+    """
+    network.eval()
+    mine: dict[int, metrics.Scores] = {}
+    rows = []
+    for number in range(process.rank, len(indices), process.count):
+        sample = dataset[indices[number]]
+        image, mask = sample.image(), sample.mask()
+        saliency = _predict(network, mask if sees_masks else image, contract, process.device, mask.shape)
+        mine[number] = metrics.score(saliency, mask)
+        if number < _PICTURES:
+            rows.append(_row(image, mask, saliency))
+    scored = {number: scores for part in process.gather(mine) for number, scores in part.items()}
+    summary = metrics.join([scored[number] for number in range(len(indices))]).summary()
+    return summary, _stack(rows)
+
+
+def _predict(
+    network: SaliencyNetwork, seen: np.ndarray, contract: Contract, device: torch.device, size: tuple[int, ...]
+) -> np.ndarray:
+    if seen.ndim == 2:  # a mask: in [0, 1], not normalised
+        resized = cv2.resize(seen, (contract.width, contract.height), interpolation=cv2.INTER_LINEAR)
+        tensor = resized.astype(np.float32)[None] / 255
+    else:
+        tensor = preprocess(seen, contract)
+    with torch.inference_mode():
+        probability = network.predict(torch.from_numpy(tensor)[None].to(device))
+    return postprocess(probability[0, 0].float().cpu().numpy(), contract, (size[0], size[1]))
+
+
+def _row(image: np.ndarray, *maps: np.ndarray) -> np.ndarray:
+    row = np.hstack([image, *(np.repeat(grey[..., None], 3, axis=2) for grey in maps)])
+    width = max(1, round(row.shape[1] * _PICTURE_HEIGHT / row.shape[0]))
+    return cv2.resize(row, (width, _PICTURE_HEIGHT), interpolation=cv2.INTER_AREA)
+
+
+def _stack(rows: Sequence[np.ndarray]) -> np.ndarray:
+    width = max((row.shape[1] for row in rows), default=1)
+    padded = [np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0))) for row in rows]
+    return np.vstack(padded) if padded else np.zeros((1, 1, 3), np.uint8)
