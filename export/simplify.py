@@ -1,0 +1,114 @@
+"""A traced graph -> the graph that is deployed: constants folded, sizes fixed where they are known, names to read."""
+
+import re
+
+import numpy as np
+import onnx
+import onnxsim
+from onnx import helper, numpy_helper
+
+from sodeploy.errors import UserError
+
+
+def simplify(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
+    """`model` with constants folded, batch norm merged into convolutions and what nothing reads dropped.
+
+    Raises:
+        UserError: the simplifier cannot read the graph; `source` is named.
+    """
+    model = _simplified(model, source)
+    if _fix_resize_sizes(model):
+        model = _simplified(model, source)  # drops what computed those sizes
+    _constants_to_initializers(model)
+    _name_nodes(model)
+    _name_initializers(model)
+    for node in model.graph.node:
+        node.ClearField("doc_string")
+    del model.graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)
+
+
+def strip_module_prefix(model: onnx.ModelProto, wrapper: str) -> None:
+    """Drop the name of the module that a network was wrapped in for tracing from all names."""
+    prefixes = re.compile(rf"^(/{wrapper}(?=/)|{wrapper}\.)")
+    for node in model.graph.node:
+        node.name = prefixes.sub("", node.name)
+        for names in (node.input, node.output):
+            names[:] = [prefixes.sub("", name) for name in names]
+    for named in (*model.graph.initializer, *model.graph.input, *model.graph.output):
+        named.name = prefixes.sub("", named.name)
+
+
+def _simplified(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
+    try:
+        simple, same = onnxsim.simplify(model)
+    except Exception as error:  # of several libraries, undocumented
+        raise UserError(f"{source} cannot be simplified ({' '.join(str(error).split())}); is it valid ONNX?") from None
+    if not same:
+        raise UserError(f"{source}: simplification changed what the graph computes; report this with the file")
+    return simple
+
+
+def _fix_resize_sizes(model: onnx.ModelProto) -> bool:
+    """Give every Resize its height and width as constants where shape inference knows them; True if any changed.
+
+    In a graph of dynamic batch the sizes (N, C, H, W) are computed from another tensor's shape, although only N is
+    unknown; from opset 18 on Resize can name the axes it means and leave N out. Engines then see no shape arithmetic.
+    """
+    if next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")) < 18:
+        return False
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    shapes = {info.name: info.type.tensor_type.shape.dim for info in (*inferred.value_info, *inferred.output)}
+    constants = {tensor.name for tensor in model.graph.initializer}
+    changed = False
+    for node in model.graph.node:
+        if node.op_type != "Resize" or len(node.input) < 4 or node.input[3] in constants:
+            continue
+        dims = shapes.get(node.output[0], ())
+        if len(dims) != 4 or not (dims[2].dim_value and dims[3].dim_value):
+            continue
+        name = f"{node.name or node.output[0]}_size"
+        size = np.array([dims[2].dim_value, dims[3].dim_value], np.int64)
+        model.graph.initializer.append(numpy_helper.from_array(size, name))
+        node.input[3] = name
+        node.attribute.append(helper.make_attribute("axes", [2, 3]))
+        changed = True
+    return changed
+
+
+def _constants_to_initializers(model: onnx.ModelProto) -> None:
+    for node in [node for node in model.graph.node if node.op_type == "Constant"]:
+        if node.attribute[0].name == "value":
+            tensor = node.attribute[0].t
+            tensor.name = node.output[0]
+            model.graph.initializer.append(tensor)
+            model.graph.node.remove(node)
+
+
+def _name_nodes(model: onnx.ModelProto) -> None:
+    """Plans and reports speak of nodes by name: every node gets one, and its own."""
+    taken: set[str] = set()
+    for node in model.graph.node:
+        base = name = node.name or f"{node.op_type}_{node.output[0]}"
+        number = 1
+        while name in taken:
+            name = f"{base}_{number}"
+            number += 1
+        taken.add(name)
+        node.name = name
+
+
+def _name_initializers(model: onnx.ModelProto) -> None:
+    """Weights that folding made anew have numbers for names; they are called after the node that reads them."""
+    roles = {"Conv": ("input", "weight", "bias"), "ConvTranspose": ("input", "weight", "bias"),
+             "Gemm": ("input", "weight", "bias"), "MatMul": ("input", "weight")}  # fmt: skip
+    unreadable = {tensor.name for tensor in model.graph.initializer if re.search(r"^[^a-zA-Z]*\d+$|::", tensor.name)}
+    new_names: dict[str, str] = {}
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            if name in unreadable:
+                role = roles.get(node.op_type, ())[index : index + 1]
+                new_names.setdefault(name, f"{node.name}.{role[0] if role else f'input_{index}'}")
+                node.input[index] = new_names[name]
+    for tensor in model.graph.initializer:
+        tensor.name = new_names.get(tensor.name, tensor.name)
