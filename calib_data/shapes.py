@@ -138,7 +138,7 @@ def _half(polygon: Polygon, x: float) -> Polygon:
 
 def _ring(rng: np.random.Generator) -> Shape:
     """A wheel: a rim with a hole, perhaps spokes."""
-    squeeze, rim = rng.uniform(0.55, 1.0), rng.uniform(0.1, 0.4)
+    squeeze, rim = rng.uniform(0.55, 1.0), rng.uniform(0.16, 0.45)
     hole = _ellipse(0, 0, 1 - rim, squeeze - rim * squeeze)
     spokes = int(rng.choice([0, 0, 3, 4, 6]))
     if not spokes:
@@ -167,7 +167,7 @@ def _plant(rng: np.random.Generator) -> Shape:
 def _furniture(rng: np.random.Generator) -> Shape:
     """A chair or table: boards on thin legs."""
     seat, width = rng.uniform(-0.1, 0.25), rng.uniform(0.5, 0.8)
-    leg, board = rng.uniform(0.03, 0.06), rng.uniform(0.06, 0.14)
+    leg, board = rng.uniform(0.04, 0.08), rng.uniform(0.1, 0.2)
     bars = [(-width, seat, width, seat + board)]
     bars += [(x, seat, x + 2 * leg, 0.95) for x in (-width, -0.5 * width, 0.45 * width, width - 2 * leg)]
     if rng.random() < 0.6:  # a back

@@ -2,7 +2,7 @@
 
 What is salient is what stands in focus: one to three objects of seven families (animals, vessels, furniture, plants,
 wheels, polygons, blobs) with thin parts and holes, textured, over a textured background of one or two regions.
-Out-of-focus objects, wires that cross the whole image, shadows, uneven light and noise distract, and in every third
+Out-of-focus objects, wires that cross the whole image, shadows, uneven light and noise distract, and in every fifth
 scene object and background share their colours. Neither a brightness threshold nor a guess at the centre finds them.
 
 Sample i of a split depends on nothing but the split, i and SIZE; splits share no scene.
@@ -93,8 +93,8 @@ class SyntheticSample:
     def _objects(self) -> list[np.ndarray]:
         """Each object's coverage, (H, W) float32 in [0, 1], back to front."""
         rng, size = self._random(0), self._size()
-        count = int(rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15]))
-        smallest, largest = (0.28, 0.5) if count == 1 else (0.16, 0.32)
+        count = int(rng.choice([1, 2, 3], p=[0.65, 0.25, 0.1]))
+        smallest, largest = (0.3, 0.55) if count == 1 else (0.18, 0.34)
         wander, quarters = (
             (0.16 if count == 1 else 0.08),
             rng.permutation(4)[:count],
@@ -118,10 +118,10 @@ def _draw_image(rng: np.random.Generator, objects: list[np.ndarray]) -> np.ndarr
     size = (objects[0].shape[0], objects[0].shape[1])
     ground = draw_colours(rng, spread=30)
     canvas = _draw_background(rng, size, ground)
-    camouflaged = rng.random() < 0.33
+    camouflaged = rng.random() < 0.2
     for coverage in objects:
         canvas = _dim(canvas, 1 - rng.uniform(0, 0.5) * _shadow(rng, coverage))
-        colours = draw_colours(rng, spread=rng.uniform(10, 60))
+        colours = draw_colours(rng, spread=rng.uniform(10, 40))
         if camouflaged:
             colours = np.clip(ground + rng.normal(0, 22, 3) + rng.normal(0, 10, (2, 3)), 0, 255)
         surface = draw_texture(rng, size, colours).astype(np.float32)
@@ -138,7 +138,7 @@ def _draw_background(rng: np.random.Generator, size: tuple[int, int], ground: np
     if rng.random() < 0.6:
         other = draw_texture(rng, size, draw_colours(rng, spread=30)).astype(np.float32)
         canvas = _lay(other, _region(rng, size), canvas)
-    for _ in range(int(rng.integers(0, 5))):
+    for _ in range(int(rng.integers(0, 4))):
         shape = _scatter(rng, size, (0.5, 0.5), 0.5, rng.uniform(0.1, 0.35))
         blurred = _soften(_coverage(shape, size), rng.uniform(0.02, 0.05))
         canvas = _lay(_flat(rng, size), blurred, canvas)
