@@ -1,0 +1,86 @@
+"""Our CUDA kernels on the CPU: the .cu files compiled by g++, behind the interface of `runtime.device.Device`.
+
+Proves arithmetic, indices and bounds, and that the host code passes what the kernels expect; says nothing about races,
+timing or a real GPU. Copies are bounds-checked here; what the kernels touch is checked where this runs under
+AddressSanitizer.
+"""
+
+import ctypes
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COMPILE = ["g++", "-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC"]
+WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+_HERE = Path(__file__).resolve().parent
+
+
+def compile_kernels(library: Path, *flags: str) -> Path:
+    """Build the kernels as the shared library `library`."""
+    sources = ["-include", _HERE / "cuda_on_cpu.h", "-I", _HERE.parents[1] / "runtime/kernels"]
+    command = [*COMPILE, *WARNINGS, *flags, *sources, "-x", "c++", _HERE / "kernels_on_cpu.cpp", "-o", library]
+    subprocess.run(list(map(str, command)), check=True)
+    return library
+
+
+class EmulatedMemory:
+    """Host memory standing in for device memory: uninitialised as there, 16-byte aligned, and no longer than asked."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._block = np.full(size + 15, 0xCB, np.uint8)
+        self.address = -(-self._block.ctypes.data // 16) * 16
+
+    def free(self) -> None:
+        self.address = 0
+
+
+class EmulatedDevice:
+    """Everything has happened when a call returns; streams are ignored."""
+
+    def __init__(self, library: Path) -> None:
+        self._kernels = ctypes.CDLL(str(library))
+        self._allocated: list[EmulatedMemory] = []
+
+    def allocate(self, size: int) -> EmulatedMemory:
+        memory = EmulatedMemory(size)
+        self._allocated.append(memory)
+        return memory
+
+    def pinned(self, size: int) -> np.ndarray:
+        return np.empty(size, np.uint8)
+
+    def upload(self, address: int, data: np.ndarray, stream: Any) -> None:
+        self._view(address, data.nbytes)[:] = data.view(np.uint8).reshape(-1)
+
+    def download(self, data: np.ndarray, address: int, stream: Any) -> None:
+        data.view(np.uint8).reshape(-1)[:] = self._view(address, data.nbytes)
+
+    def clear(self, address: int, size: int, stream: Any) -> None:
+        self._view(address, size)[:] = 0
+
+    def launch(
+        self,
+        kernel: str,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        arguments: tuple[np.generic, ...],
+        stream: Any,
+    ) -> None:
+        assert max(grid[1:]) <= 65535
+        assert np.prod(block) <= 1024
+        values = [np.array(value) for value in arguments]
+        pointers = (ctypes.c_void_p * len(values))(*[value.ctypes.data for value in values])
+        getattr(self._kernels, f"cpuk_{kernel}")((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), pointers)
+
+    def array(self, address: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        """Device memory as an array, to look at or to write."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        return self._view(address, size).view(dtype).reshape(shape)
+
+    def _view(self, address: int, size: int) -> np.ndarray:
+        inside = [m for m in self._allocated if m.address <= address and address + size <= m.address + m.size]
+        assert inside, f"{size} bytes at {address:#x} are outside of what is allocated"
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
