@@ -9,8 +9,7 @@ import contextlib
 import json
 import platform
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,8 +73,8 @@ def bench(
         sessions = [stack.enter_context(open_session(model, device, threads)) for model in models]
         costs = [_cost(path, session) for path, session in zip(models, sessions, strict=True)]
         calibrated_on = _calibrated_on(sessions, dataset)
-        pool = stack.enter_context(metrics.scoring_pool(workers))
-        scores, times = _measure(models, sessions, dataset, threads, pool)
+        mapped = stack.enter_context(metrics.parallel_map(workers))
+        scores, times = _measure(models, sessions, dataset, threads, mapped)
 
     rows = []
     for index, cost in enumerate(costs):
@@ -103,7 +102,11 @@ def bench(
 
 
 def _measure(
-    models: Sequence[str | Path], sessions: list[Session], dataset: Dataset, threads: int, pool: ProcessPoolExecutor
+    models: Sequence[str | Path],
+    sessions: list[Session],
+    dataset: Dataset,
+    threads: int,
+    mapped: Callable[..., Iterable[list[metrics.Scores]]],
 ) -> tuple[list[metrics.Scores], np.ndarray]:
     """The scores of each model, and (images, models, stages) ms."""
     times = np.empty((len(dataset), len(sessions), len(_STAGES)))
@@ -123,7 +126,7 @@ def _measure(
                 maps[model], times[index, model] = _run(sessions[model], image, f"{models[model]} on {sample.name}")
             waiting.append((sample, maps))
             if len(waiting) == _CHUNK or index + 1 == len(dataset):
-                scored += pool.map(_score, *zip(*waiting, strict=True))
+                scored += mapped(_score, *zip(*waiting, strict=True))
                 waiting.clear()
     finally:
         cv2.setNumThreads(before)

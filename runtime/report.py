@@ -1,6 +1,7 @@
-"""The tables of a bench, for a terminal and as Markdown, from the same record that its JSON holds."""
+"""The tables of a bench or an evaluation, for a terminal and as Markdown, from the record that the JSON holds."""
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from rich.table import Table as RichTable
 from runtime.metrics import LABELS
 from sodeploy import terminal
 
-Record = dict[str, Any]  # what bench.py documents
+Record = dict[str, Any]  # what bench.py and evaluate.py document
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,15 @@ def bench_tables(record: Record) -> list[Table]:
     names = dict(zip((row["model"] for row in rows), labels([row["model"] for row in rows]), strict=True))
     deltas = [_deltas(record, names)] if len(rows) > 1 else []
     return [_accuracy(record, names), *deltas, _cost(record, names)]
+
+
+def evaluation_table(record: Record) -> Table:
+    """The nine metrics of each method on each data set, from the record that evaluate.py writes."""
+    rows = [
+        [row["dataset"], row["method"], str(row["images"]), *(decimal(row["metrics"][key]) for key in LABELS)]
+        for row in record["rows"]
+    ]
+    return Table("Accuracy", ["data set", "method", "images", *LABELS.values()], rows, text_columns=2)
 
 
 def to_markdown(table: Table) -> str:
@@ -102,10 +112,10 @@ def decimal(value: float, signed: bool = False) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 0.99995 else text
 
 
-def labels(models: Sequence[str]) -> list[str]:
-    """What tables call each model file: its name without folder and suffix, as far as that tells them apart."""
-    short = [model.rsplit("/", 1)[-1].rsplit(".", 1)[0] for model in models]
-    return [model if short.count(name) > 1 else name for name, model in zip(short, models, strict=True)]
+def labels(paths: Sequence[str]) -> list[str]:
+    """What tables call each model or folder: its name without a model's suffix, as far as that tells them apart."""
+    short = [re.sub(r"\.(onnx|engine|plan)$", "", path.rsplit("/", 1)[-1]) for path in paths]
+    return [path if short.count(name) > 1 else name for name, path in zip(short, paths, strict=True)]
 
 
 def _accuracy(record: Record, names: dict[str, str]) -> Table:

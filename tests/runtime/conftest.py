@@ -4,11 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-onnx = pytest.importorskip("onnx")
-
-from runtime.contract import Contract, embed  # noqa: E402
+from runtime.contract import Contract, embed
 
 SaveModel = Callable[..., Path]
 

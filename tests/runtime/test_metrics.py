@@ -1,12 +1,14 @@
 """Scores equal PySODMetrics' published values; the bootstrap equals one written out plainly."""
 
 import json
+import os
 
 import cv2
 import numpy as np
 import pytest
 
 from runtime import metrics
+from sodeploy.errors import UserError
 
 sod = pytest.importorskip("py_sod_metrics")
 
@@ -139,8 +141,14 @@ def test_unpaired_scores_are_refused():
         metrics.bootstrap_deltas(scores(range(3)), scores(range(2)))
 
 
-def test_a_pool_scores_as_this_process_does():
+@pytest.mark.parametrize("workers", [1, 2])
+def test_other_processes_score_as_this_one_does(workers):
     pairs = [pair(seed) for seed in range(4)]
-    with metrics.scoring_pool(workers=2) as pool:
-        pooled = metrics.join(list(pool.map(metrics.score, *zip(*pairs, strict=True))))
-    assert pooled.summary() == scores(range(4)).summary()
+    with metrics.parallel_map(workers) as mapped:
+        parts = list(mapped(metrics.score, *zip(*pairs, strict=True)))
+    assert metrics.join(parts).summary() == scores(range(4)).summary()
+
+
+def test_a_killed_process_is_an_error_with_a_remedy():
+    with pytest.raises(UserError, match="scoring process was killed"), metrics.parallel_map(2) as mapped:
+        list(mapped(os._exit, [1]))

@@ -1,0 +1,207 @@
+"""Score folders of saliency maps, made by anyone, against the masks of one or several data sets.
+
+    python runtime/evaluate.py --pred maps/U2Net --pred maps/ISNet --gt ECSSD --gt DUTS-TE [--curves curves.png]
+
+A map has the name of its mask, in `maps/U2Net/` or, where there are several data sets, in `maps/U2Net/ECSSD/`.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import cv2
+import numpy as np
+import typer
+
+from calib_data import open_dataset
+from calib_data.dataset import FileSample
+from calib_data.images import SUFFIXES, read_mask
+from calib_data.layouts import find_layout
+from runtime import metrics
+from runtime.curves import draw_curves, require_drawable
+from runtime.report import evaluation_table, labels, show, to_markdown
+from sodeploy import artifacts, terminal
+from sodeploy.errors import UserError
+
+
+class Truth(Protocol):
+    """A mask under the name that its saliency maps have too."""
+
+    @property
+    def name(self) -> str: ...
+
+    def mask(self) -> np.ndarray:
+        """(H, W) uint8."""
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """A mask whose image nobody needs."""
+
+    name: str
+    path: Path
+
+    def mask(self) -> np.ndarray:
+        """(H, W) uint8."""
+        return read_mask(self.path)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One method on one data set."""
+
+    method: str
+    dataset: str
+    scores: metrics.Scores
+    resized: int  # maps that did not have their mask's size
+
+
+def evaluate(
+    predictions: Sequence[str | Path], truths: Sequence[str | Path], workers: int | None = None
+) -> list[Evaluation]:
+    """Score every method on every data set, in parallel processes.
+
+    Maps are read as 8-bit grey; one that is not as large as its mask is first resized to it, bilinearly.
+
+    Args:
+        predictions: a folder of maps per method.
+        truths: data sets as `calib_data.open_dataset` takes them, or folders of nothing but masks.
+        workers: processes; one per core by default.
+
+    Returns:
+        Data set by data set, the methods in the given order.
+
+    Raises:
+        UserError: a folder, a map or a mask is missing or broken; nothing is scored in part.
+    """
+    datasets = [_open_truths(source) for source in truths]
+    names = labels([name for name, _ in datasets])
+    methods = labels([Path(folder).resolve().as_posix() for folder in predictions])
+    jobs = [
+        (method, name, [(truth, path) for truth, path in zip(masks, _maps(folder, name, masks), strict=True)])
+        for name, (_, masks) in zip(names, datasets, strict=True)
+        for method, folder in zip(methods, map(Path, predictions), strict=True)
+    ]
+    pairs = [pair for _, _, pairs in jobs for pair in pairs]
+    with metrics.parallel_map(workers) as mapped:
+        scored = list(terminal.progress(mapped(_score, *zip(*pairs, strict=True)), "scoring", total=len(pairs)))
+    evaluations = []
+    for method, name, these in jobs:
+        part, scored = scored[: len(these)], scored[len(these) :]
+        scores = metrics.join([score for score, _ in part])
+        evaluations.append(Evaluation(method, name, scores, sum(resized for _, resized in part)))
+    return evaluations
+
+
+def to_record(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """`rows` of `method, dataset, images, resized, metrics{...}` and `versions`, as the JSON has it."""
+    rows = [
+        {
+            "method": one.method,
+            "dataset": one.dataset,
+            "images": len(one.scores),
+            "resized": one.resized,
+            "metrics": one.scores.summary(),
+        }
+        for one in evaluations
+    ]
+    return {"rows": rows, "versions": artifacts.versions()}
+
+
+def to_csv(record: dict[str, Any]) -> str:
+    """The rows as comma-separated values at full precision, under a header."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["dataset", "method", "images", "resized", *metrics.LABELS])
+    for row in record["rows"]:
+        values = [row["metrics"][key] for key in metrics.LABELS]
+        table.writerow([row["dataset"], row["method"], row["images"], row["resized"], *values])
+    return text.getvalue()
+
+
+def _open_truths(source: str | Path) -> tuple[str, list[Truth]]:
+    """A data set's name and its masks."""
+    root = Path(source)
+    if root.is_dir() and not (layout := find_layout(root)).masks and layout.images:
+        photograph = next((path for path in layout.images.values() if path.suffix.lower() in (".jpg", ".jpeg")), None)
+        if photograph:
+            raise UserError(f"{root} has no masks, and {photograph.name} does not look like one; give the data set")
+        return root.resolve().name, [MaskFile(stem, path) for stem, path in layout.images.items()]
+    dataset = open_dataset(source)
+    masks: list[Truth] = [
+        MaskFile(sample.name, sample.mask_path) if isinstance(sample, FileSample) and sample.mask_path else sample
+        for sample in dataset
+    ]
+    return dataset.name, masks
+
+
+def _maps(folder: Path, dataset: str, masks: Sequence[Truth]) -> list[Path]:
+    """The map of each mask."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; give one with a saliency map for every mask")
+    place = folder / dataset if (folder / dataset).is_dir() else folder
+    files: dict[str, Path] = {}
+    for path in sorted(place.rglob("*")):
+        if path.suffix.lower() in SUFFIXES:
+            other = files.setdefault(path.relative_to(place).with_suffix("").as_posix(), path)
+            if other != path:
+                raise UserError(f"{other} and {path.name} are maps of the same name; remove one")
+    missing = [mask.name for mask in masks if mask.name not in files]
+    if missing:
+        raise UserError(
+            f"{place} lacks {len(missing)} of {len(masks)} maps of {dataset}, the first {missing[0]}; "
+            "make them, or give the list of the images that count as --gt LIST.txt"
+        )
+    return [files[mask.name] for mask in masks]
+
+
+def _score(truth: Truth, path: Path) -> tuple[metrics.Scores, bool]:
+    mask, saliency = truth.mask(), read_mask(path)
+    resized = saliency.shape != mask.shape
+    if resized:
+        saliency = cv2.resize(saliency, mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    return metrics.score(saliency, mask), resized
+
+
+def main(
+    pred: Annotated[list[Path], typer.Option(help="Folder of maps; once per method.", show_default=False)],
+    gt: Annotated[list[str], typer.Option(help="Data set, or folder of masks; once each.", show_default=False)],
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the record here; - for stdout.")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the rows here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table here.")] = None,
+    curves: Annotated[Path | None, typer.Option(help="Draw PR and F curves: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Score saliency maps in all nine metrics."""
+    if curves is not None:
+        require_drawable(curves)
+    evaluations = evaluate(pred, gt, workers)
+    for one in evaluations:
+        if one.resized:
+            count = f"{one.resized} of {len(one.scores)} maps"
+            terminal.warn(
+                f"{one.method}: {count} of {one.dataset} did not have their mask's size and were resized to it"
+            )
+    record = to_record(evaluations)
+    text = json.dumps(record, indent=2) + "\n"
+    table = evaluation_table(record)
+    if json_file is not None and str(json_file) != "-":
+        artifacts.write_text(json_file, text)
+    if csv_file is not None:
+        artifacts.write_text(csv_file, to_csv(record))
+    if markdown is not None:
+        artifacts.write_text(markdown, to_markdown(table))
+    if curves is not None:
+        draw_curves([(one.dataset, one.method, one.scores) for one in evaluations], curves)
+    if str(json_file) == "-":
+        typer.echo(text, nl=False)
+    else:
+        show([table])
+
+
+if __name__ == "__main__":
+    terminal.run(main)
