@@ -3,7 +3,12 @@
     python quant/build_engine.py out/u2netp.onnx --int8 --calib DATA --output-dir out/
     python quant/build_engine.py out/u2netp.onnx --fp16 --output-dir out/
 
-writes out/u2netp.fp16.onnx and, with --int8,
+writes
+
+    out/u2netp.fp16.onnx        for TensorRT, TensorRT-RTX and onnxruntime on a GPU
+    out/u2netp.fp16.sim.onnx    what these compute, as roundings in fp32: the accuracy of fp16 without a GPU
+
+and, with --int8,
 
     out/u2netp.statistics.npz   what calibration saw; another --method reads it instead of running the network again
     out/u2netp.plan.json        every decision, to read, diff and edit (--plan takes an edited one)
@@ -24,7 +29,7 @@ import typer
 from calib_data import Dataset, open_dataset
 from quant import engine
 from quant.calibrate import Statistics, calibrate, load_statistics
-from quant.emit import emit_half, emit_simulation, emit_tensorrt
+from quant.emit import emit_half, emit_half_simulation, emit_simulation, emit_tensorrt
 from quant.emit_cpu import emit_cpu
 from quant.engine_profile import Profile, parse_profile
 from quant.graph import Network, load_network
@@ -64,7 +69,7 @@ def build(
     base = Path(output_dir) / Path(model).stem
     plan, made = _plan(network, base, calibration, method, plan_file)
     inputs = {"model": network.path, **({"plan": made[-1]} if plan else {})}
-    graphs = {".fp16": emit_half(network, plan)}
+    graphs = {".fp16": emit_half(network, plan), ".fp16.sim": emit_half_simulation(network, plan)}
     if plan is not None:
         graphs[".int8.trt"] = emit_tensorrt(network, plan)
         graphs[".int8.cpu"] = emit_cpu(network, plan)

@@ -105,9 +105,7 @@ def load_statistics(path: str | Path) -> Statistics:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; calibrate first") from None
     except Exception as error:  # zipfile, json and numpy each have their own
-        raise UserError(
-            f"{path} is not a file of calibration statistics ({error}); delete it and calibrate again"
-        ) from None
+        raise UserError(f"{path} holds no calibration statistics ({error}); delete it and calibrate again") from None
     return statistics
 
 

@@ -12,7 +12,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from quant.graph import Network, channel_axis
-from quant.half import to_half
+from quant.half import round_to_half, to_half
 from quant.plan import Layer, Plan, Precision
 from quant.planning import dequantize_weight, fp16_scale, quantize_weight
 from runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY
@@ -34,6 +34,11 @@ def emit_half(network: Network, plan: Plan | None = None) -> onnx.ModelProto:
     return label(to_half(network.model, keep=plan.nodes("fp32") if plan else ()), "fp16")
 
 
+def emit_half_simulation(network: Network, plan: Plan | None = None) -> onnx.ModelProto:
+    """What the fp16 graph computes on a GPU, as roundings in fp32, for onnxruntime on a CPU."""
+    return label(round_to_half(network, keep=plan.nodes("fp32") if plan else ()), "fp16", "simulation")
+
+
 def label(
     model: onnx.ModelProto, precision: Precision, dialect: str | None = None, plan: Plan | None = None
 ) -> onnx.ModelProto:
@@ -43,7 +48,7 @@ def label(
         facts[DIALECT_KEY] = dialect
     if plan is not None and plan.calibration is not None:
         images = plan.calibration.images
-        facts[CALIBRATION_KEY] = json.dumps({"method": plan.calibration.method, "images": sorted(images)})
+        facts[CALIBRATION_KEY] = json.dumps({"method": plan.calibration.method, "digests_sha256": sorted(images)})
     for key, value in facts.items():
         model.metadata_props.add(key=key, value=value)
     return model

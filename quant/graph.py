@@ -139,6 +139,7 @@ def load_network(path: str | Path) -> Network:
         raise UserError(f"{path} holds fp16 weights; give the float32 model, or raise it with export/adopt.py")
     if next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")) < OPSET:
         model = onnx.version_converter.convert_version(model, OPSET)
+        model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for(model.opset_import))
     model = onnx.shape_inference.infer_shapes(model)
     names: set[str] = set()
     for index, node in enumerate(model.graph.node):  # the plan speaks of nodes by name

@@ -6,6 +6,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from quant.graph import Network
+
 LARGEST = 65504.0  # fp16's largest finite number
 
 # Inputs that an operator wants in float32 whatever the type of its data.
@@ -100,3 +102,36 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
     return helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=to)
+
+
+def round_to_half(network: Network, keep: Collection[str] = ()) -> onnx.ModelProto:
+    """The network in fp32 with every constant and every result rounded to fp16: what `to_half` computes on a GPU.
+
+    onnxruntime's CPU provider has no fp16 kernels. It runs an fp16 graph in fp32 and leaves the roundings between
+    operators out, so that an overflow never shows; explicit casts it keeps. Sums inside an operator are fp32 here, as
+    on tensor cores, and nothing is rounded between an operator and the ReLU that engines fuse with it.
+
+    Args:
+        keep: names of nodes that go on computing in fp32.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(network.model)
+    graph = model.graph
+    fused = {node.output[0] for node in network.nodes if network.scope(node) != node.output[0]}
+    read_in_half = {name for node in network.nodes if node.name not in keep for name in node.input}
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and tensor.name in read_in_half:
+            with np.errstate(over="ignore"):
+                half = numpy_helper.to_array(tensor).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(np.clip(half, -LARGEST, LARGEST).astype(np.float32), tensor.name))
+    nodes = list(graph.node)
+    del graph.node[:]
+    for node in nodes:
+        graph.node.append(node)
+        for index, name in enumerate(node.output):
+            if node.name in keep or name in fused or name not in network.float_tensors:
+                continue
+            exact, half = f"{name}/exact", f"{name}/fp16"
+            graph.node[-1].output[index] = exact
+            graph.node.extend([_cast(exact, half, TensorProto.FLOAT16), _cast(half, name, TensorProto.FLOAT)])
+    return model

@@ -93,15 +93,16 @@ def _decide(
             reason = float_layers.get(node.name) or _reason_for_float(network, node)
             layers[node.name] = _in_float(node, reason) if reason else _weighted(network, node, statistics)
         elif _is_residual(network, node):
-            layers[node.name] = _in_float(node, float_layers.get(node.name, "its sum is only read in float"))
-    # An addition pays in int8 where its sum is read in int8, by a layer or by another such addition further on.
-    read = {groups[n.input[0]] for n in network.nodes if n.name in layers and layers[n.name].precision == "int8"}
-    for node in reversed(network.model.graph.node):
-        if node.name not in layers or node.op_type != "Add" or node.name in float_layers:
-            continue
-        if groups[network.scope(node)] in read:
-            layers[node.name] = Layer(op="Add", precision="int8", reason="its sum is read in int8")
-            read |= {groups[name] for name in node.input}
+            layers[node.name] = _in_float(node, float_layers.get(node.name, "not between int8 layers"))
+    # An addition follows its neighbours: int8 where its sum is read in int8, or where both terms are int8 already.
+    int8 = [node for node in network.nodes if node.name in layers and layers[node.name].precision == "int8"]
+    stored = {groups[tensor] for node in int8 for tensor in _stored(network, node)}
+    for node in network.nodes:
+        if node.name in layers and node.op_type == "Add" and node.name not in float_layers:
+            terms = [groups[name] in stored for name in node.input]
+            if all(terms) or groups[network.scope(node)] in stored:
+                layers[node.name] = Layer(op="Add", precision="int8", reason="between int8 layers")
+                stored |= {groups[name] for name in _stored(network, node)}
     return layers
 
 

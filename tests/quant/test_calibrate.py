@@ -1,0 +1,93 @@
+"""Calibration: constant, mergeable, resumable, and loud about values that are not numbers."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from quant.calibrate import Observer, Statistics, calibrate, load_statistics, observed_tensors
+from quant.graph import Network, load_network
+from sodeploy.errors import UserError
+
+
+def assert_equal(a: Statistics, b: Statistics) -> None:
+    assert a.network == b.network
+    assert a.images == b.images
+    assert a.histograms.keys() == b.histograms.keys()
+    for tensor, histogram in a.histograms.items():
+        other = b.histograms[tensor]
+        assert np.array_equal(histogram.counts, other.counts), tensor
+        assert (histogram.maximum, histogram.signed) == (other.maximum, other.signed)
+    assert a.channel_sums.keys() == b.channel_sums.keys()
+    for tensor, sums in a.channel_sums.items():
+        assert np.array_equal(sums, b.channel_sums[tensor]), tensor
+
+
+def test_order_does_not_matter(unet: Network, pictures: list, statistics: Statistics) -> None:
+    assert_equal(statistics, calibrate(unet, pictures[::-1], threads=1))
+
+
+def test_shards_merge_into_the_whole(unet: Network, pictures: list, statistics: Statistics) -> None:
+    first, second = calibrate(unet, pictures[:2], threads=1), calibrate(unet, pictures[2:], threads=1)
+    first.merge(second)
+    assert_equal(statistics, first)
+
+
+def test_a_saved_part_is_completed(unet: Network, pictures: list, statistics: Statistics, tmp_path: Path) -> None:
+    calibrate(unet, pictures[:3], threads=1).save(tmp_path / "part.npz")
+    resumed = calibrate(unet, pictures, load_statistics(tmp_path / "part.npz"), threads=1)
+    assert_equal(statistics, resumed)
+
+
+def test_the_same_image_counts_once(unet: Network, pictures: list, statistics: Statistics) -> None:
+    renamed = [replace(picture, name="copy") for picture in pictures]
+    assert_equal(statistics, calibrate(unet, [*pictures, *renamed], threads=1))
+
+
+def test_merging_refuses_the_same_image_twice(statistics: Statistics) -> None:
+    copy = Statistics(statistics.network, images=dict(statistics.images))
+    with pytest.raises(UserError, match=r"same 6 image.*picture"):
+        copy.merge(statistics)
+
+
+def test_merging_refuses_another_network(statistics: Statistics) -> None:
+    with pytest.raises(UserError, match="two different networks"):
+        Statistics("another").merge(statistics)
+
+
+def test_only_tensors_with_values_of_their_own_are_observed(unet: Network) -> None:
+    assert observed_tensors(unet) == ["image", "a", "b", "c", "total", "d", "head", "saliency"]
+
+
+def test_channel_means_are_those_of_the_network(unet: Network, pictures: list, statistics: Statistics) -> None:
+    observer = Observer(unet, threads=1)
+    values = [observer.run(picture)[0]["a"].mean(axis=(0, 2, 3)) for picture in pictures]
+    pooled = statistics.channel_means("pooled")
+    assert statistics.channel_means("joined")[16:] == pytest.approx(np.mean(values, axis=0), abs=1e-5)
+    assert pooled.shape == (16,)
+    assert np.all(pooled >= np.mean(values, axis=0) - 1e-5)  # a maximum is no less than a mean
+
+
+def test_a_value_that_is_not_finite_names_image_and_tensor(unet_file: Path, pictures: list, tmp_path: Path) -> None:
+    model = onnx.load(unet_file)
+    weight = next(tensor for tensor in model.graph.initializer if tensor.name == "b.weight")
+    weight.CopyFrom(numpy_helper.from_array(np.full((16, 4, 3, 3), 3e38, np.float32), "b.weight"))
+    onnx.save(model, tmp_path / "broken.onnx")
+    with pytest.raises(UserError, match=r"picture 0, tensor b: \d+ of 4096 values are NaN or infinite"):
+        calibrate(load_network(tmp_path / "broken.onnx"), pictures)
+
+
+def test_no_images(unet: Network) -> None:
+    with pytest.raises(UserError, match="holds no image"):
+        calibrate(unet, [])
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip file", b"PK\x03\x04 cut off"])
+def test_a_broken_file_of_statistics(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.npz"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.npz holds no calibration statistics"):
+        load_statistics(path)

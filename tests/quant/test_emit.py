@@ -1,0 +1,175 @@
+"""The emitted graphs: what the engines' rules ask for, and that they compute what the plan says."""
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, numpy_helper
+
+from quant.calibrate import Statistics
+from quant.emit import emit_half, emit_simulation, emit_tensorrt
+from quant.emit_cpu import emit_cpu
+from quant.graph import Network
+from quant.half import round_to_half, to_half
+from quant.plan import Plan
+from quant.planning import fp16_scale, make_plan
+from runtime.contract import CALIBRATION_KEY, DIALECT_KEY, METADATA_KEY, PRECISION_KEY
+from runtime.processing import preprocess
+
+Run = Callable[[onnx.ModelProto, np.ndarray], np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def image(unet: Network, pictures: list) -> np.ndarray:
+    return preprocess(pictures[0].image(), unet.contract)[None]
+
+
+def initializers(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+@pytest.mark.parametrize("emit", [emit_tensorrt, emit_simulation, emit_cpu])
+def test_every_graph_is_valid_and_says_what_it_is(unet: Network, plan: Plan, emit: Callable) -> None:
+    model = emit(unet, plan)
+    onnx.checker.check_model(model, full_check=True)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata[METADATA_KEY] == unet.contract.to_json()
+    assert metadata[PRECISION_KEY] == "int8"
+    assert metadata[DIALECT_KEY] in ("tensorrt", "simulation", "cpu")
+    assert len(json.loads(metadata[CALIBRATION_KEY])["digests_sha256"]) == 6
+
+
+def test_tensorrt_graph_keeps_nvidias_rules(unet: Network, plan: Plan) -> None:
+    model = emit_tensorrt(unet, plan)
+    constants = initializers(model)
+    quantizing = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    for node in quantizing:
+        scale, zero_point = constants[node.input[1]], constants[node.input[2]]
+        assert scale.dtype == np.float16  # the body's type
+        assert np.all(scale > 0)
+        assert zero_point.dtype == np.int8
+        assert not zero_point.any()
+        assert scale.ndim == 0 or node.input[0] in constants  # per channel for weights only
+    quantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    convs = {node.name: node for node in model.graph.node if node.op_type == "Conv"}
+    for name, node in convs.items():
+        assert {node.input[0] in quantized, node.input[1] in quantized} == {name != "head/Conv"}
+        assert constants[node.input[2]].dtype == np.float16  # biases are float
+    (add,) = [node for node in model.graph.node if node.op_type == "Add"]
+    assert [name in quantized for name in add.input] == [False, True]  # the residual input alone
+
+
+def test_tensors_are_quantized_once(unet: Network, plan: Plan) -> None:
+    for emit in (emit_tensorrt, emit_cpu):
+        model = emit(unet, plan)
+        sources = Counter(node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear")
+        assert set(sources.values()) == {1}
+
+
+def test_simulation_computes_the_tensorrt_graphs_numbers(unet: Network, plan: Plan) -> None:
+    simulated, real = initializers(emit_simulation(unet, plan)), initializers(emit_tensorrt(unet, plan))
+    steps, scales = real["a_pre/Conv/weight/quantized"], real["a_pre/Conv/weight/scale/fp16"]
+    expected = steps.astype(np.float32) * scales.astype(np.float32).reshape(-1, 1, 1, 1)
+    assert np.array_equal(simulated["a_pre/Conv/weight"], expected)
+    scale = fp16_scale(plan.range_of()["b"].amax / 127)
+    assert simulated["b/scale"] == real["b/scale/fp16"] == scale
+
+
+def test_all_graphs_agree_with_fp32(unet: Network, plan: Plan, image: np.ndarray, run: Run) -> None:
+    reference = run(unet.model, image)
+    spread = reference.std()
+    for emit, bound in ((emit_half, 0.01), (emit_simulation, 0.12), (emit_cpu, 0.12)):
+        error = np.abs(run(emit(unet, plan), image) - reference).mean()
+        assert error < bound * spread, emit.__name__
+
+
+def test_the_simulation_is_the_plan_in_plain_numpy(unet: Network, plan: Plan, image: np.ndarray, run: Run) -> None:
+    """One layer, by hand: quantize the image, round the weight, convolve, add the corrected bias."""
+    import cv2
+
+    model = emit_simulation(unet, plan)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("a", TensorProto.FLOAT, None))
+    del model.graph.output[0]
+    scale = fp16_scale(plan.range_of()["image"].amax / 127)
+    x = np.clip(np.rint(image[0] / scale), -128, 127) * scale
+    layer = plan.layers["a_pre/Conv"]
+    steps = unet.constants["a.weight"] / np.reshape(layer.weight_scales, (-1, 1, 1, 1))
+    weight = np.clip(np.rint(steps), -127, 127) * np.reshape(layer.weight_scales, (-1, 1, 1, 1))
+    bias = unet.constants["a.bias"] + layer.bias_correction
+    padded = [np.pad(plane.astype(float), 1) for plane in x]
+    result = [
+        sum(cv2.filter2D(p, cv2.CV_64F, k) for p, k in zip(padded, kernel, strict=True))[1:-1, 1:-1] + b
+        for kernel, b in zip(weight, bias, strict=True)
+    ]
+    assert run(model, image)[0] == pytest.approx(np.maximum(result, 0), abs=1e-4)
+
+
+def test_cpu_graph_runs_on_integer_kernels_throughout(unet: Network, plan: Plan, tmp_path: Path) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(emit_cpu(unet, plan).SerializeToString(), options, ["CPUExecutionProvider"])
+    operators = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert operators["QLinearConv"] == 4
+    assert operators["Conv"] == 1  # the head
+    assert (operators["QLinearAdd"], operators["QLinearConcat"], operators["Relu"]) == (1, 1, 0)
+
+
+def test_dead_channels(unet: Network, statistics: Statistics, image: np.ndarray, run: Run) -> None:
+    """A channel with a zero or denormal weight and a bias far beyond what its scale could express."""
+    model = onnx.ModelProto()
+    model.CopyFrom(unet.model)
+    weight, bias = unet.constants["b.weight"].copy(), unet.constants["b.bias"].copy()
+    weight[0], weight[1] = 0.0, 1e-41
+    bias[:2] = 700.0, 3.0
+    for tensor in model.graph.initializer:
+        if tensor.name in ("b.weight", "b.bias"):
+            tensor.CopyFrom(numpy_helper.from_array(weight if tensor.name == "b.weight" else bias, tensor.name))
+    network = Network(model, unet.contract, unet.digest, unet.path)
+    # Only the network changes, so that a range of b stays that would clip; the check is of layer b itself.
+    plan = make_plan(network, statistics)
+    scales = np.array(plan.layers["b_pre/Conv"].weight_scales)
+    assert np.all(scales > 0)
+    cpu = initializers(emit_cpu(network, plan))
+    restored = cpu["b_pre/Conv/bias/quantized"] * cpu["b_pre/Conv/bias/scale"]
+    assert restored[:2] == pytest.approx([700.0, 3.0], rel=1e-3)
+    assert np.isfinite(run(emit_tensorrt(network, plan), image)).all()
+
+
+class TestHalf:
+    def test_everything_is_fp16_but_what_goes_in_and_out(self, unet: Network) -> None:
+        model = onnx.shape_inference.infer_shapes(emit_half(unet))
+        types = {info.name: info.type.tensor_type.elem_type for info in (*model.graph.input, *model.graph.output)}
+        assert set(types.values()) == {TensorProto.FLOAT}
+        assert {info.type.tensor_type.elem_type for info in model.graph.value_info} == {TensorProto.FLOAT16}
+        assert {tensor.data_type for tensor in model.graph.initializer} == {TensorProto.FLOAT16, TensorProto.INT64}
+
+    def test_kept_nodes_compute_in_fp32(self, unet: Network) -> None:
+        model = onnx.shape_inference.infer_shapes(to_half(unet.model, keep={"c_pre/Conv"}))
+        types = {info.name: info.type.tensor_type.elem_type for info in model.graph.value_info}
+        assert types["c_pre"] == TensorProto.FLOAT
+        assert types["b_pre"] == types["c"] == TensorProto.FLOAT16
+        assert initializers(model)["c.weight"].dtype == np.float32
+
+    def test_the_simulation_shows_an_overflow_and_how_to_avoid_it(
+        self, unet: Network, image: np.ndarray, run: Run
+    ) -> None:
+        """Layer c reaches 1e6, and d scales it back; onnxruntime runs the fp16 graph itself in fp32."""
+        model = onnx.ModelProto()
+        model.CopyFrom(unet.model)
+        for tensor in model.graph.initializer:
+            factor = {"c.weight": 1e6, "c.bias": 1e6, "d.weight": 1e-3, "head.weight": 1e-3}.get(tensor.name, 1)
+            values = numpy_helper.to_array(tensor)
+            if factor != 1:
+                tensor.CopyFrom(numpy_helper.from_array(values * np.float32(factor), tensor.name))
+        network = Network(model, unet.contract, unet.digest, unet.path)
+        reference = run(model, image)
+        assert not np.isfinite(run(round_to_half(network), image)).all()
+        large = {"c_pre/Conv", "c/Relu", "total/Add", "up/Resize", "joined/Concat"}
+        assert run(round_to_half(network, keep=large), image) == pytest.approx(reference, abs=0.01)
