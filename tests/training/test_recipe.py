@@ -1,0 +1,103 @@
+"""Recipes: the shipped ones are valid, and a faulty one is refused by the name of its fault."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sodeploy.errors import UserError
+from training.models import NETWORKS, build
+from training.optimizers import Constant, OneCycle, Polynomial, Steps
+from training.recipe import load_recipe
+
+CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.network in NETWORKS
+    assert recipe.contract().height == recipe.contract().width == recipe.size
+    if recipe.teacher:
+        assert (path.parent / recipe.teacher).is_file()
+
+
+def test_u2netp_is_the_published_recipe() -> None:
+    recipe = load_recipe(CONFIGS / "u2netp.yaml")
+    optimizer = recipe.optimizer.build(build("u2net_tiny").parameters())
+    assert type(optimizer) is torch.optim.Adam
+    assert (optimizer.defaults["lr"], optimizer.defaults["weight_decay"], recipe.batch) == (1e-3, 0, 12)
+    assert recipe.loss == {"bce": 1}
+    assert recipe.contract().divide_by == "max"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "r.yaml"
+    path.write_text(text)
+    return path
+
+
+def broken(folder: Path, *removed: str, **replaced: object) -> Path:
+    content = yaml.safe_load((CONFIGS / "u2netp.yaml").read_text()) | replaced
+    return write(folder, yaml.safe_dump({key: value for key, value in content.items() if key not in removed}))
+
+
+@pytest.mark.parametrize(
+    ("replaced", "message"),
+    [
+        ({"learning_rate": 1}, r"r.yaml: no recipe has a key learning_rate; remove it or correct its name"),
+        ({"optimizer": {"name": "adam", "lr": 1, "momentum": 0}}, r"no recipe has a key optimizer.adam.momentum"),
+        ({"optimizer": {"name": "lamb", "lr": 1}}, r"optimizer: .*'lamb'"),
+        ({"network": "u3net"}, r"no network is called u3net; known: .*u2netp"),
+        ({"loss": {"ssim": 1}}, r"no loss is called ssim; known: bce"),
+        ({"loss": {"feature_sync": 1}}, r"the loss feature_sync needs a teacher"),
+        ({"epochs": 2}, r"give either steps or epochs"),
+        ({"validation": {"every": 5}}, r"validation: give either data or hold_out"),
+        ({"batch": 0}, r"batch: .*greater than or equal to 1"),
+        ({"accumulate": 5}, r"a batch of 12 cannot be divided into 5 passes"),
+        ({"augment": [{"name": "resize", "sizes": 3}]}, r"augment.0.resize"),
+    ],
+)
+def test_faults_are_named(tmp_path: Path, replaced: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_recipe(broken(tmp_path, **replaced))
+
+
+def test_what_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent.yaml does not exist"):
+        load_recipe(tmp_path / "absent.yaml")
+    with pytest.raises(UserError, match=r"r.yaml is not YAML"):
+        load_recipe(write(tmp_path, "a: [1"))
+    with pytest.raises(UserError, match=r"r.yaml is no recipe"):
+        load_recipe(write(tmp_path, "u2netp"))
+    with pytest.raises(UserError, match=r"r.yaml: optimizer: Field required"):
+        load_recipe(broken(tmp_path, "optimizer"))
+
+
+def test_overrides() -> None:
+    recipe = load_recipe(CONFIGS / "u2netp.yaml", ["batch=4", "optimizer.lr=0.5", "loss={bce: 2}"])
+    assert (recipe.batch, recipe.optimizer.lr, recipe.loss) == (4, 0.5, {"bce": 2})
+    with pytest.raises(UserError, match=r"no recipe has a key optimizer.adam.lrr"):
+        load_recipe(CONFIGS / "u2netp.yaml", ["optimizer.lrr=1"])
+    with pytest.raises(UserError, match=r"--set batch: write KEY=VALUE"):
+        load_recipe(CONFIGS / "u2netp.yaml", ["batch"])
+    with pytest.raises(UserError, match=r"--set batch.size=3: batch has no keys"):
+        load_recipe(CONFIGS / "u2netp.yaml", ["batch.size=3"])
+
+
+def test_epochs_count_samples() -> None:
+    recipe = load_recipe(CONFIGS / "u2netp.yaml", ["steps=null", "epochs=3"])
+    assert recipe.total_steps(samples=100) == 25
+
+
+def test_schedules() -> None:
+    one_cycle = [OneCycle(name="one_cycle", warmup=0.3).factor(step, 101) for step in range(101)]
+    assert one_cycle[0] == pytest.approx(1 / 25)
+    assert one_cycle[30] == max(one_cycle) == pytest.approx(1)
+    assert one_cycle[-1] == pytest.approx(1e-4)
+    steps = Steps(name="steps", milestones=(0.5, 0.8))
+    assert [steps.factor(step, 10) for step in (0, 4, 5, 7, 8, 9)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+    polynomial = Polynomial(name="polynomial", power=0.9, warmup=0.1)
+    assert [polynomial.factor(step, 100) for step in (0, 9, 10, 55)] == pytest.approx([1 / 11, 10 / 11, 1, 0.5**0.9])
+    assert Constant(name="constant").factor(7, 10) == 1
