@@ -1,0 +1,154 @@
+"""The command as a user types it: files, reuse of statistics, and every way to get it wrong."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+from calib_data import Dataset
+from quant import build_engine
+from quant.calibrate import calibrate, load_statistics
+from quant.graph import load_network
+from quant.plan import load_plan
+from sodeploy.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory, pictures: list) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for picture in pictures:
+        cv2.imwrite(str(folder / f"{picture.name}.png"), picture.image())
+    return folder
+
+
+def command(repository: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    script = repository / "quant" / "build_engine.py"
+    return subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def test_everything_is_written(repository: Path, unet_file: Path, images: Path, tmp_path: Path) -> None:
+    done = command(
+        repository, unet_file, "--int8", "--calib", images, "--images", 4, "--output-dir", tmp_path, "--no-engines"
+    )
+    assert done.returncode == 0, done.stderr
+    graphs = [f"unet.{kind}.onnx" for kind in ("fp16", "fp16.sim", "int8.cpu", "int8.sim", "int8.trt")]
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {*graphs, *(f"{name}.json" for name in graphs), "unet.plan.json", "unet.statistics.npz"}
+    plan = load_plan(tmp_path / "unet.plan.json", load_network(unet_file))
+    assert plan.calibration is not None
+    assert len(plan.calibration.images) == 4
+    manifest = json.loads((tmp_path / "unet.int8.cpu.onnx.json").read_text())
+    assert set(manifest["inputs"]) == {"model", "plan"}
+    assert "4 images" in done.stderr
+    assert done.stdout == ""
+
+
+def test_fp16_needs_no_images(unet_file: Path, tmp_path: Path) -> None:
+    made = build_engine.build(unet_file, tmp_path, engines=False)
+    assert [path.name for path in made] == ["unet.fp16.onnx", "unet.fp16.sim.onnx"]
+
+
+def test_another_method_reads_the_saved_statistics(
+    unet_file: Path, pictures: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calibration = Dataset("pictures", pictures)
+    build_engine.build(unet_file, tmp_path, calibration, "kl", engines=False)
+    kl = (tmp_path / "unet.plan.json").read_text()
+    monkeypatch.setattr(build_engine, "calibrate", None)  # running the network again would fail
+    build_engine.build(unet_file, tmp_path, calibration, "max", engines=False)
+    assert (tmp_path / "unet.plan.json").read_text() != kl
+    build_engine.build(unet_file, tmp_path, calibration, "kl", engines=False)
+    assert (tmp_path / "unet.plan.json").read_text() == kl
+
+
+def test_other_images_are_calibrated_anew(unet_file: Path, pictures: list, tmp_path: Path) -> None:
+    build_engine.build(unet_file, tmp_path, Dataset("some", pictures[:4]), engines=False)
+    build_engine.build(unet_file, tmp_path, Dataset("others", pictures[3:]), engines=False)
+    found = load_statistics(tmp_path / "unet.statistics.npz")
+    assert sorted(found.images.values()) == ["picture 3", "picture 4", "picture 5"]
+
+
+def test_an_interrupted_calibration_goes_on(unet_file: Path, pictures: list, tmp_path: Path) -> None:
+    network = load_network(unet_file)
+    calibrate(network, pictures[:2], threads=1).save(tmp_path / "unet.statistics.npz")
+    resumed = build_engine.gather(network, Dataset("pictures", pictures), tmp_path / "unet.statistics.npz")
+    whole = calibrate(network, pictures, threads=1)
+    assert resumed.images == whole.images
+    assert all(np.array_equal(resumed.histograms[t].counts, h.counts) for t, h in whole.histograms.items())
+
+
+def test_the_same_inputs_give_the_same_bytes(unet_file: Path, pictures: list, tmp_path: Path) -> None:
+    for folder, order in (("one", pictures), ("two", pictures[::-1])):
+        build_engine.build(unet_file, tmp_path / folder, Dataset("pictures", order), engines=False)
+    for name in ("unet.plan.json", "unet.int8.trt.onnx", "unet.int8.cpu.onnx", "unet.fp16.onnx"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_an_edited_plan_is_followed(unet_file: Path, pictures: list, tmp_path: Path) -> None:
+    build_engine.build(unet_file, tmp_path, Dataset("pictures", pictures), engines=False)
+    text = (tmp_path / "unet.plan.json").read_text()
+    edited = tmp_path / "edited.json"
+    edited.write_text(text.replace('"op": "Conv", "precision": "int8"', '"op": "Conv", "precision": "fp16"', 1))
+    build_engine.build(unet_file, tmp_path, plan_file=edited, engines=False)
+    graph = onnx.load(tmp_path / "unet.int8.trt.onnx").graph
+    assert sum(node.op_type == "Conv" and "dequantized" in node.input[0] for node in graph.node) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.onnx", "--fp16"], "missing.onnx does not exist"),
+        (["{model}"], "say what to build"),
+        (["{model}", "--int8"], "--calib DATA"),
+        (["{model}", "--int8", "--calib", "{empty}"], "{empty}"),
+        (["{model}", "--int8", "--calib", "nowhere"], "nowhere"),
+        (["{model}", "--int8", "--calib", "{images}", "--method", "best"], "--method best is not one of kl"),
+        (["{model}", "--int8", "--plan", "missing.json"], "missing.json does not exist"),
+        (["{images}/picture 0.png", "--fp16"], "is not a valid ONNX model"),
+    ],
+)
+def test_bad_input_is_one_line(
+    repository: Path, unet_file: Path, images: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    names = {"model": unet_file, "images": images, "empty": tmp_path / "empty"}
+    done = command(repository, *(a.format(**names) for a in arguments), "--output-dir", tmp_path / "out")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert message.format(**names) in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_onnx_without_contract_is_told_how_to_get_one(unet_file: Path, tmp_path: Path) -> None:
+    model = onnx.load(unet_file)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "bare.onnx")
+    with pytest.raises(UserError, match=r"has no sodeploy contract.*export/adopt\.py"):
+        build_engine.build(tmp_path / "bare.onnx", tmp_path)
+
+
+def test_a_quantized_model_is_not_quantized_again(unet_file: Path, pictures: list, tmp_path: Path) -> None:
+    build_engine.build(unet_file, tmp_path, Dataset("pictures", pictures), engines=False)
+    with pytest.raises(UserError, match="quantized already"):
+        build_engine.build(tmp_path / "unet.int8.sim.onnx", tmp_path)
+    with pytest.raises(UserError, match="fp16"):
+        build_engine.build(tmp_path / "unet.fp16.onnx", tmp_path)
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    unet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    build_engine.build(unet_file, tmp_path, engines=False)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(onnx, "save", no_space)
+    with pytest.raises(OSError, match="No space"):
+        build_engine.build(unet_file, tmp_path, engines=False)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
