@@ -4,6 +4,7 @@ A case `C<height>x<width>` of `golden.npz` scales convolutions by powers of two 
 of `override_names` by slices of one flat vector; its maps are whole (`C64x64.d0`) or every k-th pixel (`C64x64.d0_s4`).
 """
 
+import functools
 import json
 import re
 from types import ModuleType
@@ -27,7 +28,8 @@ class CalibratedCase(NetworkCase):
 
     def calibrated(self, fill: ModuleType, golden: Any, case: str) -> SaliencyNetwork:
         """The network with the parameters of one case."""
-        network: SaliencyNetwork = fill.fill_state_dict(build(self.name))
+        network = build(self.name)
+        network.load_state_dict(_filled_state(self.name, fill))
         state = network.state_dict()  # shares its memory with the network
         if f"{case}.conv_scale" in golden:
             for name, factor in json.loads(str(golden[f"{case}.conv_scale"])).items():
@@ -53,6 +55,12 @@ class CalibratedCase(NetworkCase):
                 expected = golden[name]
                 got = logit[:, :, ::step, ::step]
                 np.testing.assert_allclose(got, expected, atol=self.logit_atol, rtol=0, err_msg=name)
+
+
+@functools.lru_cache(maxsize=1)  # filling takes seconds, and the tests of one network follow each other
+def _filled_state(name: str, fill: ModuleType) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = fill.fill_state_dict(build(name)).state_dict()
+    return state
 
 
 def size_of(case: str) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from runtime.contract import Contract
 from sodeploy.errors import UserError
 from training.models.csf import CSF
 from training.models.csnet import L_X1, L_X2, CSNet
+from training.models.inspyrenet import inspyrenet_res2net50, inspyrenet_swinb, inspyrenet_swint
 from training.models.isnet import ISNetDIS, ISNetGTEncoder
 from training.models.isnet_integrity import ISNetIntegrity
 from training.models.network import SaliencyNetwork
@@ -65,6 +66,9 @@ NETWORKS: dict[str, Entry] = {
     "csf_res2net": Entry(CSF, _imagenet("csf_res2net", 320)),
     "ras_v1": Entry(lambda: RAS(1), _imagenet("ras_v1", 352, stretch=True)),
     "ras_v2": Entry(lambda: RAS(2), _duts("ras_v2", 352, stretch=True)),
+    "inspyrenet_res2net50": Entry(inspyrenet_res2net50, _imagenet("inspyrenet_res2net50", 384, stretch=True)),
+    "inspyrenet_swint": Entry(inspyrenet_swint, _imagenet("inspyrenet_swint", 384, stretch=True)),
+    "inspyrenet_swinb": Entry(inspyrenet_swinb, _imagenet("inspyrenet_swinb", 384, stretch=True)),
     "isnet_integrity": Entry(ISNetIntegrity, _duts("isnet_integrity", 320)),
 }
 

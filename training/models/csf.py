@@ -29,7 +29,7 @@ class ResizingOctaveConv(OctaveConv):
 class CSF(SaliencyNetwork):
     """Returns one map of logits. The features of the backbone's four stages are taken as one octave feature."""
 
-    backbone = "base"
+    backbone_name = "base"
 
     def __init__(self) -> None:
         super().__init__()

@@ -4,6 +4,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from training.models.convnorm import ConvNorm
+
+_MOMENTUM = 0.999  # of the batch norms after pooled and dilated convolutions: nearly the last batch's statistics alone
+
 
 def resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """`x`, bilinearly, at the height and width of `like`."""
@@ -20,25 +24,12 @@ def conv3x3(inputs: int, outputs: int, dilation: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation)
 
 
-class ConvNorm(nn.Module):
-    """A 1x1 or 3x3 convolution without bias, then batch norm whose statistics are nearly those of the last batch."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, dilation: int = 1) -> None:
-        super().__init__()
-        padding = dilation * (kernel // 2)
-        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
-        self.bn = nn.BatchNorm2d(outputs, momentum=0.999)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.bn(self.conv(x))
-
-
 class GlobalContext(nn.Module):
     """The image's mean feature, `(N, C, 1, 1)`. In train mode its batch norm needs more than one image."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = ConvNorm(channels, channels, 1)
+        self.conv = ConvNorm(channels, channels, 1, momentum=_MOMENTUM)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(F.adaptive_avg_pool2d(x, 1))
@@ -49,12 +40,12 @@ class ASPP(nn.Module):
 
     def __init__(self, channels: int, dilations: tuple[int, int, int]) -> None:
         super().__init__()
-        self.conv1 = ConvNorm(channels, channels, 1)
-        self.conv_aspp1 = ConvNorm(channels, channels, 3, dilations[0])
-        self.conv_aspp2 = ConvNorm(channels, channels, 3, dilations[1])
-        self.conv_aspp3 = ConvNorm(channels, channels, 3, dilations[2])
+        self.conv1 = ConvNorm(channels, channels, 1, momentum=_MOMENTUM)
+        self.conv_aspp1 = ConvNorm(channels, channels, 3, dilations[0], _MOMENTUM)
+        self.conv_aspp2 = ConvNorm(channels, channels, 3, dilations[1], _MOMENTUM)
+        self.conv_aspp3 = ConvNorm(channels, channels, 3, dilations[2], _MOMENTUM)
         self.conv_pool = GlobalContext(channels)
-        self.conv2 = ConvNorm(5 * channels, channels, 1)
+        self.conv2 = ConvNorm(5 * channels, channels, 1, momentum=_MOMENTUM)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         local = [self.conv1(x), self.conv_aspp1(x), self.conv_aspp2(x), self.conv_aspp3(x)]

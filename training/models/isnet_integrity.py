@@ -97,7 +97,7 @@ class ISNetIntegrity(SaliencyNetwork):
     `ca55`, `conv_p`, `bn` and `bn256` are in every checkpoint and never used.
     """
 
-    backbone = "bkbone"
+    backbone_name = "bkbone"
 
     def __init__(self) -> None:
         super().__init__()

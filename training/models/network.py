@@ -18,6 +18,7 @@ class SaliencyNetwork(nn.Module):
     """
 
     multiple: ClassVar[int] = 1  # height and width must be multiples of it
+    backbone_name: str = ""  # the module that takes ImageNet weights, if any
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         raise NotImplementedError

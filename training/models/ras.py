@@ -77,8 +77,8 @@ class RAS(SaliencyNetwork):
     def __init__(self, version: Literal[1, 2]) -> None:
         super().__init__()
         norm = version == 2
-        self.backbone = "bkbone" if version == 2 else "resnet"
-        self.add_module(self.backbone, ResNet50())
+        self.backbone_name = "bkbone" if version == 2 else "resnet"
+        self.add_module(self.backbone_name, ResNet50())
         widths = ResNet50.widths
         self.mscm = MultiScaleContext(widths[4], norm)
         self.ra1 = ReverseAttention(widths[0], norm) if version == 1 else None
@@ -90,7 +90,7 @@ class RAS(SaliencyNetwork):
                 _initialise(head, norm)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
-        *features, deepest = self.get_submodule(self.backbone)(image)
+        *features, deepest = getattr(self, self.backbone_name)(image)
         logits = self.mscm(deepest)
         maps = [logits]
         for feature, attend in zip(reversed(features), (self.ra4, self.ra3, self.ra2, self.ra1), strict=True):
