@@ -23,7 +23,7 @@ class Parity(NamedTuple):
     shapes: tuple[Shape, ...]
 
     def __str__(self) -> str:
-        shapes = ", ".join(dict.fromkeys("x".join(map(str, shape)) for shape in self.shapes))
+        shapes = ", ".join(dict.fromkeys(map(_text, self.shapes)))
         return f"max {self.max_abs:.2g}, mean {self.mean_abs:.2g} absolute difference on inputs {shapes}"
 
 
@@ -31,17 +31,27 @@ def compare(
     reference: Callable[[np.ndarray], np.ndarray],
     run: Callable[[np.ndarray], np.ndarray],
     shapes: Sequence[Shape],
+    source: str,
+    half: bool = False,
 ) -> Parity:
     """The outputs of `run` against those of `reference`, on two inputs of every shape: a scene and noise.
 
     The largest difference may be a quarter of a grey level, and a hundredth of the reference's own spread where that
-    is less: a fresh network's output is nearly flat, and any other nearly flat map would pass for it.
+    is less: a fresh network's output is nearly flat, and any other nearly flat map would pass for it. A reference that
+    computes in fp16 (`half`) is itself a few grey levels off, so four are allowed.
+
+    Raises:
+        UserError: the reference, called `source`, gives values that are not finite.
     """
-    max_abs, mean_abs, tolerance = 0.0, [], GREY_LEVEL / 4
+    max_abs, mean_abs, tolerance = 0.0, [], GREY_LEVEL * 4 if half else GREY_LEVEL / 4
     compared = []
     for shape in shapes:
         for batch in (scene(shape), np.random.default_rng(0).standard_normal(shape, np.float32)):
             wanted = reference(batch)
+            if not np.isfinite(wanted).all():
+                raise UserError(
+                    f"{source} gives NaN or infinite values itself for an input {_text(shape)}: bad weights?"
+                )
             difference = np.abs(run(batch).astype(np.float64) - wanted)
             # NaN compares as False with everything: it must not pass.
             max_abs = float("nan") if np.isnan(difference).any() else max(max_abs, float(difference.max()))
@@ -91,3 +101,7 @@ def runner(model: onnx.ModelProto, output: str) -> Callable[[np.ndarray], np.nda
         return np.asarray(session.run([output], {name: batch.astype(dtype)})[0])
 
     return run
+
+
+def _text(shape: Shape) -> str:
+    return "x".join(map(str, shape))

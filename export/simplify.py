@@ -24,6 +24,8 @@ def simplify(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
     _name_initializers(model)
     for node in model.graph.node:
         node.ClearField("doc_string")
+    for entry in [entry for entry in model.metadata_props if entry.key.startswith("onnxsim.")]:
+        model.metadata_props.remove(entry)  # its log; of a large graph it is long
     del model.graph.value_info[:]
     return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
@@ -67,7 +69,7 @@ def _fix_resize_sizes(model: onnx.ModelProto) -> bool:
         dims = shapes.get(node.output[0], ())
         if len(dims) != 4 or not (dims[2].dim_value and dims[3].dim_value):
             continue
-        name = f"{node.name or node.output[0]}_size"
+        name = f"{node.name or node.output[0]}.sizes"
         size = np.array([dims[2].dim_value, dims[3].dim_value], np.int64)
         model.graph.initializer.append(numpy_helper.from_array(size, name))
         node.input[3] = name
@@ -98,17 +100,33 @@ def _name_nodes(model: onnx.ModelProto) -> None:
         node.name = name
 
 
+_ROLES = {
+    "Conv": ("input", "weight", "bias"),
+    "ConvTranspose": ("input", "weight", "bias"),
+    "Gemm": ("input", "weight", "bias"),
+    "MatMul": ("input", "weight"),
+    "PRelu": ("input", "slope"),
+    "Resize": ("input", "roi", "scales", "sizes"),
+}
+_NUMBERED = re.compile(r"^(onnx::.*|_v_\d+|\d+)$")
+
+
 def _name_initializers(model: onnx.ModelProto) -> None:
-    """Weights that folding made anew have numbers for names; they are called after the node that reads them."""
-    roles = {"Conv": ("input", "weight", "bias"), "ConvTranspose": ("input", "weight", "bias"),
-             "Gemm": ("input", "weight", "bias"), "MatMul": ("input", "weight")}  # fmt: skip
-    unreadable = {tensor.name for tensor in model.graph.initializer if re.search(r"^[^a-zA-Z]*\d+$|::", tensor.name)}
+    """Constants that tracing and folding made have numbers for names: call them after the node that reads them."""
+    initializers = model.graph.initializer
+    taken = {tensor.name for tensor in initializers}
+    numbered = {name for name in taken if _NUMBERED.match(name)}
     new_names: dict[str, str] = {}
     for node in model.graph.node:
         for index, name in enumerate(node.input):
-            if name in unreadable:
-                role = roles.get(node.op_type, ())[index : index + 1]
-                new_names.setdefault(name, f"{node.name}.{role[0] if role else f'input_{index}'}")
-                node.input[index] = new_names[name]
-    for tensor in model.graph.initializer:
+            if name not in numbered:
+                continue
+            if name not in new_names:
+                role = dict(enumerate(_ROLES.get(node.op_type, ()))).get(index, f"input_{index}")
+                new_name = f"{node.name}.{role}"
+                if new_name in taken:
+                    continue
+                new_names[name] = new_name
+            node.input[index] = new_names[name]
+    for tensor in initializers:
         tensor.name = new_names.get(tensor.name, tensor.name)

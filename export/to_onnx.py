@@ -121,7 +121,7 @@ def _trace(network: SaliencyNetwork, contract: Contract, opset: int) -> onnx.Mod
         torch.onnx.export(
             Prediction(network).eval(),
             (torch.zeros(contract.batch or 2, 3, contract.height, contract.width),),
-            file,
+            file,  # type: ignore[arg-type]  # takes files too, its annotation does not say so
             dynamo=False,
             opset_version=opset,
             input_names=[contract.input_name],
@@ -138,7 +138,12 @@ def _parity(network: SaliencyNetwork, graph: onnx.ModelProto, contract: Contract
         with torch.no_grad():
             return network.predict(torch.from_numpy(batch)).numpy()
 
-    return compare(torch_prediction, runner(graph, contract.output_name), parity_shapes(contract, network.multiple))
+    return compare(
+        torch_prediction,
+        runner(graph, contract.output_name),
+        parity_shapes(contract, network.multiple),
+        contract.network,
+    )
 
 
 def parity_shapes(contract: Contract, multiple: int) -> list[Shape]:
