@@ -14,7 +14,7 @@ from typing import Any
 _PRECISIONS = {"Float": "fp32", "FP32": "fp32", "Half": "fp16", "FP16": "fp16", "BFloat16": "bf16", "BF16": "bf16",
                "Int8": "int8"}  # fmt: skip
 _SYNCHRONISATION = ("signal", "wait")  # between streams; they compute nothing
-_CONVOLUTION = re.compile("correlation|conv|gemm|Corr")  # of the kind, or in the name of fused code
+_CONVOLUTION = re.compile("corr|conv|gemm", re.IGNORECASE)  # of the kind, or in the name of fused code
 _LAYER = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<kind>.*?), Inputs: (?P<inputs>.*?), Constants: .*?, "
     r"Outputs: (?P<outputs>.*?), TacticName: .*?Metadata: (?P<metadata>.*)$",
