@@ -1,13 +1,19 @@
 """Tiny models and images for the runtime's tests."""
 
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from emulated_device import EmulatedDevice, compile_kernels
 
 from runtime.contract import Contract, embed
+from runtime.device import Device
+from runtime.gpu import driver_problem
 
 SaveModel = Callable[..., Path]
 
@@ -78,3 +84,18 @@ def save_model(tmp_path: Path) -> SaveModel:
         return path
 
     return save
+
+
+@pytest.fixture(scope="session", params=["emulated"] if driver_problem() else ["emulated", "gpu"])
+def device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Runs our CUDA kernels: compiled by g++ on the CPU, and on the GPU where there is one."""
+    if request.param == "gpu":
+        gpu = Device()
+        with gpu.current():
+            yield gpu
+        gpu.close()
+        return
+    prebuilt = os.environ.get("SODEPLOY_TEST_KERNELS")  # set by the tests that run others under a sanitizer
+    if not prebuilt and shutil.which("g++") is None:
+        pytest.skip("needs g++ to compile the kernels")
+    yield EmulatedDevice(Path(prebuilt or compile_kernels(tmp_path_factory.mktemp("kernels") / "kernels.so")))

@@ -75,12 +75,27 @@ class EmulatedDevice:
         pointers = (ctypes.c_void_p * len(values))(*[value.ctypes.data for value in values])
         getattr(self._kernels, f"cpuk_{kernel}")((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), pointers)
 
-    def array(self, address: int, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        """Device memory as an array, to look at or to write."""
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        return self._view(address, size).view(dtype).reshape(shape)
+    def stream(self) -> None:
+        return None
+
+    def wait(self, stream: Any) -> None:
+        pass
 
     def _view(self, address: int, size: int) -> np.ndarray:
         inside = [m for m in self._allocated if m.address <= address and address + size <= m.address + m.size]
         assert inside, f"{size} bytes at {address:#x} are outside of what is allocated"
         return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+
+def peek(device: Any, address: int, shape: tuple[int, ...], dtype: type, stream: Any) -> np.ndarray:
+    """An array in device memory, once everything on `stream` has run."""
+    data = np.empty(shape, dtype)
+    device.download(data, address, stream)
+    device.wait(stream)
+    return data
+
+
+def poke(device: Any, address: int, data: np.ndarray, stream: Any) -> None:
+    """Put an array into device memory."""
+    device.upload(address, np.ascontiguousarray(data), stream)
+    device.wait(stream)

@@ -1,0 +1,91 @@
+"""Compiling the CUDA kernels; runs without a GPU."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from runtime import cuda_kernels
+from sodeploy.errors import UserError
+
+ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "sm_121"]
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "sodeploy/kernels"
+
+
+@needs_nvcc
+@pytest.mark.parametrize("module", cuda_kernels.MODULES)
+def test_every_architecture_compiles_without_a_warning(module: str, tmp_path: Path) -> None:
+    targets = [f"-gencode=arch={a.replace('sm', 'compute')},code={a}" for a in ARCHITECTURES]
+    source = cuda_kernels.FOLDER / f"{module}.cu"
+    command = ["nvcc", "-fatbin", "-Werror", "all-warnings", *targets, str(source), "-o", str(tmp_path / "all.fatbin")]
+    done = subprocess.run([*command, *cuda_kernels.OPTIONS], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@needs_nvcc
+def test_multiplications_and_additions_are_rounded_one_by_one() -> None:
+    command = ["nvcc", "-ptx", "-arch=sm_90", str(cuda_kernels.FOLDER / "preprocess.cu"), "-o", "-"]
+    fused = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    ours = subprocess.run([*command, *cuda_kernels.OPTIONS], capture_output=True, text=True, check=True).stdout
+    assert "fma.rn.f32" in fused
+    assert "mul.f32" in ours or "mul.rn.f32" in ours
+    assert "fma.rn.f32" not in ours
+
+
+@needs_nvcc
+def test_a_cubin_is_made_once_and_then_read(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = cuda_kernels.cubin("preprocess", "sm89")
+    assert code.startswith(b"\x7fELF")
+    (file,) = cache.iterdir()
+    assert file.name.endswith("-sm89.cubin")
+    monkeypatch.setattr(cuda_kernels, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert cuda_kernels.cubin("preprocess", "sm89") == code
+
+
+@needs_nvcc
+def test_other_sources_are_another_cubin(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "kernels"
+    shutil.copytree(cuda_kernels.FOLDER, folder)
+    monkeypatch.setattr(cuda_kernels, "FOLDER", folder)
+    cuda_kernels._digest.cache_clear()
+    cuda_kernels.cubin("preprocess", "sm89")
+    (folder / "image.cuh").write_text((folder / "image.cuh").read_text() + "// changed\n")
+    cuda_kernels._digest.cache_clear()
+    cuda_kernels.cubin("preprocess", "sm89")
+    cuda_kernels._digest.cache_clear()
+    assert len(list(cache.iterdir())) == 2
+
+
+@needs_nvcc
+def test_shipped_cubins_need_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "kernels"
+    shutil.copytree(cuda_kernels.FOLDER, folder)
+    monkeypatch.setattr(cuda_kernels, "FOLDER", folder)
+    assert len(cuda_kernels.ship(["sm86"], folder)) == len(cuda_kernels.MODULES)
+    monkeypatch.setattr(cuda_kernels, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert cuda_kernels.cubin("postprocess", "sm86").startswith(b"\x7fELF")
+
+
+@needs_nvcc
+def test_an_architecture_the_compiler_does_not_know() -> None:
+    with pytest.raises(UserError, match="nvcc does not compile the CUDA kernels for sm_20"):
+        cuda_kernels.cubin("preprocess", "sm20")
+
+
+def test_without_a_compiler_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setitem(__import__("sys").modules, "cuda.bindings", None)
+    with pytest.raises(UserError, match="no compiler is here; install the CUDA toolkit"):
+        cuda_kernels.cubin("preprocess", "sm90")
+
+
+def test_every_exported_kernel_is_known() -> None:
+    names = [name for module in cuda_kernels.MODULES for name in cuda_kernels.kernel_names(module)]
+    assert len(names) == len(set(names)) == 15

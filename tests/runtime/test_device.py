@@ -1,0 +1,178 @@
+"""The GPU through pycuda. Where there is no GPU, the same tests run in a second process on an imitated driver.
+
+The imitation (fakecuda) keeps device memory in host memory and runs our kernels as g++ compiled them: real pycuda, real
+memory handling and argument passing, bounds and leaks checked; nothing about speed, races or a real GPU.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from emulated_device import compile_kernels, peek, poke
+
+from runtime import device as device_module
+from runtime.device import Device, OutOfDeviceMemory
+from runtime.device_buffers import Buffer
+from runtime.gpu import driver_problem
+from sodeploy.errors import UserError
+
+needs_gpu = pytest.mark.skipif(driver_problem() is not None, reason=f"no GPU: {driver_problem()}")
+IMITATED = "FAKECUDA_KERNELS" in os.environ
+
+
+@pytest.fixture
+def gpu() -> Iterator[Device]:
+    device = Device()
+    yield device
+    device.close()
+
+
+@needs_gpu
+def test_memory_keeps_what_is_copied_and_cleared(gpu: Device) -> None:
+    with gpu.current():
+        stream, memory = gpu.stream(), gpu.allocate(1000)
+        assert memory.address % 256 == 0
+        poke(gpu, memory.address, np.arange(1000, dtype=np.uint8), stream)
+        gpu.clear(memory.address + 10, 20, stream)
+        expected = np.arange(1000, dtype=np.uint8)
+        expected[10:30] = 0
+        np.testing.assert_array_equal(peek(gpu, memory.address, (1000,), np.uint8, stream), expected)
+        memory.free()
+        memory.free()  # the second time nothing happens
+        assert memory.address == 0
+
+
+@needs_gpu
+def test_more_memory_than_there_is_says_so_and_the_device_works_on(gpu: Device) -> None:
+    with gpu.current():
+        _, total = gpu.memory()
+        with pytest.raises(OutOfDeviceMemory, match=r"no room for \d+ MiB more .* choose a smaller batch"):
+            gpu.allocate(total + 2**20)
+        buffer = Buffer(gpu)
+        buffer.reserve(100)
+        with pytest.raises(OutOfDeviceMemory):
+            buffer.reserve(total + 2**20)
+        buffer.reserve(100)
+        assert buffer.address
+        buffer.free()
+
+
+@needs_gpu
+def test_threads_share_the_device(gpu: Device) -> None:
+    results: dict[int, bool] = {}
+
+    def work(number: int) -> None:
+        with gpu.current():
+            stream, memory = gpu.stream(), gpu.allocate(4096)
+            data = np.full(4096, number, np.uint8)
+            poke(gpu, memory.address, data, stream)
+            results[number] = bool((peek(gpu, memory.address, (4096,), np.uint8, stream) == number).all())
+            memory.free()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == dict.fromkeys(range(4), True)
+
+
+@needs_gpu
+def test_events_measure_milliseconds(gpu: Device) -> None:
+    with gpu.current():
+        stream, before, after = gpu.stream(), gpu.event(), gpu.event()
+        before.record(stream)
+        after.record(stream)
+        gpu.wait(stream)
+        assert 0 <= before.time_till(after) < 1000
+
+
+@needs_gpu
+@pytest.mark.skipif(IMITATED, reason="the imitated driver cannot record graphs")
+def test_a_recorded_graph_does_its_work_at_every_launch(gpu: Device) -> None:
+    with gpu.current():
+        stream, memory = gpu.stream(), gpu.allocate(16)
+        graph = gpu.record(lambda: gpu.clear(memory.address, 16, stream), stream)
+        for _ in range(2):
+            poke(gpu, memory.address, np.ones(16, np.uint8), stream)
+            graph.launch(stream)
+            assert not peek(gpu, memory.address, (16,), np.uint8, stream).any()
+        graph.free()
+        memory.free()
+
+
+@needs_gpu
+@pytest.mark.skipif(not IMITATED, reason="a real driver records graphs")
+def test_a_graph_that_cannot_be_recorded_is_one_line(gpu: Device) -> None:
+    pytest.importorskip("cuda.bindings", reason="needs cuda-bindings")
+    with gpu.current(), pytest.raises(device_module.DeviceError, match="CUDA_ERROR_NOT_SUPPORTED"):
+        gpu.record(lambda: None, gpu.stream())
+
+
+@needs_gpu
+def test_a_gpu_that_does_not_exist() -> None:
+    with pytest.raises(UserError, match="GPU 99 does not exist, there are"):
+        Device(99)
+
+
+@pytest.mark.skipif(driver_problem() is None, reason="there is a GPU")
+def test_without_a_driver_one_line_says_so() -> None:
+    with pytest.raises(UserError, match="a GPU is needed, but no NVIDIA driver is installed"):
+        Device()
+
+
+def test_without_pycuda_one_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_module, "driver_problem", lambda: None)
+    monkeypatch.setitem(sys.modules, "pycuda", None)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(UserError, match=r"pycuda, which is not installed: pip install 'sodeploy\[tensorrt\]'"):
+        Device()
+
+
+@pytest.mark.parametrize("version", [(14, 0, 0), (99, 1, 0)])
+def test_a_driver_older_than_pycuda_is_refused(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int]) -> None:
+    class OldDriver:
+        get_version = staticmethod(lambda: version)
+        get_driver_version = staticmethod(lambda: 13000)
+
+    package = type(sys)("pycuda")
+    package.driver = OldDriver  # type: ignore[attr-defined]
+    monkeypatch.setattr(device_module, "driver_problem", lambda: None)
+    monkeypatch.setitem(sys.modules, "pycuda", package)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", OldDriver)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=f"built for CUDA {version[0]}, this NVIDIA driver supports CUDA 13"):
+        Device()
+
+
+@pytest.mark.skipif(driver_problem() is None, reason="there is a driver: the tests above have run on it")
+def test_all_of_it_on_an_imitated_driver(tmp_path: Path, research: Path, repository: Path) -> None:
+    tools = research / "tools/fakecuda"
+    for name, found in {
+        "g++": shutil.which("g++"),
+        "pycuda": importlib.util.find_spec("pycuda"),
+        "CUDA's headers": Path("/usr/local/cuda/include/cuda.h").is_file(),
+        "fakecuda": (tools / "build.sh").is_file(),
+    }.items():
+        if not found:
+            pytest.skip(f"{name} is not installed")
+    subprocess.run(["sh", tools / "build.sh", tmp_path / "driver"], check=True, capture_output=True)
+    environment = os.environ | {
+        "LD_LIBRARY_PATH": f"{tmp_path / 'driver'}:{os.environ.get('LD_LIBRARY_PATH', '')}",
+        "FAKECUDA_KERNELS": str(compile_kernels(tmp_path / "kernels.so")),
+        "FAKECUDA_REPORT": "1",
+        "XDG_CACHE_HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",
+    }
+    files = [__file__, str(Path(__file__).with_name("test_cuda_processing.py"))]
+    command = [sys.executable, "-m", "pytest", "-x", "-o", "addopts=", "-p", "no:cacheprovider", "-k", "not emulated"]
+    done = subprocess.run([*command, *files], cwd=repository, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert re.search(r"fakecuda: 0 allocations live .* [1-9]\d* launches", done.stderr), done.stderr[-300:]
