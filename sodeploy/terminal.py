@@ -14,6 +14,8 @@ from sodeploy.errors import UserError
 
 T = TypeVar("T")
 
+_INTERRUPTED = "interrupted; finished artifacts are intact, unfinished ones were removed"
+
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 results = Console(highlight=False)
 
@@ -61,7 +63,11 @@ def run(command: Callable[..., Any] | typer.Typer) -> None:
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail("interrupted; finished artifacts are intact, unfinished ones were removed", status=130)
+        _fail(_INTERRUPTED, status=130)
+    except SystemExit as end:
+        if end.code == 130:  # how typer answers an interrupt, without a word
+            _fail(_INTERRUPTED, status=130)
+        raise
     except BrokenPipeError:  # the reader of our stdout left, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

@@ -1,6 +1,8 @@
 """Bench: the record it makes, the tables, and its command line."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -132,6 +134,38 @@ def test_the_command_answers_bad_input_in_one_line(repository, data, tmp_path):
     assert done.stderr.strip().splitlines() == [
         f"error: {tmp_path}/absent.onnx does not exist; give the path of a model"
     ]
+
+
+def test_an_interrupt_ends_it_in_one_line_and_writes_nothing(repository, models, tmp_path):
+    script = str(repository / "runtime" / "bench.py")
+    arguments = [
+        "--data",
+        "synthetic:eval:5000",
+        "--threads",
+        "1",
+        "--workers",
+        "2",
+        "--json",
+        str(tmp_path / "b.json"),
+    ]
+    bench = subprocess.Popen(
+        [sys.executable, script, str(models[0]), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=repository,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a CI job may ignore it
+    )
+    with pytest.raises(subprocess.TimeoutExpired):
+        bench.wait(timeout=6)
+    os.killpg(bench.pid, signal.SIGINT)  # as Ctrl-C does: to the scoring processes as well
+    output, errors = bench.communicate(timeout=60)
+    assert bench.returncode == 130
+    assert output == ""
+    assert "Traceback" not in errors
+    assert errors.strip().splitlines()[-1].startswith("error: interrupted")
+    assert not list(tmp_path.glob("*b.json*"))
 
 
 @pytest.mark.parametrize(
