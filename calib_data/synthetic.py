@@ -2,8 +2,9 @@
 
 What is salient is what stands in focus: one to three objects of seven families (animals, vessels, furniture, plants,
 wheels, polygons, blobs) with thin parts and holes, textured, over a textured background of one or two regions.
-Out-of-focus objects, wires that cross the whole image, shadows, uneven light and noise distract, and in every fifth
-scene object and background share their colours. Neither a brightness threshold nor a guess at the centre finds them.
+Out-of-focus objects, wires that cross the whole image, shadows, uneven light and noise distract, and in every tenth
+scene the objects nearly have the background's colour. Neither a brightness threshold nor a guess at the centre finds
+them (S-measure about .5), a small network learns to within minutes.
 
 Sample i of a split depends on nothing but the split, i and SIZE; splits share no scene.
 """
@@ -116,14 +117,12 @@ def _scatter(
 def _draw_image(rng: np.random.Generator, objects: list[np.ndarray]) -> np.ndarray:
     """The scene around the objects (their coverages), (H, W, 3) uint8 RGB."""
     size = (objects[0].shape[0], objects[0].shape[1])
-    ground = draw_colours(rng, spread=30)
+    ground = draw_colours(rng, spread=14)
     canvas = _draw_background(rng, size, ground)
-    camouflaged = rng.random() < 0.2
+    contrast = rng.uniform(20, 40) if rng.random() < 0.1 else rng.uniform(80, 170)
     for coverage in objects:
-        canvas = _dim(canvas, 1 - rng.uniform(0, 0.5) * _shadow(rng, coverage))
-        colours = draw_colours(rng, spread=rng.uniform(10, 40))
-        if camouflaged:
-            colours = np.clip(ground + rng.normal(0, 22, 3) + rng.normal(0, 10, (2, 3)), 0, 255)
+        canvas = _dim(canvas, 1 - rng.uniform(0, 0.4) * _shadow(rng, coverage))
+        colours = draw_colours(rng, spread=rng.uniform(8, 30), unlike=ground.mean(axis=0), by=contrast)
         surface = draw_texture(rng, size, colours).astype(np.float32)
         roundness = 0.55 + 0.45 * _soften(coverage, 0.03)  # darker towards its edges, as if it were round
         canvas = _lay(_dim(surface, _light(rng, size, 0.75, 1.2) * roundness), coverage, canvas)
@@ -136,13 +135,14 @@ def _draw_background(rng: np.random.Generator, size: tuple[int, int], ground: np
     """Two regions, things out of focus, wires: (H, W, 3) float32."""
     canvas = draw_texture(rng, size, ground).astype(np.float32)
     if rng.random() < 0.6:
-        other = draw_texture(rng, size, draw_colours(rng, spread=30)).astype(np.float32)
+        related = draw_colours(rng, spread=14, unlike=ground.mean(axis=0), by=rng.uniform(15, 60))
+        other = draw_texture(rng, size, related).astype(np.float32)
         canvas = _lay(other, _region(rng, size), canvas)
-    for _ in range(int(rng.integers(0, 4))):
-        shape = _scatter(rng, size, (0.5, 0.5), 0.5, rng.uniform(0.1, 0.35))
-        blurred = _soften(_coverage(shape, size), rng.uniform(0.02, 0.05))
-        canvas = _lay(_flat(rng, size), blurred, canvas)
     for _ in range(int(rng.integers(0, 3))):
+        shape = _scatter(rng, size, (0.5, 0.5), 0.5, rng.uniform(0.1, 0.35))
+        blurred = _soften(_coverage(shape, size), rng.uniform(0.04, 0.07))
+        canvas = _lay(_flat(rng, size), blurred, canvas)
+    if rng.random() < 0.4:
         canvas = _lay(_flat(rng, size), _wire(rng, size), canvas)
     return canvas
 

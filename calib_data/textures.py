@@ -20,12 +20,20 @@ def draw_texture(rng: np.random.Generator, size: tuple[int, int], colours: Colou
     return cv2.applyColorMap(index, ramp[:, None])
 
 
-def draw_colours(rng: np.random.Generator, spread: float) -> Colours:
-    """A random colour, and another from it by about `spread` in [0, 255]."""
+def draw_colours(rng: np.random.Generator, spread: float, unlike: np.ndarray | None = None, by: float = 0.0) -> Colours:
+    """A random colour, and another from it by about `spread` in [0, 255].
+
+    With `unlike`, a colour of another pair, their mean lies `by` away from it, as far as [0, 255] allows.
+    """
     first = rng.uniform(20, 235, 3)
     grey = first.mean()
     first = grey + (first - grey) * rng.uniform(0.2, 1.3)  # from dull to vivid
-    return np.clip(np.stack([first, first + rng.normal(0, 0.4 * spread, 3) + rng.normal(0, spread)]), 0, 255)
+    if unlike is not None:
+        away = first - unlike
+        away *= np.where(np.abs(unlike + by * np.sign(away) - 127.5) > 127.5, -1, 1)  # turn back from the ends
+        first = unlike + away * by / np.linalg.norm(away)
+    step = rng.normal(0, 0.4 * spread, 3) + rng.normal(0, spread)
+    return np.clip(np.stack([first - step / 2, first + step / 2]), 0, 255)
 
 
 def _noise(rng: np.random.Generator, size: tuple[int, int], cells: int) -> np.ndarray:
