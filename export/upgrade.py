@@ -105,7 +105,8 @@ def fix_input(model: onnx.ModelProto, batch: int | None, size: tuple[int, int] |
             dim.dim_value = value
     del model.graph.value_info[:]
     for output in model.graph.output:
-        output.type.tensor_type.ClearField("shape")  # inferred anew
+        for dim in output.type.tensor_type.shape.dim:
+            dim.Clear()  # inferred anew
 
 
 def is_half(model: onnx.ModelProto) -> bool:
