@@ -86,7 +86,7 @@ class SelfRefinement(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
-        weight, bias = self.conv2(x).chunk(2, dim=1)
+        weight, bias = self.conv2(x).split(256, dim=1)
         return F.relu(weight * x + bias)
 
 

@@ -23,7 +23,7 @@ class Bottle2neck(nn.Module):
     def __init__(self, inputs: int, planes: int, stride: int, dilation: int, first: bool) -> None:
         super().__init__()
         width, outputs = planes * 26 // 64, 4 * planes
-        self.stride = stride
+        self.width, self.stride = width, stride
         self.conv1 = nn.Conv2d(inputs, _SCALES * width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(_SCALES * width)
         self.convs = nn.ModuleList(
@@ -38,7 +38,7 @@ class Bottle2neck(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         first = self.downsample is not None
         shortcut = self.downsample(x) if self.downsample is not None else x
-        *groups, last = F.relu(self.bn1(self.conv1(x))).chunk(_SCALES, dim=1)
+        *groups, last = F.relu(self.bn1(self.conv1(x))).split(self.width, dim=1)
         results: list[torch.Tensor] = []
         for group, conv, bn in zip(groups, self.convs, self.bns, strict=True):
             if results and not first:

@@ -69,7 +69,7 @@ class WindowAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int, window: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.channels, self.heads = channels, heads
         self.scale = (channels // heads) ** -0.5
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         nn.init.normal_(self.relative_position_bias_table, std=0.02)
@@ -81,9 +81,9 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """`x` is `(N * windows, window**2, C)`, as is the result; `mask` is that of `shift_mask`."""
-        _, tokens, channels = x.shape
-        shape = (-1, tokens, self.heads, channels // self.heads)
-        query, key, value = (part.reshape(shape).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        tokens = x.shape[1]
+        shape = (-1, tokens, self.heads, self.channels // self.heads)
+        query, key, value = (part.reshape(shape).transpose(1, 2) for part in self.qkv(x).split(self.channels, dim=-1))
         scores = self.scale * query @ key.transpose(2, 3)
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         scores = scores + bias.reshape(tokens, tokens, self.heads).permute(2, 0, 1)
@@ -91,7 +91,7 @@ class WindowAttention(nn.Module):
             by_image = scores.reshape(-1, mask.shape[0], self.heads, tokens, tokens)
             scores = (by_image + mask.to(scores.dtype)).reshape(-1, self.heads, tokens, tokens)
         x = scores.softmax(-1) @ value
-        return self.proj(x.transpose(1, 2).reshape(-1, tokens, channels))
+        return self.proj(x.transpose(1, 2).reshape(-1, tokens, self.channels))
 
 
 class MLP(nn.Sequential):
