@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def read_checkpoint(path: str | Path) -> Any:
             f"{path} holds Python objects, which loading would execute, beside its tensors; "
             "where it was made, save the weights alone: torch.save(network.state_dict(), PATH)"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError):
+    except (RuntimeError, EOFError, ValueError, LookupError, struct.error):  # all seen on random bytes
         raise UserError(f"{path} is broken or no PyTorch checkpoint; fetch or train it again") from None
 
 
