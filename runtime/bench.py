@@ -11,7 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -21,9 +21,10 @@ from calib_data import Dataset, Sample, open_dataset
 from runtime import metrics
 from runtime.complexity import complexity
 from runtime.contract import CALIBRATION_KEY, PRECISION_KEY
+from runtime.gpu import current_gpu
 from runtime.processing import postprocess, preprocess
 from runtime.report import bench_tables, show, to_markdown
-from runtime.session import Session, open_session
+from runtime.session import Device, Session, open_session
 from sodeploy import artifacts, terminal
 from sodeploy.errors import UserError
 
@@ -36,7 +37,7 @@ def bench(
     models: Sequence[str | Path],
     data: str | Path,
     images: int | None = None,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Device = "cpu",
     threads: int | None = None,
     workers: int | None = None,
 ) -> dict[str, Any]:
@@ -49,15 +50,17 @@ def bench(
         models: paths; the first is the baseline.
         data: as `calib_data.open_dataset` takes it, with masks.
         images: only the first so many; all by default.
+        device: of ONNX models; engines run on the GPU.
         threads: of the network and of OpenCV; one per core by default.
         workers: processes that score; one per core by default.
 
     Returns:
-        `rows`, one per model: `model` (its path), `network`, `precision`, `params_m`, `macs_g`, `input_shape`,
-        `size_mib`, `metrics` {mae, mean_f, max_f, adp_f, w_f, s, mean_e, max_e, adp_e}, `delta` {metric: {value, ci95:
-        [low, high]}} to the baseline (whose own are 0), `latency_ms` {pre, infer, post, total: {p50, p99}},
-        `calibrated_on` (how many of these images it was calibrated on; null: it does not say), `images`, `dataset`;
-        beside them `dataset`, `images`, `device`, `threads`, `hardware`, `versions`.
+        `rows`, one per model: `model` (its path), `network`, `precision`, `device`, `params_m` and `macs_g` (null for
+        an engine, whose graph is gone), `input_shape`, `size_mib`, `metrics` {mae, mean_f, max_f, adp_f, w_f, s,
+        mean_e, max_e, adp_e}, `delta` {metric: {value, ci95: [low, high]}} to the baseline (whose own are 0),
+        `latency_ms` {pre, infer, post, total: {p50, p99}}, `calibrated_on` (how many of these images it was calibrated
+        on; null: it does not say), `images`, `dataset`; beside them `dataset`, `images`, `threads`, `hardware`,
+        `versions`.
 
     Raises:
         UserError: a model or the data is unfit; the message says which and why.
@@ -71,7 +74,7 @@ def bench(
     threads = threads or metrics.usable_cores()
     with contextlib.ExitStack() as stack:
         sessions = [stack.enter_context(open_session(model, device, threads)) for model in models]
-        costs = [_cost(path, session) for path, session in zip(models, sessions, strict=True)]
+        costs = [_cost(Path(path), session, device) for path, session in zip(models, sessions, strict=True)]
         calibrated_on = _calibrated_on(sessions, dataset)
         mapped = stack.enter_context(metrics.parallel_map(workers))
         scores, times = _measure(models, sessions, dataset, threads, mapped)
@@ -94,9 +97,8 @@ def bench(
         "rows": rows,
         "dataset": dataset.name,
         "images": len(dataset),
-        "device": device,
         "threads": threads,
-        "hardware": _processor(),
+        "hardware": _hardware({cost["device"] for cost in costs}),
         "versions": artifacts.versions(),
     }
 
@@ -162,17 +164,18 @@ def _percentiles(times: np.ndarray) -> dict[str, dict[str, float]]:
     }
 
 
-def _cost(path: str | Path, session: Session) -> dict[str, Any]:
+def _cost(path: Path, session: Session, device: Device) -> dict[str, Any]:
     contract = session.contract
-    counted = complexity(path, contract)
+    counted = None if path.suffix == ".engine" else complexity(path, contract)
     return {
         "model": str(path),
         "network": contract.network,
-        "precision": session.metadata.get(PRECISION_KEY, counted.weights),
-        "params_m": counted.params / 1e6,
-        "macs_g": counted.macs / 1e9,
+        "precision": session.metadata.get(PRECISION_KEY) or (counted.weights if counted else session.precision),
+        "device": device if counted else "cuda",
+        "params_m": counted.params / 1e6 if counted else None,
+        "macs_g": counted.macs / 1e9 if counted else None,
         "input_shape": [contract.batch or "N", 3, contract.height, contract.width],
-        "size_mib": Path(path).stat().st_size / 2**20,
+        "size_mib": path.stat().st_size / 2**20,
     }
 
 
@@ -185,20 +188,21 @@ def _calibrated_on(sessions: list[Session], dataset: Dataset) -> list[int | None
     return [sum(digest in theirs for digest in digests) if theirs else None for theirs in used]
 
 
-def _processor() -> str:
-    """The CPU's model name."""
+def _hardware(devices: set[str]) -> str:
+    """The CPU's model name and, if it was used, the GPU's."""
+    processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+                processor = line.partition(":")[2].strip()
+    return f"{processor} and {current_gpu().name}" if "cuda" in devices else processor
 
 
 def main(
     models: Annotated[list[Path], typer.Argument(help="Models; the first is the baseline.", show_default=False)],
     data: Annotated[str, typer.Option(help="Images with masks: a folder, a .txt list or synthetic:eval.")],
     images: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the models run.")] = "cpu",
+    device: Annotated[Device, typer.Option(help="Where ONNX models run; engines run on the GPU.")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core by default.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that score; one per core by default.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the record here; - for stdout.")] = None,

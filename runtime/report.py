@@ -164,15 +164,23 @@ def _cost(record: Record, names: dict[str, str]) -> Table:
     stages = {"pre": "pre", "infer": "inference", "post": "post", "total": "total"}
     rows = []
     for row in record["rows"]:
-        cost = [f"{row['params_m']:.3f}", f"{row['macs_g']:.3f}", "x".join(map(str, row["input_shape"]))]
+        counts = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("params_m", "macs_g")]
+        shape = "x".join(map(str, row["input_shape"]))
         spread = [_spread(row["latency_ms"][stage]) for stage in stages]
-        rows.append([names[row["model"]], *cost, f"{row['size_mib']:.2f}", *spread])
-    threads = f"{record['threads']} thread{'s' if record['threads'] > 1 else ''}"
+        rows.append([names[row["model"]], row["device"], *counts, shape, f"{row['size_mib']:.2f}", *spread])
+    threads = f"{record['threads']} CPU thread{'s' if record['threads'] > 1 else ''}"
+    caption = f"p50 / p99 in ms per image over {record['images']} images, models interleaved, decoding not counted"
+    batches = [
+        f"{names[row['model']]} computes {row['input_shape'][0]} images whenever it is given one"
+        for row in record["rows"]
+        if row["input_shape"][0] not in (1, "N")
+    ]
     return Table(
-        f"Cost on {record['hardware']}, {record['device']}, {threads}",
-        ["model", "params (M)", "MACs (G)", "input", "size (MiB)", *stages.values()],
+        f"Cost on {record['hardware']}, {threads}",
+        ["model", "device", "params (M)", "MACs (G)", "input", "size (MiB)", *stages.values()],
         rows,
-        caption=f"p50 / p99 in ms per image over {record['images']} images, models interleaved, decoding not counted",
+        text_columns=2,
+        caption="\n".join([caption, *batches]),
     )
 
 

@@ -43,19 +43,24 @@ class Session(Protocol):
 
 
 def open_session(path: str | Path, device: Device = "cpu", threads: int | None = None) -> Session:
-    """Open the model at `path` on `device`.
+    """Open the model at `path`.
 
     Args:
-        threads: CPU threads within one operator; one per core by default.
+        device: where an ONNX model runs; an engine runs on the GPU it was built for.
+        threads: CPU threads within one operator of an ONNX model; one per core by default.
 
     Raises:
         UserError: the file is missing, broken or of no known kind, has no contract or does not keep it, or `device`
             cannot be had; nothing ever falls back to another device.
     """
     path = require_file(path, "give the path of a model")
-    if path.suffix != ".onnx":
-        raise UserError(f"{path} is not a model that can be opened here; give an .onnx file")
-    return OnnxRuntimeSession(path, device, threads)
+    if path.suffix == ".engine":
+        from runtime.engine_session import open_engine
+
+        return open_engine(path)
+    if path.suffix == ".onnx":
+        return OnnxRuntimeSession(path, device, threads)
+    raise UserError(f"{path} is not a model that can be opened here; give an .onnx or .engine file")
 
 
 class OnnxRuntimeSession:

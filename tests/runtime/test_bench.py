@@ -52,6 +52,7 @@ def test_the_record_holds_what_is_documented(models, data):
     assert [row["model"] for row in record["rows"]] == [str(model) for model in models]
     assert [row["precision"] for row in record["rows"]] == ["fp32", "int8"]
     assert good["input_shape"] == [1, 3, 16, 24]
+    assert good["device"] == "cpu"
     assert good["params_m"] == pytest.approx(4e-6)
     assert good["macs_g"] == pytest.approx(3 * 16 * 24 / 1e9)
     assert good["calibrated_on"] is None

@@ -77,6 +77,12 @@ def test_missing_broken_and_foreign_files_are_named(tmp_path):
         open_session(tmp_path / "weights.pth")
 
 
+def test_an_engine_is_opened_as_one(tmp_path):
+    (tmp_path / "model.engine").write_bytes(b"plan")
+    with pytest.raises(UserError, match=r"model\.engine has no model\.engine\.json beside it"):
+        open_session(tmp_path / "model.engine")
+
+
 def test_a_model_without_contract_is_refused_with_the_command_that_adds_one(save_model):
     with pytest.raises(UserError, match=r"no sodeploy contract.*python export/adopt\.py"):
         open_session(save_model(with_contract=False))
