@@ -6,7 +6,7 @@ make pictures of its output, which come down in one copy. Resized bytes are exac
 of the CPU path.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ _PICTURE = np.dtype([("pixels", "<u8"), ("image", "<u8"), ("background", "<u8"),
                      ("height", "<i4"), ("width", "<i4")])  # fmt: skip
 _RANGE = np.dtype([("least", "<u4"), ("greatest", "<u4"), ("broken", "<u4")])
 
+_SUFFIXES = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16"}  # of the kernels' names
 _THREADS = 128  # of a block of the resize kernels
 _STAGE_PIECES = 12288 // 16  # STAGE_BYTES of kernels/preprocess.cu
 _PICTURE_BLOCK = (64, 128)  # rows and columns of a picture that one block of `compose` makes
@@ -41,17 +42,19 @@ class CudaProcessing:
         contract: Contract,
         stream: Any,
         style: Style = "map",
-        dtype: type[np.generic] = np.float32,
+        input_dtype: type[np.generic] = np.float32,
+        output_dtype: type[np.generic] = np.float32,
+        mark: Callable[[str], None] = lambda stage: None,
     ) -> None:
         """
         Args:
             stream: the device's stream on which everything is enqueued.
             style: what `pictures` returns.
-            dtype: of the network's input and output, np.float32 or np.float16.
+            input_dtype, output_dtype: the network's, np.float32 or np.float16.
+            mark: called when the last of a stage has been enqueued: "upload", "preprocess", "postprocess", "download".
         """
         self._device, self._contract, self._stream, self._style = device, contract, stream, style
-        self._suffix = {np.float32: "f32", np.float16: "f16"}[dtype]
-        self._itemsize = np.dtype(dtype).itemsize
+        self._input_dtype, self._output_dtype, self._mark = np.dtype(input_dtype), np.dtype(output_dtype), mark
         self._up, self._down = Buffer(device, pinned=True), Buffer(device, pinned=True)
         self._input, self._output, self._work = Buffer(device), Buffer(device), Buffer(device)
         self._normalisation = _normalisation(contract)
@@ -78,36 +81,38 @@ class CudaProcessing:
         height, width = self._map_size = size or (self._contract.height, self._contract.width)
         self._sizes = [(image.shape[0], image.shape[1]) for image in images]
         count, pixels = len(images), height * width
-        self._input.reserve(count * 3 * pixels * self._itemsize)
-        self._output.reserve(count * pixels * self._itemsize)
+        self._input.reserve(count * 3 * pixels * self._input_dtype.itemsize)
+        self._output.reserve(count * pixels * self._output_dtype.itemsize)
         self._reserve_work(count, pixels)
         stretch = self._upload(images)
+        self._mark("upload")
 
-        grid, block = (-(-width // stretch), height, count), (_THREADS, 1, 1)
+        suffix, grid, block = _SUFFIXES[self._input_dtype], (-(-width // stretch), height, count), (_THREADS, 1, 1)
         shape = (np.int32(width), np.int32(stretch), np.int32(self._contract.colour == "BGR"))
         if self._contract.divide_by == "255":
-            name = f"resize_normalise_{self._suffix}"
+            name = f"resize_normalise_{suffix}"
             self._launch(name, grid, block, self._jobs, self._input.address, *shape, self._factors)
         else:
             self._device.clear(self._maxima, count * 4, self._stream)
             self._launch("resize_bytes", grid, block, self._jobs, self._bytes, *shape, self._maxima)
-            name, grid, block = f"normalise_by_maximum_{self._suffix}", (-(-pixels // 256), 3, count), (256, 1, 1)
+            name, grid, block = f"normalise_by_maximum_{suffix}", (-(-pixels // 256), 3, count), (256, 1, 1)
             self._launch(
                 name, grid, block, self._bytes, self._input.address, np.int32(pixels), self._maxima, self._factors
             )
+        self._mark("preprocess")
         return self._input.address, self._output.address
 
     def postprocess(self) -> None:
         """Enqueue the way from the output, at the address that `preprocess` gave, to pictures in host memory."""
         count, (height, width) = len(self._sizes), self._map_size
         pixels, logit = np.int32(height * width), np.int32(self._contract.output == "logit")
-        ranges, output = self._down.address, self._output.address
+        ranges, output, suffix = self._down.address, self._output.address, _SUFFIXES[self._output_dtype]
         self._device.clear(ranges, count * _RANGE.itemsize, self._stream)
         grid = (min(-(-height * width // 1024), 64), count, 1)
-        self._launch(f"output_range_{self._suffix}", grid, (256, 1, 1), output, pixels, logit, ranges)
+        self._launch(f"output_range_{suffix}", grid, (256, 1, 1), output, pixels, logit, ranges)
         grid = (-(-height * width // 256), count, 1)
         stretch = np.int32(self._contract.stretch)
-        name = f"saliency_maps_{self._suffix}"
+        name = f"saliency_maps_{suffix}"
         self._launch(name, grid, (256, 1, 1), output, pixels, logit, stretch, ranges, self._maps)
         if self._style == "blur":
             rows, columns = _largest([small_size(size) for size in self._sizes])
@@ -118,7 +123,9 @@ class CudaProcessing:
         grid = (-(-columns // _PICTURE_BLOCK[1]), -(-rows // _PICTURE_BLOCK[0]), count)
         map_size = (np.int32(height), np.int32(width))
         self._launch(f"compose_{self._style}", grid, (32, 4, 1), self._pictures, self._maps, *map_size)
+        self._mark("postprocess")
         self._device.download(self._down.host[: self._down_size], ranges, self._stream)
+        self._mark("download")
 
     def pictures(self) -> list[np.ndarray | UserError]:
         """What `postprocess` made, once the stream has been synchronised: one entry for each image of the batch.

@@ -5,8 +5,11 @@ timing or a real GPU. Copies are bounds-checked here; what the kernels touch is 
 AddressSanitizer.
 """
 
+import contextlib
 import ctypes
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,31 @@ class EmulatedMemory:
 
     def free(self) -> None:
         self.address = 0
+
+
+class EmulatedStream:
+    handle = 1
+
+
+class EmulatedEvent:
+    def record(self, stream: Any) -> None:
+        self._time = time.perf_counter()
+
+    def time_till(self, later: "EmulatedEvent") -> float:
+        return (later._time - self._time) * 1e3
+
+
+class EmulatedGraph:
+    """Does again at each launch what it was recorded from."""
+
+    def __init__(self, enqueue: Callable[[], None]) -> None:
+        self._enqueue = enqueue
+
+    def launch(self, stream: Any) -> None:
+        self._enqueue()
+
+    def free(self) -> None:
+        pass
 
 
 class EmulatedDevice:
@@ -75,11 +103,26 @@ class EmulatedDevice:
         pointers = (ctypes.c_void_p * len(values))(*[value.ctypes.data for value in values])
         getattr(self._kernels, f"cpuk_{kernel}")((ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), pointers)
 
-    def stream(self) -> None:
-        return None
+    name = "emulated GPU"
+
+    def stream(self) -> "EmulatedStream":
+        return EmulatedStream()
+
+    def event(self) -> "EmulatedEvent":
+        return EmulatedEvent()
 
     def wait(self, stream: Any) -> None:
         pass
+
+    def current(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def record(self, enqueue: Callable[[], None], stream: Any) -> "EmulatedGraph":
+        return EmulatedGraph(enqueue)
+
+    def live(self) -> int:
+        """How many pieces of memory have not been freed."""
+        return sum(memory.address != 0 for memory in self._allocated)
 
     def _view(self, address: int, size: int) -> np.ndarray:
         inside = [m for m in self._allocated if m.address <= address and address + size <= m.address + m.size]

@@ -43,7 +43,7 @@ def network_input(
 ) -> np.ndarray:
     """(N, 3, h, w) as the kernels make it."""
     stream = device.stream()
-    processing = CudaProcessing(device, contract, stream, dtype=dtype)
+    processing = CudaProcessing(device, contract, stream, input_dtype=dtype)
     address, _ = processing.preprocess(batch, size)
     made = peek(device, address, (len(batch), 3, *size), dtype, stream)
     processing.close()
@@ -102,7 +102,7 @@ def test_every_way_to_normalise(
 def through(device: Any, contract: Contract, outputs: np.ndarray, batch: list[np.ndarray], style: Style):
     """The pictures of `outputs` (N, 1, h, w), as the product would make them."""
     stream = device.stream()
-    processing = CudaProcessing(device, contract, stream, style, outputs.dtype.type)
+    processing = CudaProcessing(device, contract, stream, style, output_dtype=outputs.dtype.type)
     _, address = processing.preprocess(batch, outputs.shape[2:])
     poke(device, address, outputs, stream)
     processing.postprocess()

@@ -69,13 +69,16 @@ def test_more_memory_than_there_is_says_so_and_the_device_works_on(gpu: Device) 
 def test_threads_share_the_device(gpu: Device) -> None:
     results: dict[int, bool] = {}
 
+    def round_trip(number: int) -> bool:
+        stream, memory = gpu.stream(), gpu.allocate(4096)
+        poke(gpu, memory.address, np.full(4096, number, np.uint8), stream)
+        back = peek(gpu, memory.address, (4096,), np.uint8, stream)
+        memory.free()
+        return bool((back == number).all())
+
     def work(number: int) -> None:
         with gpu.current():
-            stream, memory = gpu.stream(), gpu.allocate(4096)
-            data = np.full(4096, number, np.uint8)
-            poke(gpu, memory.address, data, stream)
-            results[number] = bool((peek(gpu, memory.address, (4096,), np.uint8, stream) == number).all())
-            memory.free()
+            results[number] = round_trip(number)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
@@ -171,7 +174,8 @@ def test_all_of_it_on_an_imitated_driver(tmp_path: Path, research: Path, reposit
         "XDG_CACHE_HOME": str(tmp_path),
         "OMP_NUM_THREADS": "1",
     }
-    files = [__file__, str(Path(__file__).with_name("test_cuda_processing.py"))]
+    names = ("test_device.py", "test_cuda_processing.py", "test_engine_session.py")
+    files = [str(Path(__file__).with_name(name)) for name in names]
     command = [sys.executable, "-m", "pytest", "-x", "-o", "addopts=", "-p", "no:cacheprovider", "-k", "not emulated"]
     done = subprocess.run([*command, *files], cwd=repository, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

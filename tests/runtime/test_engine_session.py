@@ -1,0 +1,269 @@
+"""Sessions on engines: their logic on an imitation of TensorRT, real engines where there is a GPU to run them."""
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import imitated_tensorrt
+import numpy as np
+import pytest
+
+from runtime import engine_record, engine_session
+from runtime.contract import Contract
+from runtime.device import Device, DeviceError, OutOfDeviceMemory
+from runtime.engine_session import Engine, EngineSession, open_engine
+from runtime.gpu import Gpu, driver_problem
+from runtime.session import open_session
+from sodeploy.artifacts import write_manifest
+from sodeploy.errors import UserError
+
+SaveEngine = Callable[..., Path]
+
+
+@pytest.fixture
+def device(device: Any) -> Any:
+    if isinstance(device, Device) and "FAKECUDA_KERNELS" not in os.environ:
+        pytest.skip("the imitation of TensorRT runs on host memory")
+    return device
+
+
+@pytest.fixture
+def imitation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT 11.4 on a GPU of capability 8.9, as far as the code can tell."""
+    monkeypatch.setitem(sys.modules, "tensorrt", imitated_tensorrt)
+    monkeypatch.setattr(engine_record, "driver_problem", lambda: None)
+    monkeypatch.setattr(engine_record, "current_gpu", lambda: Gpu("NVIDIA L4", "sm89"))
+
+
+@pytest.fixture
+def save_engine(imitation: None, tmp_path: Path, make_contract: Callable[..., Contract]) -> SaveEngine:
+    def save(least: int = 1, most: int = 4, dtype: str = "FLOAT", **facts: Any) -> Path:
+        contract = make_contract(batch=None)
+        names = {"input": contract.input_name, "output": contract.output_name}
+        shapes = {"least": [least, 3, 16, 24], "most": [most, 3, 16, 24]}
+        path = tmp_path / "tiny.engine"
+        path.write_text(json.dumps(names | shapes | {"dtype": dtype} | facts))
+        write_manifest(
+            path,
+            {},
+            contract=contract.model_dump(mode="json"),
+            precision="int8",
+            builder="tensorrt",
+            builder_version=imitated_tensorrt.__version__,
+            targets=["sm89"],
+            gpu="NVIDIA L4",
+            any_newer_gpu=False,
+            any_newer_version=False,
+            rebuild="python quant/engine.py tiny.onnx",
+        )
+        return path
+
+    return save
+
+
+def batch(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).random((count, 3, 16, 24), np.float32)
+
+
+def expected(images: np.ndarray) -> np.ndarray:
+    return np.clip(np.einsum("nchw,c->nhw", images, np.float32([0.3, 0.4, 0.3])), 0, 1)[:, None]
+
+
+@pytest.mark.parametrize("count", [1, 4, 9])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("FLOAT", 1e-6), ("HALF", 2e-3)])
+def test_batches_of_any_size_come_back_whole(
+    device: Any, save_engine: SaveEngine, count: int, dtype: str, tolerance: float
+) -> None:
+    with open_engine(save_engine(dtype=dtype), device) as session:
+        for seed in range(4):  # the third time as a recorded graph
+            made = session.infer(batch(count, seed))
+            assert made.dtype == np.float32
+            np.testing.assert_allclose(made, expected(batch(count, seed)), atol=tolerance)
+        assert (session.precision, session.contract.network) == ("int8", "tiny")
+
+
+def test_a_fixed_batch_is_filled_up(device: Any, save_engine: SaveEngine) -> None:
+    with open_engine(save_engine(least=4, most=4), device) as session:
+        np.testing.assert_allclose(session.infer(batch(6)), expected(batch(6)), atol=1e-6)
+
+
+def test_everything_is_freed(device: Any, save_engine: SaveEngine) -> None:
+    if not hasattr(device, "live"):
+        pytest.skip("only the emulated device counts its memory")
+    before = device.live()
+    with open_engine(save_engine(), device) as session, session.fork() as other:
+        session.infer(batch(1))
+        other.infer(batch(2))
+        assert device.live() > before
+    assert device.live() == before
+    with pytest.raises(ValueError, match="is closed"):
+        session.infer(batch(1))
+    session.close()
+
+
+def test_a_shape_is_recorded_once_it_has_run(
+    device: Any, save_engine: SaveEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[object] = []
+    monkeypatch.setattr(
+        type(device), "record", lambda self, enqueue, stream: recorded.append(enqueue) or Launch(enqueue)
+    )
+    with open_engine(save_engine(), device) as session:
+        for count in (1, 1, 1, 2, 1, 2):
+            np.testing.assert_allclose(session.infer(batch(count)), expected(batch(count)), atol=1e-6)
+        # the first run of a shape and pair of buffers is a plain one: TensorRT finishes its preparations in it
+        assert 1 <= len(recorded) <= 3
+
+
+class Launch:
+    def __init__(self, enqueue: Callable[[], None]) -> None:
+        self.launch = lambda stream: enqueue()
+
+    def free(self) -> None:
+        pass
+
+
+def test_an_engine_that_cannot_be_recorded_runs_without(
+    device: Any, save_engine: SaveEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> None:
+        raise DeviceError("the GPU refuses a CUDA graph (CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)")
+
+    monkeypatch.setattr(type(device), "record", refuse)
+    with open_engine(save_engine(), device) as session:
+        for _ in range(4):
+            np.testing.assert_allclose(session.infer(batch(2)), expected(batch(2)), atol=1e-6)
+    assert capsys.readouterr().err.count("runs without CUDA graphs") == 1
+
+
+def test_the_number_of_graphs_is_bounded(device: Any, save_engine: SaveEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_session, "_MOST_GRAPHS", 2)
+    monkeypatch.setattr(type(device), "record", lambda self, enqueue, stream: Launch(enqueue))
+    with open_engine(save_engine(), device) as session:
+        for count in (4, 4, 1, 1, 2, 2, 3, 3, 4, 4):
+            np.testing.assert_allclose(session.infer(batch(count)), expected(batch(count)), atol=1e-6)
+        assert len(session._graphs) <= 2
+
+
+def test_no_room_for_a_batch_means_smaller_ones_and_a_warning(
+    device: Any, save_engine: SaveEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    allocate = type(device).allocate
+    limit = 2 * 3 * 16 * 24 * 4  # bytes of a batch of two
+
+    def small(self: Any, size: int) -> Any:
+        if size > -(-limit // 4096) * 4096:
+            raise OutOfDeviceMemory("the GPU has no room for 1 MiB more; choose a smaller batch")
+        return allocate(self, size)
+
+    monkeypatch.setattr(type(device), "allocate", small)
+    with open_engine(save_engine(most=8), device) as session:
+        np.testing.assert_allclose(session.infer(batch(8)), expected(batch(8)), atol=1e-6)
+    assert "going on with batches of 2" in capsys.readouterr().err
+    monkeypatch.setattr(type(device), "allocate", lambda *_: (_ for _ in ()).throw(OutOfDeviceMemory("no room")))
+    with open_engine(save_engine(), device) as session, pytest.raises(OutOfDeviceMemory):
+        session.infer(batch(1))
+
+
+def test_a_shape_outside_of_the_profile(device: Any, save_engine: SaveEngine) -> None:
+    with (
+        open_engine(save_engine(), device) as session,
+        pytest.raises(UserError, match="built for 1x3x16x24 to 4x3x16x24, got 1x3x16x32; build it with that --profile"),
+    ):
+        session.infer(np.zeros((1, 3, 16, 32), np.float32))
+
+
+def test_a_failing_run_is_reported_with_tensorrts_reason(device: Any, save_engine: SaveEngine) -> None:
+    with open_engine(save_engine(fails_on=3), device) as session:
+        with pytest.raises(DeviceError, match=r"does not run .*illegal memory access"):
+            session.infer(batch(3))
+        np.testing.assert_allclose(session.infer(batch(2)), expected(batch(2)), atol=1e-6)
+
+
+def test_no_room_for_a_context(device: Any, save_engine: SaveEngine) -> None:
+    with pytest.raises(OutOfDeviceMemory, match=r"no execution context \(CUDA out of memory\)"):
+        open_engine(save_engine(contexts=0), device)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"dtype": "INT8"}, "export the model with float32 input and output"),
+        ({"output": "side"}, "has the tensors image, side, its contract names image and saliency"),
+    ],
+)
+def test_an_engine_that_is_not_what_its_contract_says(
+    device: Any, save_engine: SaveEngine, facts: dict[str, str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        open_engine(save_engine(**facts), device)
+
+
+def test_broken_and_foreign_engines_are_refused_with_the_command_that_rebuilds(
+    device: Any, save_engine: SaveEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_engine()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5])
+    with pytest.raises(UserError, match=r"truncated or was replaced; build it again: python quant/engine.py tiny.onnx"):
+        open_engine(path, device)
+    path.write_bytes(whole)
+    monkeypatch.setattr(engine_record, "current_gpu", lambda: Gpu("NVIDIA H200", "sm90"))
+    with pytest.raises(UserError, match=r"built for sm89, here is NVIDIA H200 \(sm90\); build it again"):
+        open_engine(path, device)
+
+
+@pytest.mark.skipif(driver_problem() is None, reason="there is a GPU")
+def test_open_session_opens_engines(save_engine: SaveEngine) -> None:
+    with pytest.raises(UserError, match="a GPU is needed, but no NVIDIA driver is installed"):
+        open_session(save_engine())
+
+
+def test_an_engine_tensorrt_cannot_read(device: Any, save_engine: SaveEngine, tmp_path: Path) -> None:
+    path = save_engine()
+    manifest = json.loads(Path(f"{path}.json").read_text())
+    path.write_bytes(b"garbage")
+    write_manifest(
+        path, {}, **{key: manifest[key] for key in engine_record.EngineRecord.model_fields if key != "sha256"}
+    )
+    with pytest.raises(UserError, match=r"cannot be loaded \(Serialization assertion .* build it again"):
+        open_engine(path, device)
+
+
+@pytest.mark.skipif(driver_problem() is None, reason="there is a GPU")
+@pytest.mark.parametrize("name", ["Runtime", "ICudaEngine", "IExecutionContext", "ILogger", "DataType"])
+def test_the_imitation_promises_nothing_that_tensorrt_lacks(name: str) -> None:
+    real = pytest.importorskip("tensorrt_rtx")
+    ours = {member for member in vars(getattr(imitated_tensorrt, name)) if not member.startswith("_")}
+    lacking = {member for member in ours if not hasattr(getattr(real, name), member)}
+    assert not lacking
+
+
+@pytest.mark.skipif(driver_problem() is not None, reason=f"no GPU: {driver_problem()}")
+@pytest.mark.parametrize("builder", ["tensorrt", "tensorrt_rtx"])
+def test_a_real_engine_agrees_with_onnxruntime(builder: str, save_model: Callable[..., Path], tmp_path: Path) -> None:
+    if importlib.util.find_spec(builder) is None:
+        pytest.skip(f"{builder} is not installed")
+    from quant.engine import build
+    from quant.engine_profile import parse_profile
+    from runtime.gpu import current_gpu
+
+    model = save_model(batch=None)
+    targets = [current_gpu().capability] if builder == "tensorrt_rtx" else None
+    build(
+        model,
+        tmp_path / "tiny.engine",
+        builder,
+        targets=targets,
+        profile=parse_profile("1x3x16x24:2x3x16x24:4x3x16x24"),
+    )  # type: ignore[arg-type]
+    device = Device()
+    with open_session(model) as reference, open_engine(tmp_path / "tiny.engine", device) as session:
+        assert isinstance(session, EngineSession)
+        assert isinstance(session.engine, Engine)
+        for count in (1, 1, 1, 4, 9):
+            np.testing.assert_allclose(session.infer(batch(count)), reference.infer(batch(count)), atol=1e-3)
