@@ -22,7 +22,7 @@ class Adam(_Choice):
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         make = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
-        return make(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        return make(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True)
 
 
 class SGD(_Choice):
@@ -36,7 +36,12 @@ class SGD(_Choice):
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(
-            parameters, lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay
+            parameters,
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+            fused=True,
         )
 
 

@@ -1,5 +1,7 @@
 """U²-Net, U²-Netp and the demonstration's network."""
 
+import pytest
+import torch
 from network_case import GoldenTrainingStep, NetworkCase
 
 from training.models import build
@@ -19,7 +21,11 @@ class TestU2Net(NetworkCase, GoldenTrainingStep):
     maps = MAPS
 
 
-def test_tiny_has_the_structure_of_u2netp() -> None:
-    tiny, small = build("u2net_tiny").state_dict(), build("u2netp").state_dict()
-    assert list(tiny) == list(small)
-    assert sum(tensor.numel() for tensor in tiny.values()) < 0.15 * sum(tensor.numel() for tensor in small.values())
+@pytest.mark.parametrize("size", [(160, 160), (97, 130)])
+def test_tiny_gives_the_fused_map_at_the_images_size_and_sides_at_a_quarter(size: tuple[int, int]) -> None:
+    network = build("u2net_tiny").eval()
+    with torch.no_grad():
+        fused, *sides = network(torch.rand(2, 3, *size))
+    assert fused.shape == (2, 1, *size)
+    assert [side.shape for side in sides] == [(2, 1, -(-size[0] // 4), -(-size[1] // 4))] * 6
+    assert sum(parameter.numel() for parameter in network.parameters()) < 2e6

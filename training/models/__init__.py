@@ -16,7 +16,7 @@ from training.models.isnet import ISNetDIS, ISNetGTEncoder
 from training.models.isnet_integrity import ISNetIntegrity
 from training.models.network import SaliencyNetwork
 from training.models.ras import RAS
-from training.models.u2net import u2net, u2net_tiny, u2netp
+from training.models.u2net import U2NetTiny, u2net, u2netp
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Entry:
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 
-def _u2net(network: str, size: int = 320) -> Contract:
-    return Contract(network=network, height=size, width=size, divide_by="max", mean=_MEAN, std=_STD, stretch=True)
+def _u2net(network: str) -> Contract:
+    return Contract(network=network, height=320, width=320, divide_by="max", mean=_MEAN, std=_STD, stretch=True)
 
 
 def _isnet(network: str, mean: float) -> Contract:
@@ -58,7 +58,7 @@ def _duts(network: str, size: int, stretch: bool = False) -> Contract:
 NETWORKS: dict[str, Entry] = {
     "u2net": Entry(u2net, _u2net("u2net")),
     "u2netp": Entry(u2netp, _u2net("u2netp")),
-    "u2net_tiny": Entry(u2net_tiny, _u2net("u2net_tiny", size=160)),
+    "u2net_tiny": Entry(U2NetTiny, _imagenet("u2net_tiny", 160, stretch=True)),
     "isnet_dis": Entry(ISNetDIS, _isnet("isnet_dis", mean=0.5)),
     "isnet_gt_encoder": Entry(ISNetGTEncoder, _isnet("isnet_gt_encoder", mean=0.0), sees="masks"),
     "csnet_x1": Entry(lambda: CSNet(L_X1), _imagenet("csnet_x1", 224)),

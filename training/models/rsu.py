@@ -25,11 +25,11 @@ class Widths(NamedTuple):
 _DEPTHS = (7, 6, 5, 4)  # levels of the blocks of stages 1 to 4; stages 5 and 6 are too small to pool and dilate instead
 
 
-def conv_bn_relu(in_channels: int, out_channels: int, dilation: int = 1) -> nn.Sequential:
-    """3 x 3 convolution with bias, batch norm, ReLU; the size stays."""
+def conv_bn_relu(in_channels: int, out_channels: int, dilation: int = 1, stride: int = 1) -> nn.Sequential:
+    """3 x 3 convolution with bias, batch norm, ReLU; with stride 1 the size stays."""
     return nn.Sequential(
         OrderedDict(
-            conv_s1=nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation),
+            conv_s1=nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=dilation, dilation=dilation),
             bn_s1=nn.BatchNorm2d(out_channels),
             relu_s1=nn.ReLU(inplace=True),
         )
