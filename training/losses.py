@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 import torch.nn.functional as F
 
+from training.integrity_losses import expanded_region, hierarchical_difference
+from training.pyramid_losses import pyramid_consistency, structure_pyramid
+
 MapLoss = Callable[[Sequence[torch.Tensor], torch.Tensor], torch.Tensor]
 
 
@@ -22,12 +25,29 @@ def iou(logits: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
     return _sum(_iou(torch.sigmoid(logit.float()), _at(mask, logit)) for logit in logits)
 
 
+def bce_sum(logits: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+    """Binary cross entropy, the sum over pixels: large images count for more (as CSF, DSS)."""
+    return _sum(
+        F.binary_cross_entropy_with_logits(logit.float(), _at(mask, logit), reduction="sum") / len(logit)
+        for logit in logits
+    )
+
+
 def feature_distance(features: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
     """Feature synchronisation: the sum over the levels of the mean squared difference (IS-Net, ECCV 2022, eq. 4)."""
     return _sum(F.mse_loss(f.float(), target.float()) for f, target in zip(features, targets, strict=True))
 
 
-MAP_LOSSES: dict[str, MapLoss] = {"bce": bce, "iou": iou}
+MAP_LOSSES: dict[str, MapLoss] = {
+    "bce": bce,
+    "bce_sum": bce_sum,
+    "iou": iou,
+    "structure_pyramid": structure_pyramid,
+    "pyramid_consistency": pyramid_consistency,
+    "hierarchical_difference": hierarchical_difference,
+    "expanded_region": expanded_region,
+}
+NEED_MARGINS = {"hierarchical_difference", "expanded_region"}  # their mask has the dilated and eroded ones beside it
 
 
 def _iou(probability: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

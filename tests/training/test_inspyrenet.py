@@ -1,7 +1,7 @@
 """InSPyReNet on its three backbones."""
 
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from training.models.swin import TINY, Swin
 class InSPyReNetCase(CalibratedCase):
     gmacs_size = 384
     maps = ("d0", "d1", "d2", "d3")
-    cases = ("C64x64", "C64x128", "C256x320")
+    cases: ClassVar[tuple[str, ...]] = ("C64x64", "C64x128", "C256x320")
     learning_rate = 1e-4
 
     def loss(self, network: SaliencyNetwork, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,10 @@ import pytest
 import torch
 from network_case import load_fill
 
-from training.losses import bce, feature_distance, iou
+from training.integrity_losses import boundary_weight, difference_aware, expanded_region, hierarchical_difference
+from training.losses import bce, bce_sum, feature_distance, iou
 from training.models import build
+from training.pyramid_losses import pixel_iou, pyramid_consistency, structure_pyramid, weighted_bce
 
 
 @pytest.mark.parametrize("size", ["64x64", "70x100"])
@@ -54,3 +56,50 @@ def test_losses_are_finite_where_probabilities_saturate() -> None:
     assert loss.item() == pytest.approx(200)
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("network", ["inspyrenet_res2net50", "inspyrenet_swint", "inspyrenet_swinb"])
+def test_pyramid_losses_as_inspyrenet(research: Path, network: str) -> None:
+    golden = np.load(research / "networks" / network / "golden.npz")
+    logits = [torch.from_numpy(golden[f"C64x64.d{k}"]) for k in range(4)]
+    mask = torch.from_numpy(golden["C64x64.gt"])
+    for level, logit in enumerate(logits):
+        target = mask if level == 0 else torch.from_numpy(golden[f"C64x64.gt_reduce{level}"])
+        enlarged = [torch.nn.functional.interpolate(x, size=mask.shape[-2:]) for x in (logit, target)]
+        expected = golden[f"C64x64.loss_sod{level}"].item()
+        assert (weighted_bce(*enlarged) + pixel_iou(*enlarged)).item() == pytest.approx(expected, rel=1e-4)
+    expected = sum(golden[f"C64x64.loss_pc{k}"].item() for k in (1, 2, 3))
+    assert pyramid_consistency(logits, mask).item() == pytest.approx(expected, rel=1e-4)
+    total = structure_pyramid(logits, mask) + 1e-4 * pyramid_consistency(logits, mask)
+    assert total.item() == pytest.approx(golden["C64x64.loss_total"].item(), rel=1e-4)
+
+
+def test_pyramid_consistency_moves_the_coarser_map_alone() -> None:
+    fine, coarse = torch.randn(1, 1, 16, 16, requires_grad=True), torch.randn(1, 1, 8, 8, requires_grad=True)
+    pyramid_consistency([fine, coarse], torch.zeros(1, 1, 16, 16)).backward()
+    assert fine.grad is None
+    assert coarse.grad is not None
+
+
+def test_integrity_losses_as_published(research: Path) -> None:
+    golden = np.load(research / "networks" / "isnet_integrity" / "golden.npz")
+    masks = torch.from_numpy(np.stack([golden[f"C64x64.{key}_u8"] for key in ("gt", "di", "er")])[None] / 255).float()
+    logits = [torch.from_numpy(golden[f"C64x64.{key}"]) for key in ("out2", "out3", "out4", "out5", "coarse")]
+    np.testing.assert_allclose(boundary_weight(masks), golden["C64x64.hda_weight"], rtol=1e-5)
+    each = [difference_aware(logit, masks).item() for logit in logits[:4]]
+    expected = [golden[f"C64x64.hda_out{k}_intended"].item() for k in (2, 3, 4, 5)]
+    np.testing.assert_allclose(each, expected, rtol=1e-4)
+    assert hierarchical_difference(logits, masks).item() == pytest.approx(
+        np.dot((1, 0.8, 0.6, 0.4), expected), rel=1e-4
+    )
+    assert expanded_region(logits, masks).item() == pytest.approx(golden["C64x64.loss_coarse"].item(), rel=1e-4)
+
+
+def test_an_empty_mask_has_a_finite_expanded_region() -> None:
+    logits = [torch.full((1, 1, 8, 8), -200.0)] * 5
+    assert expanded_region(logits, torch.zeros(1, 3, 8, 8)).isfinite()
+
+
+def test_the_sum_over_pixels_is_a_mean_over_images() -> None:
+    logit, mask = torch.zeros(2, 1, 4, 5), torch.zeros(2, 1, 4, 5)
+    assert bce_sum([logit], mask).item() == pytest.approx(20 * np.log(2))
