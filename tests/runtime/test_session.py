@@ -1,9 +1,10 @@
 """Sessions: named tensors, batches, and every way a model can be unfit."""
 
 import numpy as np
+import onnx
 import pytest
 
-from runtime.contract import METADATA_KEY
+from runtime.contract import METADATA_KEY, embed
 from runtime.session import open_session
 from sodeploy.errors import UserError
 
@@ -46,6 +47,38 @@ def test_a_half_precision_input_is_fed_in_half_precision(save_model):
         output = session.infer(batch(1))
     assert output.dtype == np.float32
     np.testing.assert_allclose(output, weighted(batch(1)), atol=2e-3)
+
+
+def test_a_bias_beside_small_half_precision_scales_survives(tmp_path, make_contract):
+    """int8 and fp16: input scale times weight scale is 4e-8, which underflows in fp16."""
+    half = onnx.TensorProto.FLOAT16
+    nodes = [
+        onnx.helper.make_node("Cast", ["image"], ["x"], to=half),
+        onnx.helper.make_node("QuantizeLinear", ["x", "xs", "zero"], ["xq"]),
+        onnx.helper.make_node("DequantizeLinear", ["xq", "xs", "zero"], ["xd"]),
+        onnx.helper.make_node("DequantizeLinear", ["w", "ws", "zeros"], ["wd"], axis=0),
+        onnx.helper.make_node("Conv", ["xd", "wd", "bias"], ["y"]),
+        onnx.helper.make_node("QuantizeLinear", ["y", "xs", "zero"], ["yq"]),
+        onnx.helper.make_node("DequantizeLinear", ["yq", "xs", "zero"], ["yd"]),
+        onnx.helper.make_node("Cast", ["yd"], ["saliency"], to=onnx.TensorProto.FLOAT),
+    ]
+    constants = {
+        "xs": np.float16(0.004), "zero": np.int8(0), "w": np.ones((1, 3, 1, 1), np.int8), "ws": np.float16([1e-5]),
+        "zeros": np.zeros(1, np.int8), "bias": np.float16([0.3]),
+    }  # fmt: skip
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "half",
+        [value("image", onnx.TensorProto.FLOAT, [1, 3, 16, 24])],
+        [value("saliency", onnx.TensorProto.FLOAT, [1, 1, 16, 24])],
+        [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=9)
+    embed(model, make_contract())
+    onnx.save(model, tmp_path / "half.onnx")
+    with open_session(tmp_path / "half.onnx", threads=1) as session:
+        np.testing.assert_allclose(session.infer(batch(1)), 0.3, atol=4e-3)
 
 
 def test_a_dynamic_model_takes_other_sizes(save_model):
