@@ -1,4 +1,4 @@
-"""Reading network weights from whatever form a checkpoint file has."""
+"""Checkpoint files: reading weights from whatever form they have, and writing our own."""
 
 import pickle
 import re
@@ -78,6 +78,21 @@ def read_checkpoint(path: str | Path) -> Any:
         ) from None
     except (RuntimeError, EOFError, ValueError, LookupError, struct.error):  # all seen on random bytes
         raise UserError(f"{path} is broken or no PyTorch checkpoint; fetch or train it again") from None
+
+
+def write_checkpoint(content: Any, path: str | Path) -> None:
+    """Write tensors in plain containers, atomically.
+
+    Raises:
+        OSError: for example no space is left; names `path`.
+    """
+    with artifacts.atomic_write(path) as temporary:
+        try:
+            # Through a file of Python's: given a path, torch reports a full disk as a RuntimeError about positions.
+            with open(temporary, "wb") as file:
+                torch.save(content, file)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def weights_in(checkpoint: Any, path: str | Path) -> Weights:

@@ -7,14 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from sodeploy import artifacts, terminal
 from sodeploy.errors import UserError
+from training.checkpoint import write_checkpoint
 from training.journal import Journal, Meter
 from training.loader import AugmentedSamples, batches, places
+from training.losses import NEED_MARGINS
 from training.models import entry
 from training.objective import Objective, set_train_mode
+from training.optimizers import LR_SHARE
 from training.processes import Process
 from training.recipe import Recipe
 from training.run_state import BEST, LAST, RunState, save_state
@@ -60,7 +64,7 @@ class Run:
             if state.finished:
                 break
             for group in state.optimizer.param_groups:
-                group["lr"] = recipe.optimizer.lr * recipe.schedule.factor(step, total)
+                group["lr"] = group[LR_SHARE] * recipe.optimizer.lr * recipe.schedule.factor(step, total)
             # Random numbers of the step's own, so that resuming needs no generator's state.
             torch.manual_seed(int(np.random.SeedSequence([recipe.seed, step, process.rank]).generate_state(1)[0]))
             self._step(module, loaded, meter)
@@ -88,7 +92,13 @@ class Run:
         recipe, process = self.recipe, self.process
         share = (process.rank, process.count)
         return batches(
-            AugmentedSamples(self.splits.dataset, recipe.augment, recipe.contract(), recipe.seed),
+            AugmentedSamples(
+                self.splits.dataset,
+                recipe.augment,
+                recipe.contract(),
+                recipe.seed,
+                bool(NEED_MARGINS & set(recipe.loss)),
+            ),
             places(self.splits.training, recipe.batch, recipe.seed, steps, share, recipe.accumulate),
             recipe.workers,
             pin_memory=process.device.type == "cuda",
@@ -106,6 +116,8 @@ class Run:
             image, mask = next(loaded)
             image = image.to(device, non_blocking=True, memory_format=torch.channels_last)
             mask = mask.to(device, non_blocking=True)
+            if self.recipe.multi_scale:
+                image, mask = _resized(image, mask, self._side())
             silent: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
             if isinstance(module, DistributedDataParallel) and number < passes - 1:
                 silent = module.no_sync()  # gradients travel between processes once per step, with the last pass
@@ -117,6 +129,11 @@ class Run:
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
+
+    def _side(self) -> int:
+        """That of this step's images where the recipe has several: the same in all processes and passes."""
+        random = np.random.default_rng([self.recipe.seed, self.state.step])
+        return int(random.choice(self.recipe.multi_scale))
 
     def _require_finite(self, loss: float) -> None:
         if not np.isfinite(loss):
@@ -153,8 +170,8 @@ class Run:
             f"mean F {scores['mean_f']:.3f} on {len(splits.validation)} samples{' (best)' if is_best else ''}"
         )
         if is_best:
-            with artifacts.atomic_write(self.folder / BEST) as path:
-                torch.save({key: tensor.contiguous() for key, tensor in state.network.state_dict().items()}, path)
+            weights = {key: tensor.contiguous() for key, tensor in state.network.state_dict().items()}
+            write_checkpoint(weights, self.folder / BEST)
             artifacts.write_manifest(
                 self.folder / BEST,
                 {"recipe": self.config},
@@ -166,3 +183,10 @@ class Run:
                 scores=dict(scores),
             )
         save_state(state, self.folder)
+
+
+def _resized(image: torch.Tensor, mask: torch.Tensor, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        F.interpolate(image, size=(side, side), mode="bilinear", align_corners=False),
+        F.interpolate(mask, size=(side, side), mode="bilinear", align_corners=False),
+    )

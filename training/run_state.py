@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 
-from sodeploy import artifacts
 from sodeploy.errors import UserError
-from training.checkpoint import read_checkpoint
+from training.checkpoint import read_checkpoint, write_checkpoint
 from training.models.network import SaliencyNetwork
 from training.recipe import Recipe
 
@@ -52,8 +51,7 @@ def save_state(state: RunState, folder: Path) -> None:
         "finished": state.finished,
         "facts": json.dumps(state.facts),
     }
-    with artifacts.atomic_write(folder / LAST) as path:
-        torch.save(content, path)
+    write_checkpoint(content, folder / LAST)
 
 
 def load_state(state: RunState, folder: Path) -> None:

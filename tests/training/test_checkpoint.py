@@ -1,14 +1,18 @@
 """Checkpoints of every form that people have, and those that must be refused."""
 
+import contextlib
+import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from sodeploy import artifacts
 from sodeploy.errors import UserError
-from training.checkpoint import load_checkpoint, read_weights
+from training.checkpoint import load_checkpoint, read_weights, write_checkpoint
 from training.models import build
 from training.models.network import SaliencyNetwork
 
@@ -111,3 +115,15 @@ def test_what_is_no_state_dict(tmp_path: Path) -> None:
         read_weights(tmp_path / "wrapped.pth")
     with pytest.raises(UserError, match=r"absent.pth does not exist"):
         read_weights(tmp_path / "absent.pth")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def onto_a_full_disk(path: str | Path) -> Iterator[Path]:
+        yield Path("/dev/full")
+
+    monkeypatch.setattr(artifacts, "atomic_write", onto_a_full_disk)
+    with pytest.raises(OSError, match=r"w.pth") as error:
+        write_checkpoint({"weight": torch.zeros(300_000)}, tmp_path / "w.pth")
+    assert error.value.errno == errno.ENOSPC
