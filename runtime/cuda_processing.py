@@ -51,7 +51,8 @@ class CudaProcessing:
             stream: the device's stream on which everything is enqueued.
             style: what `pictures` returns.
             input_dtype, output_dtype: the network's, np.float32 or np.float16.
-            mark: called when the last of a stage has been enqueued: "upload", "preprocess", "postprocess", "download".
+            mark: called with "staged" before the first thing is enqueued, then with the name of each stage after its
+                last: "upload", "preprocess", "postprocess", "download".
         """
         self._device, self._contract, self._stream, self._style = device, contract, stream, style
         self._input_dtype, self._output_dtype, self._mark = np.dtype(input_dtype), np.dtype(output_dtype), mark
@@ -61,12 +62,15 @@ class CudaProcessing:
         self._sizes: list[tuple[int, int]] = []
         self._map_size = (0, 0)
 
-    def preprocess(self, images: Sequence[np.ndarray], size: tuple[int, int] | None = None) -> tuple[int, int]:
+    def preprocess(
+        self, images: Sequence[np.ndarray], size: tuple[int, int] | None = None, room: int = 1
+    ) -> tuple[int, int]:
         """Enqueue the way from images to the network's input.
 
         Args:
             images: N >= 1 of (H, W, 3) uint8 RGB, each of its own size; copied before the call returns.
             size: (h, w) of the input; the contract's by default.
+            room: have memory for a batch of at least so many, for an engine that takes no smaller one.
 
         Returns:
             Device addresses: the input (N, 3, h, w), filled on the stream, and room for the output (N, 1, h, w).
@@ -81,8 +85,8 @@ class CudaProcessing:
         height, width = self._map_size = size or (self._contract.height, self._contract.width)
         self._sizes = [(image.shape[0], image.shape[1]) for image in images]
         count, pixels = len(images), height * width
-        self._input.reserve(count * 3 * pixels * self._input_dtype.itemsize)
-        self._output.reserve(count * pixels * self._output_dtype.itemsize)
+        self._input.reserve(max(count, room) * 3 * pixels * self._input_dtype.itemsize)
+        self._output.reserve(max(count, room) * pixels * self._output_dtype.itemsize)
         self._reserve_work(count, pixels)
         stretch = self._upload(images)
         self._mark("upload")
@@ -144,8 +148,8 @@ class CudaProcessing:
             results.append(self._down.host[place : place + height * width * channels].reshape(shape).copy())
         return results
 
-    def close(self) -> None:
-        """Free the buffers; the stream must be idle."""
+    def release(self) -> None:
+        """Free the buffers, which the next batch reserves anew; the stream must be idle."""
         for buffer in (self._up, self._down, self._input, self._output, self._work):
             buffer.free()
 
@@ -210,6 +214,7 @@ class CudaProcessing:
             backgrounds["pixels"] = self._small_pixels
             pictures["background"] = self._backgrounds + np.arange(len(images)) * _IMAGE.itemsize
         up.write(self._up.host)
+        self._mark("staged")
         self._device.upload(base, self._up.host[: up.size], self._stream)
         return stretch
 

@@ -81,6 +81,7 @@ class Device:
         self.capability = "sm{}{}".format(*device.compute_capability())
         self._context = device.retain_primary_context()
         self._kernels: dict[str, Any] = {}
+        self._idle_streams: list[Any] = []
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
@@ -102,23 +103,28 @@ class Device:
         Raises:
             OutOfDeviceMemory: they cannot be had.
         """
-        try:
-            return Memory(self._cuda.mem_alloc(size))
-        except self._cuda.MemoryError:
-            free, total = self.memory()
-            raise OutOfDeviceMemory(
-                f"{self.name} has no room for {size / 2**20:.0f} MiB more ({free / 2**20:.0f} of "
-                f"{total / 2**20:.0f} MiB free); choose a smaller batch, or end other processes on it"
-            ) from None
+        return Memory(self._call(size, self._cuda.mem_alloc, size))
 
     def pinned(self, size: int) -> np.ndarray:
-        """(size,) uint8 of page-locked host memory, from and to which copies run beside other work."""
-        array: np.ndarray = self._cuda.pagelocked_empty(size, np.uint8)
+        """(size,) uint8 of page-locked host memory, from and to which copies run beside other work.
+
+        Raises:
+            OutOfDeviceMemory: they cannot be had.
+        """
+        array: np.ndarray = self._call(size, self._cuda.pagelocked_empty, size, np.uint8)
         return array
 
     def stream(self) -> Any:
-        """A stream that does not wait for the default stream."""
-        return self._cuda.Stream(1)  # CU_STREAM_NON_BLOCKING
+        """A stream that does not wait for the default stream; give it to `keep` when it is no longer needed.
+
+        pycuda destroys a stream when its last reference goes, which may be in a thread where the device is not current,
+        and then it leaks. So streams stay with the device and are handed out again.
+        """
+        return self._idle_streams.pop() if self._idle_streams else self._cuda.Stream(1)  # CU_STREAM_NON_BLOCKING
+
+    def keep(self, stream: Any) -> None:
+        """Take back an idle stream."""
+        self._idle_streams.append(stream)
 
     def event(self) -> Any:
         """An event that keeps the time: `record(stream)`, then after synchronising `time_till(later)` in ms."""
@@ -126,15 +132,15 @@ class Device:
 
     def upload(self, address: int, data: np.ndarray, stream: Any) -> None:
         """Enqueue a copy to the device; `data` must stay as it is until it has run."""
-        self._cuda.memcpy_htod_async(address, data, stream)
+        self._call(0, self._cuda.memcpy_htod_async, address, data, stream)
 
     def download(self, data: np.ndarray, address: int, stream: Any) -> None:
         """Enqueue a copy from the device into `data`."""
-        self._cuda.memcpy_dtoh_async(data, address, stream)
+        self._call(0, self._cuda.memcpy_dtoh_async, data, address, stream)
 
     def clear(self, address: int, size: int, stream: Any) -> None:
         """Enqueue the zeroing of `size` bytes."""
-        self._cuda.memset_d8_async(address, 0, size, stream)
+        self._call(0, self._cuda.memset_d8_async, address, 0, size, stream)
 
     def launch(
         self,
@@ -144,10 +150,15 @@ class Device:
         arguments: tuple[np.generic, ...],
         stream: Any,
     ) -> None:
-        """Enqueue a kernel of kernels/*.cu by its name; addresses are np.uint64, numbers of their C type."""
+        """Enqueue a kernel of kernels/*.cu by its name; addresses are np.uint64, numbers of their C type.
+
+        Raises:
+            UserError: the kernels cannot be compiled for this GPU.
+        """
         if kernel not in self._kernels:
             self._load_kernels()
-        self._kernels[kernel](*arguments, grid=grid, block=block, stream=stream)
+        function = self._kernels[kernel]
+        self._call(0, lambda: function(*arguments, grid=grid, block=block, stream=stream))
 
     def wait(self, stream: Any) -> None:
         """Block until everything enqueued on `stream` has run.
@@ -155,10 +166,7 @@ class Device:
         Raises:
             DeviceError: some of it failed.
         """
-        try:
-            stream.synchronize()
-        except self._cuda.Error as error:
-            raise DeviceError(f"{self.name} failed: {error}; check driver and memory with nvidia-smi") from None
+        self._call(0, stream.synchronize)
 
     def record(self, enqueue: Callable[[], None], stream: Any) -> Graph:
         """What `enqueue` puts on `stream`, as a CUDA graph; nothing of it runs yet.
@@ -186,8 +194,23 @@ class Device:
 
     def close(self) -> None:
         """Let the primary context go; memory, streams and kernels of this object must not be used any more."""
-        self._kernels.clear()
+        with self.current():
+            self._idle_streams.clear()
+            self._kernels.clear()
         self._context.detach()
+
+    def _call(self, size: int, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call the driver, which may also report what went wrong with earlier work; `size` bytes are asked for."""
+        try:
+            return function(*arguments)
+        except self._cuda.MemoryError:
+            free, total = self.memory()
+            raise OutOfDeviceMemory(
+                f"{self.name} has no room for {size / 2**20:.0f} MiB more ({free / 2**20:.0f} of "
+                f"{total / 2**20:.0f} MiB free); choose a smaller batch, or end other processes on it"
+            ) from None
+        except self._cuda.Error as error:
+            raise DeviceError(f"{self.name} failed: {error}; see nvidia-smi and the kernel log (dmesg)") from None
 
     def _load_kernels(self) -> None:
         for name in MODULES:

@@ -122,7 +122,9 @@ class EngineSession:
         self.contract, self.precision = engine.record.contract, engine.record.precision
         self.metadata = {PRECISION_KEY: engine.record.precision}
         self._context: trt.IExecutionContext | None = engine.context()
-        self._stream = stream if stream is not None else self._device.stream()
+        self._stream, self._owns_stream = stream, stream is None
+        if self._owns_stream:
+            self._stream = self._device.stream()
         self._input, self._output = (Buffer(self._device, pinned=True) for _ in range(2))
         self._seen: set[tuple[int, ...]] = set()
         self._graphs: dict[tuple[int, ...], Graph] = {}
@@ -187,6 +189,9 @@ class EngineSession:
             self._input.free()
             self._output.free()
             self._context = None
+        if self._owns_stream:
+            self._device.keep(self._stream)
+            self._owns_stream = False
 
     def __enter__(self) -> "EngineSession":
         return self

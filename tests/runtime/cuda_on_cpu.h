@@ -78,6 +78,7 @@ static ucontext_t scheduler;
 static Fiber* current;
 static void (*body)(const void*);
 static const void* arguments;
+static std::mutex one_kernel_at_a_time;
 
 static void fiber_main() {
   body(arguments);
@@ -117,8 +118,7 @@ static void run_block() {
 
 template <class... P>
 static void launch(void (*kernel)(P...), const unsigned* grid, const unsigned* block, std::tuple<P...> parameters) {
-  static std::mutex one_at_a_time;
-  std::lock_guard<std::mutex> lock(one_at_a_time);
+  std::lock_guard<std::mutex> lock(one_kernel_at_a_time);
   using Call = std::pair<void (*)(P...), std::tuple<P...>>;
   const Call call{kernel, parameters};
   body = [](const void* p) { std::apply(((const Call*)p)->first, ((const Call*)p)->second); };

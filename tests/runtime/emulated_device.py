@@ -108,6 +108,9 @@ class EmulatedDevice:
     def stream(self) -> "EmulatedStream":
         return EmulatedStream()
 
+    def keep(self, stream: "EmulatedStream") -> None:
+        pass
+
     def event(self) -> "EmulatedEvent":
         return EmulatedEvent()
 

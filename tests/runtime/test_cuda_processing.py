@@ -46,7 +46,7 @@ def network_input(
     processing = CudaProcessing(device, contract, stream, input_dtype=dtype)
     address, _ = processing.preprocess(batch, size)
     made = peek(device, address, (len(batch), 3, *size), dtype, stream)
-    processing.close()
+    processing.release()
     return made
 
 
@@ -108,7 +108,7 @@ def through(device: Any, contract: Contract, outputs: np.ndarray, batch: list[np
     processing.postprocess()
     device.wait(stream)
     pictures = processing.pictures()
-    processing.close()
+    processing.release()
     return pictures
 
 
@@ -186,7 +186,7 @@ def test_buffers_serve_batches_of_any_size_in_turn(device: Any, make_contract: M
         address, _ = processing.preprocess(batch)
         made = peek(device, address, (len(batch), 3, 16, 24), np.float32, stream)
         np.testing.assert_array_equal(made, np.stack([preprocess(image, contract) for image in batch]))
-    processing.close()
+    processing.release()
 
 
 def test_an_image_too_wide_for_a_block_is_refused(device: Any, make_contract: MakeContract) -> None:

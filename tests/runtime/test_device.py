@@ -89,6 +89,15 @@ def test_threads_share_the_device(gpu: Device) -> None:
 
 
 @needs_gpu
+def test_streams_are_handed_out_again(gpu: Device) -> None:
+    with gpu.current():
+        stream = gpu.stream()
+        assert gpu.stream().handle != stream.handle
+        gpu.keep(stream)
+        assert gpu.stream() is stream
+
+
+@needs_gpu
 def test_events_measure_milliseconds(gpu: Device) -> None:
     with gpu.current():
         stream, before, after = gpu.stream(), gpu.event(), gpu.event()
@@ -174,7 +183,7 @@ def test_all_of_it_on_an_imitated_driver(tmp_path: Path, research: Path, reposit
         "XDG_CACHE_HOME": str(tmp_path),
         "OMP_NUM_THREADS": "1",
     }
-    names = ("test_device.py", "test_cuda_processing.py", "test_engine_session.py")
+    names = ("test_device.py", "test_cuda_processing.py", "test_engine_session.py", "test_pipeline.py")
     files = [str(Path(__file__).with_name(name)) for name in names]
     command = [sys.executable, "-m", "pytest", "-x", "-o", "addopts=", "-p", "no:cacheprovider", "-k", "not emulated"]
     done = subprocess.run([*command, *files], cwd=repository, env=environment, capture_output=True, text=True)

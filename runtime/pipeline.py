@@ -1,0 +1,280 @@
+"""Many images through an engine, so that the GPU never waits: reading, copies, network and kernels overlap.
+
+    python runtime/pipeline.py out/u2netp.int8.engine --images photos/ --output out/masks [--style rgba]
+
+Reader threads decode images ahead. Each batch then takes a lane, which is a CUDA stream with an execution context and
+buffers of its own: up, kernels, network, kernels, down, one after another without the host in between. While one lane's
+network runs, the next one's images are copied up and the last one's pictures down.
+"""
+
+import contextlib
+import queue
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import cv2
+import numpy as np
+import typer
+
+from calib_data.images import read_image
+from calib_data.layouts import image_files
+from runtime.composition import STYLES, Style
+from runtime.cuda_processing import CudaProcessing
+from runtime.device import DeviceError, OutOfDeviceMemory
+from runtime.engine_session import EngineSession, open_engine
+from runtime.metrics import usable_cores
+from runtime.timeline import Timeline
+from sodeploy import terminal
+from sodeploy.artifacts import atomic_write
+from sodeploy.errors import UserError
+from sodeploy.terminal import warn
+
+Source = TypeVar("Source")
+Picture = np.ndarray | UserError  # what became of an image
+_ORIGIN = "origin"
+
+
+def pictures(
+    session: EngineSession,
+    sources: Iterable[Source],
+    read: Callable[[Source], np.ndarray],
+    *,
+    batch: int = 8,
+    style: Style = "map",
+    lanes: int = 3,
+    readers: int | None = None,
+    timeline: Timeline | None = None,
+) -> Iterator[tuple[Source, Picture]]:
+    """Yield each source with its picture, in order.
+
+    An image that cannot be read, or whose batch the GPU fails at, comes with the error instead; the others go on. A
+    batch that the GPU has no room for is halved, and a warning says so.
+
+    Args:
+        read: a source to its image (H, W, 3) uint8 RGB; called in the reader threads, may raise UserError.
+        batch: images to one run of the network; the engine's largest if that is less.
+        style: what the pictures are (`runtime.composition`).
+        lanes: batches on the GPU at a time.
+        readers: reader threads; one per core by default.
+        timeline: where to note what happened when.
+
+    Raises:
+        OutOfDeviceMemory: there is no room for so many execution contexts.
+    """
+    batch = min(batch, session.engine.shapes.batch)
+    readers = readers or usable_cores()
+    device = session.engine.device
+    with device.current():
+        free: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+        for number in range(lanes):
+            free.put(_Lane(session, style, f"GPU stream {number}", timeline))
+    reading: deque[tuple[Source, Future[Picture]]] = deque()
+    running: deque[tuple[list[Source], Future[list[Picture]]]] = deque()
+    remaining = iter(sources)
+    reader_pool = ThreadPoolExecutor(readers, "reader")
+    lane_pool = ThreadPoolExecutor(lanes, "lane")
+    try:
+        while True:
+            for source in _first(remaining, max(batch * (lanes + 1), readers) - len(reading)):
+                reading.append((source, reader_pool.submit(_read, read, source, timeline)))
+            if reading and len(running) <= lanes:
+                taken = [reading.popleft() for _ in range(min(batch, len(reading)))]
+                images = [future.result() for _, future in taken]
+                running.append(([source for source, _ in taken], lane_pool.submit(_take_lane, free, images)))
+            elif running:
+                done, result = running.popleft()
+                yield from zip(done, result.result(), strict=True)
+            else:
+                return
+    finally:  # also when the consumer stops early
+        reader_pool.shutdown(cancel_futures=True)
+        lane_pool.shutdown(cancel_futures=True)
+        with device.current():
+            while not free.empty():
+                free.get().close()
+
+
+class _Lane:
+    """A stream with everything a batch needs on its way."""
+
+    def __init__(self, session: EngineSession, style: Style, name: str, timeline: Timeline | None) -> None:
+        self._engine, self._device, self._name, self._timeline = session.engine, session.engine.device, name, timeline
+        self._stream = self._device.stream()
+        self._session = EngineSession(session.engine, self._stream)
+        self._processing = CudaProcessing(
+            self._device,
+            session.contract,
+            self._stream,
+            style,
+            session.engine.input_dtype,
+            session.engine.output_dtype,
+            self._mark,
+        )
+        self._events: dict[str, Any] = {}  # by the stage they end
+        if timeline:  # GPU events tell the time since another event only: note when one was
+            self._mark(_ORIGIN)
+            self._device.wait(self._stream)
+            self._origin_time = timeline.now()
+
+    def run(self, images: list[np.ndarray]) -> list[Picture]:
+        """The pictures of a batch; errors in their stead."""
+        try:
+            with self._device.current():
+                return self._run(images)
+        except OutOfDeviceMemory as error:
+            with self._device.current():
+                self._processing.release()
+            if len(images) == 1:
+                return [error]
+            half = len(images) // 2
+            warn(f"{error}; going on with a batch of {half}")
+            return self.run(images[:half]) + self.run(images[half:])
+        except DeviceError as error:
+            return [error] * len(images)
+
+    def close(self) -> None:
+        self._processing.release()
+        self._session.close()
+        self._events.clear()
+        self._device.keep(self._stream)
+
+    def _run(self, images: list[np.ndarray]) -> list[Picture]:
+        least = self._engine.shapes.least[0]
+        contract = self._session.contract
+        shape = (max(len(images), least), 3, contract.height, contract.width)
+        with self._span("copy images, enqueue"):
+            addresses = self._processing.preprocess(images, room=least)
+            self._session.enqueue(*addresses, shape, self._stream)
+            self._mark("infer")
+            self._processing.postprocess()
+        with self._span("wait for the GPU"):
+            self._device.wait(self._stream)
+        self._note_stages()
+        with self._span("copy pictures"):
+            return self._processing.pictures()
+
+    def _span(self, name: str) -> contextlib.AbstractContextManager[None]:
+        return self._timeline.span(name) if self._timeline else contextlib.nullcontext()
+
+    def _mark(self, stage: str) -> None:
+        if self._timeline:
+            if stage not in self._events:
+                self._events[stage] = self._device.event()
+            self._events[stage].record(self._stream)
+
+    def _note_stages(self) -> None:
+        """Put the batch on the timeline; the stream is idle."""
+        if not self._timeline:
+            return
+        origin, *events = self._events.values()
+        times = [self._origin_time + origin.time_till(event) / 1e3 for event in events]
+        stages = [stage for stage in self._events if stage != _ORIGIN]
+        for stage, begin, end in zip(stages[1:], times, times[1:], strict=False):
+            self._timeline.add(self._name, stage, begin, end - begin)
+
+
+def _take_lane(free: "queue.SimpleQueue[_Lane]", images: list[Picture]) -> list[Picture]:
+    """Send those that are images through a free lane; errors stay where they are."""
+    whole = [image for image in images if not isinstance(image, UserError)]
+    lane = free.get()
+    try:
+        made = iter(lane.run(whole) if whole else [])
+    finally:
+        free.put(lane)
+    return [image if isinstance(image, UserError) else next(made) for image in images]
+
+
+def _read(read: Callable[[Source], np.ndarray], source: Source, timeline: Timeline | None) -> Picture:
+    try:
+        if timeline is None:
+            return read(source)
+        with timeline.span("read"):
+            return read(source)
+    except UserError as error:
+        return error
+
+
+def _first(items: Iterator[Source], count: int) -> Iterator[Source]:
+    for _ in range(count):
+        try:
+            yield next(items)
+        except StopIteration:
+            return
+
+
+def write_pictures(
+    engine: str | Path,
+    images: str | Path,
+    output: str | Path,
+    *,
+    batch: int = 8,
+    style: Style = "map",
+    profile: str | Path | None = None,
+) -> int:
+    """Write a PNG for every image file of a folder, named as the image; returns how many.
+
+    An image that fails is warned of and left out.
+
+    Args:
+        profile: where to write the timeline, as JSON for Perfetto or chrome://tracing.
+
+    Raises:
+        UserError: there is no such folder, it has no images, two would become the same file, or the engine is unfit.
+    """
+    folder, output = Path(images), Path(output)
+    if not folder.is_dir():
+        raise UserError(f"{images} is not a folder; give one with images")
+    targets = {path: output / f"{path.stem}.png" for path in image_files(folder)}
+    if not targets:
+        raise UserError(f"{images} has no images; give a folder with .jpg or .png files")
+    owners: dict[Path, Path] = {}
+    for path, target in targets.items():
+        if owners.setdefault(target, path) != path:
+            raise UserError(f"{owners[target]} and {path} would both become {target}; rename one")
+    timeline = Timeline() if profile else None
+    written = 0
+    with open_engine(engine) as session, ThreadPoolExecutor(usable_cores(), "writer") as writers:
+        made = pictures(session, targets, read_image, batch=batch, style=style, timeline=timeline)
+        writing: deque[Future[None]] = deque()
+        for path, picture in terminal.progress(made, "images", total=len(targets)):
+            if isinstance(picture, UserError):
+                warn(f"{path}: {picture}")
+                continue
+            writing.append(writers.submit(_write, targets[path], picture))
+            written += 1
+            if len(writing) > 4 * usable_cores():  # no more pictures in memory than the writers are about to take
+                writing.popleft().result()
+        for future in writing:
+            future.result()
+    if timeline and profile:
+        timeline.save(profile)
+    return written
+
+
+def _write(path: Path, picture: np.ndarray) -> None:
+    if picture.ndim == 3:
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR)
+    with atomic_write(path) as temporary:
+        cv2.imwrite(str(temporary), picture)
+
+
+def main(
+    engine: Annotated[Path, typer.Argument(help="engine built by quant/build_engine.py")],
+    images: Annotated[Path, typer.Option(help="folder of images")],
+    output: Annotated[Path, typer.Option(help="folder for the pictures, PNG")],
+    style: Annotated[str, typer.Option(help=f"one of {', '.join(STYLES)}")] = "map",
+    batch: Annotated[int, typer.Option(help="images to one run of the network", min=1)] = 8,
+    profile: Annotated[Path | None, typer.Option(help="write a timeline for Perfetto or chrome://tracing")] = None,
+) -> None:
+    """Find the salient object in every image of a folder, on the GPU."""
+    if style not in STYLES:
+        raise UserError(f"no style is called {style}; choose from {', '.join(STYLES)}")
+    written = write_pictures(engine, images, output, batch=batch, style=style, profile=profile)
+    terminal.results.print(f"{written} pictures in {output}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    terminal.run(main)

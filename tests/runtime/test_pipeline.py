@@ -1,0 +1,183 @@
+"""The pipeline on emulated kernels and an imitation of TensorRT; that it keeps a GPU busy only a GPU can show."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from test_engine_session import device, imitation, save_engine  # noqa: F401  (fixtures)
+
+from runtime import pipeline
+from runtime.composition import compose
+from runtime.contract import Contract
+from runtime.device import OutOfDeviceMemory
+from runtime.engine_session import EngineSession, open_engine
+from runtime.pipeline import pictures, write_pictures
+from runtime.processing import postprocess, preprocess
+from runtime.timeline import Timeline
+from sodeploy.errors import UserError
+
+SIZES = [(40, 60), (16, 24), (33, 17), (48, 48), (5, 90)]
+
+
+@pytest.fixture
+def session(device: Any, save_engine: Callable[..., Path]) -> Iterator[EngineSession]:  # noqa: F811
+    with open_engine(save_engine(), device) as opened:
+        yield opened
+
+
+def image(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (*SIZES[number % len(SIZES)], 3), dtype=np.uint8)
+
+
+def expected(number: int, contract: Contract) -> np.ndarray:
+    """The saliency map by the CPU path."""
+    tensor = preprocess(image(number), contract)
+    saliency = np.clip(np.einsum("chw,c->hw", tensor, np.float32([0.3, 0.4, 0.3])), 0, 1)
+    return postprocess(saliency, contract, SIZES[number % len(SIZES)])
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 23])
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_every_image_gets_its_own_map_in_order(session: EngineSession, count: int, lanes: int) -> None:
+    made = list(pictures(session, range(count), image, lanes=lanes, readers=2))
+    assert [number for number, _ in made] == list(range(count))
+    for number, picture in made:
+        assert isinstance(picture, np.ndarray)
+        assert np.abs(picture.astype(int) - expected(number, session.contract)).max() <= 1
+
+
+def test_an_engine_of_fixed_batch(device: Any, save_engine: Callable[..., Path]) -> None:  # noqa: F811
+    with open_engine(save_engine(least=4, most=4), device) as session:
+        made = list(pictures(session, range(6), image, readers=1))
+        assert np.abs(made[5][1].astype(int) - expected(5, session.contract)).max() <= 1  # type: ignore[union-attr]
+
+
+def test_an_unreadable_image_is_an_error_of_its_own(session: EngineSession) -> None:
+    def read(number: int) -> np.ndarray:
+        if number == 2:
+            raise UserError("two.jpg is cut short")
+        return image(number)
+
+    made = [picture for _, picture in pictures(session, range(6), read, batch=4, readers=2)]
+    assert str(made[2]) == "two.jpg is cut short"
+    assert sum(isinstance(picture, np.ndarray) for picture in made) == 5
+
+
+def test_a_defect_in_reading_is_not_swallowed(session: EngineSession) -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(pictures(session, range(3), lambda number: 1 / 0))  # type: ignore[arg-type, return-value]
+
+
+def test_a_batch_the_gpu_fails_at_is_reported_and_the_others_arrive(
+    device: Any,  # noqa: F811
+    save_engine: Callable[..., Path],  # noqa: F811
+) -> None:
+    with open_engine(save_engine(fails_on=3), device) as session:
+        made = [picture for _, picture in pictures(session, range(11), image, batch=4, lanes=2)]
+    assert [isinstance(picture, np.ndarray) for picture in made] == [True] * 8 + [False] * 3
+    assert "illegal memory access" in str(made[-1])
+
+
+def test_a_batch_without_room_is_halved(
+    session: EngineSession, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = pipeline.CudaProcessing.preprocess
+
+    def cramped(self: Any, images: list[np.ndarray], **rest: Any) -> Any:
+        if len(images) > 1:
+            raise OutOfDeviceMemory("the GPU has no room for 99 MiB more")
+        return run(self, images, **rest)
+
+    monkeypatch.setattr(pipeline.CudaProcessing, "preprocess", cramped)
+    made = [picture for _, picture in pictures(session, range(5), image, batch=4, lanes=1)]
+    assert all(isinstance(picture, np.ndarray) for picture in made)
+    assert "going on with a batch of 2" in capsys.readouterr().err
+
+
+def test_memory_does_not_grow_with_the_number_of_images(session: EngineSession) -> None:
+    read: list[int] = []
+
+    def noting(number: int) -> np.ndarray:
+        read.append(number)
+        return image(number)
+
+    made = pictures(session, iter(range(10_000)), noting, batch=2, lanes=2, readers=2)
+    for _ in range(10):
+        next(made)
+    made.close()
+    assert len(read) < 40
+
+
+def test_stopping_early_frees_everything(session: EngineSession) -> None:
+    live = getattr(session.engine.device, "live", None)
+    if live is None:
+        pytest.skip("only the emulated device counts its memory")
+    before, threads = live(), threading.active_count()
+    made = pictures(session, range(100), image)
+    next(made)
+    assert live() > before
+    made.close()
+    assert (live(), threading.active_count()) == (before, threads)
+
+
+def test_the_timeline_shows_every_stage(session: EngineSession, tmp_path: Path) -> None:
+    timeline = Timeline()
+    list(pictures(session, range(9), image, batch=4, timeline=timeline))
+    timeline.save(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    spans = [event for event in events if event["ph"] == "X"]
+    counts = {name: sum(span["name"] == name for span in spans) for name in {span["name"] for span in spans}}
+    stages = ["copy images, enqueue", "upload", "preprocess", "infer", "postprocess", "download", "wait for the GPU"]
+    assert counts == {"read": 9, "copy pictures": 3} | dict.fromkeys(stages, 3)
+    assert all(span["dur"] >= 0 and span["ts"] >= 0 for span in spans)
+    names = {event["args"]["name"] for event in events if event["ph"] == "M"}
+    assert "GPU stream 0" in names
+    assert any(name.startswith("reader") for name in names)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(5):
+        cv2.imwrite(str(folder / f"{number}.png"), image(number)[..., ::-1])
+    return folder
+
+
+@pytest.mark.parametrize("style", ["map", "rgba", "overlay"])
+def test_a_folder_becomes_pictures(
+    session: EngineSession,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    style: Any,
+) -> None:
+    monkeypatch.setattr(pipeline, "open_engine", lambda path: session)
+    (photos / "broken.jpg").write_bytes(b"no picture")
+    count = write_pictures("tiny.engine", photos, tmp_path / "out", style=style, profile=tmp_path / "trace.json")
+    assert count == 5
+    assert "broken.jpg" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{n}.png" for n in range(5)]
+    made = cv2.imread(str(tmp_path / "out/3.png"), cv2.IMREAD_UNCHANGED)
+    if made.ndim == 3:
+        made = cv2.cvtColor(made, cv2.COLOR_BGRA2RGBA if style == "rgba" else cv2.COLOR_BGR2RGB)
+    wanted = compose(image(3), expected(3, session.contract), style)
+    assert np.abs(made.astype(int) - wanted).max() <= 1
+    assert (tmp_path / "trace.json").exists()
+
+
+def test_folders_that_cannot_be_used(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(UserError, match="is not a folder"):
+        write_pictures("tiny.engine", tmp_path / "none", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no images"):
+        write_pictures("tiny.engine", tmp_path / "empty", tmp_path / "out")
+    cv2.imwrite(str(photos / "3.bmp"), image(3))
+    with pytest.raises(UserError, match=r"3.bmp and .*3.png would both become"):
+        write_pictures("tiny.engine", photos, tmp_path / "out")
