@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from calib_data import Dataset
+from calib_data.masks import dilate, erode
 from runtime.contract import Contract
 from runtime.processing import preprocess
 from sodeploy.errors import UserError
@@ -24,19 +25,32 @@ Item = tuple[torch.Tensor, torch.Tensor]
 
 
 class AugmentedSamples(torch.utils.data.Dataset[Item | UserError]):
-    """Samples by (epoch, index) as `(3, h, w) float32` image and `(1, h, w) float32` mask in [0, 1]."""
+    """Samples by (epoch, index) as `(3, h, w) float32` image and `(1, h, w) float32` mask in [0, 1].
 
-    def __init__(self, dataset: Dataset, augment: Sequence[Augmentation], contract: Contract, seed: int) -> None:
+    With `margins` the mask is `(3, h, w)`: itself, dilated and eroded; that is done at its own size, before all else.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        augment: Sequence[Augmentation],
+        contract: Contract,
+        seed: int,
+        margins: bool = False,
+    ) -> None:
         self.dataset = dataset
         self.augment = augment
         self.contract = contract
         self.seed = seed
+        self.margins = margins
 
     def __getitem__(self, place: Place) -> Item | UserError:
         epoch, index = place
         try:
             sample = self.dataset[index]
             image, mask = sample.image(), sample.mask()
+            if self.margins:
+                mask = np.dstack([mask, dilate(mask), erode(mask)])
             random = np.random.default_rng([self.seed, epoch, index])
             for step in self.augment:
                 image, mask = step(image, mask, random)
@@ -44,7 +58,8 @@ class AugmentedSamples(torch.utils.data.Dataset[Item | UserError]):
             return error
         size = (image.shape[0], image.shape[1])
         tensor = torch.from_numpy(preprocess(np.ascontiguousarray(image), self.contract, size))
-        return tensor, torch.from_numpy(mask.astype(np.float32) / 255)[None]
+        planes = np.atleast_3d(mask).transpose(2, 0, 1)
+        return tensor, torch.from_numpy(planes.astype(np.float32, order="C") / 255)
 
 
 def places(

@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from training.losses import MAP_LOSSES, feature_distance
+from training.losses import MAP_LOSSES, NEED_MARGINS, feature_distance
 from training.models.isnet import ISNetDIS, ISNetGTEncoder
 from training.models.network import SaliencyNetwork
 from training.recipe import FEATURE_SYNC
@@ -42,7 +42,7 @@ class Objective(nn.Module):
 
         Args:
             image: (N, 3, H, W) float32, normalised.
-            mask: (N, 1, H, W) float32 in [0, 1].
+            mask: (N, 1, H, W) float32 in [0, 1]; for losses that need margins (N, 3, H, W).
         """
         terms = {}
         if self._teacher:
@@ -53,7 +53,8 @@ class Objective(nn.Module):
         else:
             logits = self.network(mask if self.sees_masks else image)
         with torch.autocast(image.device.type, enabled=False):
-            terms |= {name: MAP_LOSSES[name](logits, mask) for name in self.weights if name in MAP_LOSSES}
+            for name in (term for term in self.weights if term in MAP_LOSSES):
+                terms[name] = MAP_LOSSES[name](logits, mask if name in NEED_MARGINS else mask[:, :1])
         loss = torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
         return {"loss": loss, **terms}
 

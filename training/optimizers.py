@@ -1,11 +1,46 @@
 """Optimizers, and learning rates as functions of the step: nothing about a schedule needs saving."""
 
 import math
-from collections.abc import Iterable
-from typing import Annotated, Literal
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch.optim.optimizer import ParamsT
+
+from sodeploy.errors import UserError
+from training.models.network import SaliencyNetwork
+
+LR_SHARE = "lr_share"  # of a parameter group: what the learning rate is multiplied by for it
+
+
+def parameter_groups(
+    network: SaliencyNetwork, backbone_lr: float = 1.0, freeze: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """What an optimizer is built from: the head's parameters, and the backbone's, which learn at a share of the rate.
+
+    Args:
+        freeze: regular expressions; parameters whose names begin with a match are not trained.
+
+    Raises:
+        UserError: one of them matches nothing.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    for pattern in freeze:
+        if not any(re.match(pattern, name) for name in names):
+            raise UserError(f"freeze: no parameter of {type(network).__name__} begins with {pattern}; correct it")
+    inside: list[torch.nn.Parameter] = []
+    outside: list[torch.nn.Parameter] = []
+    for name, parameter in network.named_parameters():
+        if any(re.match(pattern, name) for pattern in freeze):
+            parameter.requires_grad_(False)
+        elif network.backbone_name and name.startswith(f"{network.backbone_name}."):
+            inside.append(parameter)
+        else:
+            outside.append(parameter)
+    groups = [{"params": outside, LR_SHARE: 1.0}, {"params": inside, LR_SHARE: backbone_lr}]
+    return [group for group in groups if group["params"]]
 
 
 class _Choice(BaseModel):
@@ -20,7 +55,7 @@ class Adam(_Choice):
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=0.0, ge=0)
 
-    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, parameters: ParamsT) -> torch.optim.Optimizer:
         make = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
         return make(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=True)
 
@@ -34,7 +69,7 @@ class SGD(_Choice):
     nesterov: bool = False
     weight_decay: float = Field(default=0.0, ge=0)
 
-    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    def build(self, parameters: ParamsT) -> torch.optim.Optimizer:
         return torch.optim.SGD(
             parameters,
             lr=self.lr,
@@ -79,22 +114,34 @@ class Steps(_Choice):
 
 
 class Polynomial(_Choice):
-    """(1 - t)^power after a linear warm-up of `warmup` of all steps."""
+    """(1 - t)^power, t the share of the steps done, but not more than a line from `start` up to 1 over the warm-up."""
 
     name: Literal["polynomial"]
     power: float = Field(default=0.9, gt=0)
-    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the steps")
+    warmup_steps: int = Field(default=0, ge=0)
+    start: float = Field(default=0.1, ge=0, le=1)
 
     def factor(self, step: int, steps: int) -> float:
         """What the learning rate of `step`, counted from 0, is multiplied by."""
-        start = self.warmup * steps
-        if step < start:
-            return (step + 1) / math.ceil(start + 1)
-        return (1 - (step - start) / (steps - start)) ** self.power
+        falling = (1 - step / steps) ** self.power
+        if step >= self.warmup_steps:
+            return falling
+        return min(falling, self.start + (1 - self.start) * step / self.warmup_steps)
+
+
+class Triangle(_Choice):
+    """A line up from `floor` to 1 in the middle of the run, and a line down again."""
+
+    name: Literal["triangle"]
+    floor: float = Field(default=0, ge=0, lt=1)
+
+    def factor(self, step: int, steps: int) -> float:
+        """What the learning rate of `step`, counted from 0, is multiplied by."""
+        return self.floor + (1 - self.floor) * (1 - abs(2 * (step + 1) / (steps + 1) - 1))
 
 
 Optimizer = Annotated[Adam | SGD, Field(discriminator="name")]
-Schedule = Annotated[Constant | OneCycle | Steps | Polynomial, Field(discriminator="name")]
+Schedule = Annotated[Constant | OneCycle | Steps | Polynomial | Triangle, Field(discriminator="name")]
 
 
 def _cosine(start: float, end: float, share: float) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -11,7 +12,7 @@ from runtime.contract import Contract
 from sodeploy import artifacts
 from sodeploy.errors import UserError
 from training.augment import Augmentation
-from training.losses import MAP_LOSSES
+from training.losses import MAP_LOSSES, NEED_MARGINS
 from training.models import NETWORKS, entry
 from training.optimizers import Constant, Optimizer, Schedule
 
@@ -45,6 +46,15 @@ class Validation(BaseModel):
         return value < other if self.best == "mae" else value > other
 
 
+class Backbone(BaseModel):
+    """Of a network that has one: what it starts from, and how fast it learns."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    init: str | None = Field(default=None, description="its authors' file of ImageNet weights")
+    lr: float = Field(default=1, gt=0, description="its share of the learning rate")
+
+
 class Recipe(BaseModel):
     """The keys of a recipe file."""
 
@@ -52,6 +62,10 @@ class Recipe(BaseModel):
 
     network: str
     init: str | None = Field(default=None, description="a checkpoint of the network to start from")
+    backbone: Backbone = Backbone()
+    freeze: tuple[str, ...] = Field(
+        default=(), description="regular expressions: parameters whose names begin with a match are not trained"
+    )
     teacher: str | None = Field(
         default=None,
         description="of feature synchronisation: a recipe, beside this one, that is trained first, or a checkpoint",
@@ -60,6 +74,9 @@ class Recipe(BaseModel):
     validation: Validation
     size: int = Field(ge=32, description="side of the square input at validation and deployment")
     augment: tuple[Augmentation, ...]
+    multi_scale: tuple[int, ...] = Field(
+        default=(), description="sides, one of which each step's batch is resized to, drawn by the seed"
+    )
     loss: dict[str, float] = Field(min_length=1, description="weight of each term")
     optimizer: Optimizer
     schedule: Schedule = Constant(name="constant")
@@ -89,6 +106,17 @@ class Recipe(BaseModel):
             raise ValueError(f"the loss {FEATURE_SYNC} needs a teacher, and a teacher needs that loss")
         if self.teacher is not None and self.network != "isnet_dis":
             raise ValueError(f"only isnet_dis learns from a teacher, not {self.network}")
+        with torch.device("meta"):
+            network = NETWORKS[self.network].make()
+        for side in (self.size, *self.multi_scale):
+            try:
+                network.check_size(side, side)
+            except UserError as error:
+                raise ValueError(str(error)) from None
+        if not network.backbone_name and self.backbone != Backbone():
+            raise ValueError(f"{self.network} has no backbone")
+        if (margins := sorted(NEED_MARGINS & self.loss.keys())) and self.network != "isnet_integrity":
+            raise ValueError(f"the loss {margins[0]} is of isnet_integrity, not of {self.network}")
         if self.batch % self.accumulate:
             raise ValueError(f"a batch of {self.batch} cannot be divided into {self.accumulate} passes")
         return self

@@ -91,14 +91,9 @@ class Run:
     def _batches(self, steps: range) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         recipe, process = self.recipe, self.process
         share = (process.rank, process.count)
+        margins = bool(NEED_MARGINS & recipe.loss.keys())
         return batches(
-            AugmentedSamples(
-                self.splits.dataset,
-                recipe.augment,
-                recipe.contract(),
-                recipe.seed,
-                bool(NEED_MARGINS & set(recipe.loss)),
-            ),
+            AugmentedSamples(self.splits.dataset, recipe.augment, recipe.contract(), recipe.seed, margins),
             places(self.splits.training, recipe.batch, recipe.seed, steps, share, recipe.accumulate),
             recipe.workers,
             pin_memory=process.device.type == "cuda",

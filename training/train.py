@@ -19,10 +19,12 @@ from torch import nn
 
 from sodeploy import terminal
 from sodeploy.errors import UserError
+from training.backbone import load_backbone
 from training.checkpoint import load_checkpoint
 from training.models import build, entry
 from training.models.isnet import ISNetGTEncoder
 from training.objective import Objective
+from training.optimizers import parameter_groups
 from training.processes import Process, join_processes
 from training.recipe import Recipe, load_recipe
 from training.run import Run
@@ -81,6 +83,8 @@ def _train_stage(
 
     torch.manual_seed(recipe.seed)
     network = build(recipe.network)
+    if recipe.backbone.init and not recipe.init:
+        load_backbone(recipe.backbone.init, network)
     if recipe.init:
         load_checkpoint(recipe.init, network)
     if recipe.batch_norm == "synced" and process.count > 1:
@@ -88,7 +92,7 @@ def _train_stage(
     network.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = RunState(
         network,
-        recipe.optimizer.build(network.parameters()),
+        recipe.optimizer.build(parameter_groups(network, recipe.backbone.lr, recipe.freeze)),
         torch.amp.GradScaler(process.device.type, enabled=precision == torch.float16),
         facts=facts_of(recipe, len(splits.training)),
     )

@@ -8,7 +8,7 @@ import yaml
 
 from sodeploy.errors import UserError
 from training.models import NETWORKS, build
-from training.optimizers import Constant, OneCycle, Polynomial, Steps
+from training.optimizers import Constant, OneCycle, Polynomial, Steps, Triangle
 from training.recipe import load_recipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
@@ -98,6 +98,9 @@ def test_schedules() -> None:
     assert one_cycle[-1] == pytest.approx(1e-4)
     steps = Steps(name="steps", milestones=(0.5, 0.8))
     assert [steps.factor(step, 10) for step in (0, 4, 5, 7, 8, 9)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-    polynomial = Polynomial(name="polynomial", power=0.9, warmup=0.1)
-    assert [polynomial.factor(step, 100) for step in (0, 9, 10, 55)] == pytest.approx([1 / 11, 10 / 11, 1, 0.5**0.9])
+    polynomial = Polynomial(name="polynomial", power=0.9, warmup_steps=10)
+    expected = [0.1, 0.55, 0.91, 0.9**0.9, 0.5**0.9]
+    assert [polynomial.factor(step, 100) for step in (0, 5, 9, 10, 50)] == pytest.approx(expected)
+    triangle = Triangle(name="triangle", floor=0.01)
+    assert [triangle.factor(step, 99) for step in (0, 49, 98)] == pytest.approx([0.0298, 1, 0.0298])
     assert Constant(name="constant").factor(7, 10) == 1

@@ -1,0 +1,35 @@
+"""Starting a network from its backbone's ImageNet weights, as the backbone's authors published them."""
+
+import re
+from pathlib import Path
+
+from sodeploy.errors import UserError
+from training.checkpoint import read_weights, without_prefix
+from training.models.network import SaliencyNetwork
+
+_OF_CLASSIFIERS = re.compile(r"(fc|head|norm)\.|.*\.attn_mask$")  # "norm" stands before Swin's classifier
+_NOT_IN_CLASSIFIERS = re.compile(r"norm[0-3]\.|.*num_batches_tracked$")  # Swin's norms of the features: stay as made
+
+
+def load_backbone(path: str | Path, network: SaliencyNetwork) -> None:
+    """Give the backbone of `network` the weights in `path`; the classifier in that file is left out.
+
+    Raises:
+        UserError: the network has no backbone, or the file cannot be read or is of another backbone.
+    """
+    if not network.backbone_name:
+        raise UserError(f"{type(network).__name__} has no backbone for {path}; remove backbone.init from the recipe")
+    backbone = network.get_submodule(network.backbone_name)
+    own = backbone.state_dict()
+    weights = without_prefix(read_weights(path), own)
+    weights = {key: tensor for key, tensor in weights.items() if not _OF_CLASSIFIERS.match(key)}
+    lacking = [key for key in own if key not in weights and not _NOT_IN_CLASSIFIERS.match(key)]
+    foreign = [key for key in weights if key not in own]
+    reshaped = [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    if lacking or foreign or reshaped:
+        first = (lacking + foreign + reshaped)[0]
+        raise UserError(
+            f"{path} holds no weights of {type(backbone).__name__}: {len(lacking)} are lacking, {len(foreign)} are not "
+            f"of it, {len(reshaped)} are of another shape, the first is {first}; give its authors' ImageNet file"
+        )
+    backbone.load_state_dict(own | weights)
