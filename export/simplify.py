@@ -5,7 +5,7 @@ import re
 import numpy as np
 import onnx
 import onnxsim
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
 from sodeploy.errors import UserError
 
@@ -52,28 +52,32 @@ def _simplified(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
 
 
 def _fix_resize_sizes(model: onnx.ModelProto) -> bool:
-    """Give every Resize its height and width as constants where shape inference knows them; True if any changed.
+    """Give Resize nodes constant scales where shape inference knows height and width; True if any changed.
 
-    In a graph of dynamic batch the sizes (N, C, H, W) are computed from another tensor's shape, although only N is
-    unknown; from opset 18 on Resize can name the axes it means and leave N out. Engines then see no shape arithmetic.
+    In a graph of dynamic batch the target (N, C, H, W) is computed from another tensor's shape, although only N is
+    unknown; scales leave N alone, and engines then see no shape arithmetic. (The `axes` of opset 18 would do the same,
+    but TensorRT-RTX 1.7 refuses them where the batch is dynamic.) Only scales that float32 holds exactly are used:
+    another could miss the size by one.
     """
-    if next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")) < 18:
-        return False
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {info.name: info.type.tensor_type.shape.dim for info in (*inferred.value_info, *inferred.output)}
+    shapes = {
+        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        for info in (*inferred.value_info, *inferred.input, *inferred.output)
+    }
     constants = {tensor.name for tensor in model.graph.initializer}
     changed = False
     for node in model.graph.node:
         if node.op_type != "Resize" or len(node.input) < 4 or node.input[3] in constants:
             continue
-        dims = shapes.get(node.output[0], ())
-        if len(dims) != 4 or not (dims[2].dim_value and dims[3].dim_value):
+        before, after = (shapes.get(name, [])[2:] for name in (node.input[0], node.output[0]))
+        if len(before) != 2 or len(after) != 2 or not all(before + after):
             continue
-        name = f"{node.name or node.output[0]}.sizes"
-        size = np.array([dims[2].dim_value, dims[3].dim_value], np.int64)
-        model.graph.initializer.append(numpy_helper.from_array(size, name))
-        node.input[3] = name
-        node.attribute.append(helper.make_attribute("axes", [2, 3]))
+        scales = [np.float32(new / old) for new, old in zip(after, before, strict=True)]
+        if any(float(scale) * old != new for scale, old, new in zip(scales, before, after, strict=True)):
+            continue
+        name = f"{node.name or node.output[0]}.scales"
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1, 1, *scales], np.float32), name))
+        node.input[2:] = [name]
         changed = True
     return changed
 

@@ -28,7 +28,7 @@ from training.checkpoint import load_checkpoint
 from training.models import build, entry
 from training.models.network import SaliencyNetwork
 
-OPSET = 18  # the first in which Resize can leave the batch out (export/simplify.py)
+OPSET = 17
 OPSETS = range(17, 22)  # what onnxruntime 1.20 and TensorRT 10.8 read, and the exporter writes
 IR_VERSION = 10  # onnxruntime 1.20 reads no newer
 

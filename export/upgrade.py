@@ -11,7 +11,6 @@ from sodeploy.artifacts import require_file
 from sodeploy.errors import UserError
 
 OLDEST_OPSET = 17
-_TARGET_OPSET = 18
 _NEWEST_OPSET = 21  # onnxruntime 1.20 reads no newer
 _FLOAT, _FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
@@ -53,7 +52,7 @@ def opset_of(model: onnx.ModelProto) -> int:
 
 
 def raise_opset(model: onnx.ModelProto, source: str | Path) -> onnx.ModelProto:
-    """`model`, in opset 18 if it was older than 17.
+    """`model`, in opset 17 if it was older.
 
     Raises:
         UserError: an operator of it cannot be converted; `source` is named.
@@ -61,10 +60,10 @@ def raise_opset(model: onnx.ModelProto, source: str | Path) -> onnx.ModelProto:
     if opset_of(model) >= OLDEST_OPSET:
         return model
     try:
-        model = onnx.version_converter.convert_version(model, _TARGET_OPSET)
+        model = onnx.version_converter.convert_version(model, OLDEST_OPSET)
     except Exception as error:  # RuntimeError of C++, and others
         reason = " ".join(str(error).split())
-        raise UserError(f"{source}: opset {opset_of(model)} cannot be raised to {_TARGET_OPSET} ({reason}); "
+        raise UserError(f"{source}: opset {opset_of(model)} cannot be raised to {OLDEST_OPSET} ({reason}); "
                         "export it again with a newer opset") from None  # fmt: skip
     return model
 

@@ -27,9 +27,9 @@ SIZE = (64, 96)
 
 @pytest.fixture(scope="module")
 def network() -> torch.nn.Module:
-    """U²-Net tiny whose map has structure: batch statistics of an image, and logits that reach both sides of zero."""
+    """U²-Netp whose map has structure: batch statistics of an image, and logits that reach both sides of zero."""
     torch.manual_seed(0)
-    network = build("u2net_tiny")
+    network = build("u2netp")
     with torch.no_grad():
         network(torch.from_numpy(scene((4, 3, *SIZE))))
         network.outconv.weight *= 20  # type: ignore[union-attr, operator]
@@ -38,14 +38,14 @@ def network() -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def checkpoint(network: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "tiny.pth"
+    path = tmp_path_factory.mktemp("weights") / "net.pth"
     torch.save(network.state_dict(), path)
     return path
 
 
 @pytest.fixture(scope="module")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export("u2net_tiny", checkpoint, tmp_path_factory.mktemp("onnx") / "tiny.onnx", size=SIZE)
+    return export("u2netp", checkpoint, tmp_path_factory.mktemp("onnx") / "net.onnx", size=SIZE)
 
 
 def run(path: Path, batch: np.ndarray) -> np.ndarray:
@@ -80,7 +80,7 @@ def test_names_are_those_of_the_modules(exported: Path) -> None:
 def test_metadata_carries_the_contract_at_the_exported_size(exported: Path) -> None:
     metadata = {entry.key: entry.value for entry in onnx.load(exported).metadata_props}
     contract = contract_of(metadata, exported)
-    assert contract == entry("u2net_tiny").contract.model_copy(update={"height": 64, "width": 96})
+    assert contract == entry("u2netp").contract.model_copy(update={"height": 64, "width": 96})
     assert metadata.keys() == {"sodeploy.contract", PRECISION_KEY}
     assert metadata[PRECISION_KEY] == "fp32"
 
@@ -103,12 +103,12 @@ def test_manifest(exported: Path, checkpoint: Path) -> None:
 
 
 def test_same_input_same_bytes(exported: Path, checkpoint: Path, tmp_path: Path) -> None:
-    again = export("u2net_tiny", checkpoint, tmp_path / "other name.onnx", size=SIZE)
+    again = export("u2netp", checkpoint, tmp_path / "other name.onnx", size=SIZE)
     assert again.read_bytes() == exported.read_bytes()
 
 
 def test_dynamic_batch_needs_no_shape_arithmetic(checkpoint: Path, tmp_path: Path) -> None:
-    path = export("u2net_tiny", checkpoint, tmp_path / "tiny.onnx", size=SIZE, batch=None)
+    path = export("u2netp", checkpoint, tmp_path / "net.onnx", size=SIZE, batch=None)
     model = onnx.load(path)
     assert len(model.graph.node) == 365
     assert contract_of({entry.key: entry.value for entry in model.metadata_props}, path).batch is None
@@ -118,9 +118,16 @@ def test_dynamic_batch_needs_no_shape_arithmetic(checkpoint: Path, tmp_path: Pat
     np.testing.assert_allclose(together[3:4], run(path, batch[3:4]), atol=1e-5)
 
 
-@pytest.mark.parametrize("opset", [17, 21])
+def test_dynamic_batch_keeps_the_arithmetic_of_sizes_that_no_scale_gives(checkpoint: Path, tmp_path: Path) -> None:
+    path = export("u2netp", checkpoint, tmp_path / "net.onnx", size=(70, 98), batch=None)  # 35 to 70, 18 to 35
+    resizes = [node for node in onnx.load(path).graph.node if node.op_type == "Resize"]
+    assert {len(node.input) for node in resizes} == {3, 4}  # scales; computed sizes
+    assert run(path, scene((2, 3, 70, 98))).shape == (2, 1, 70, 98)
+
+
+@pytest.mark.parametrize("opset", [18, 21])
 def test_dynamic_size_at_other_opsets(checkpoint: Path, network: torch.nn.Module, tmp_path: Path, opset: int) -> None:
-    path = export("u2net_tiny", checkpoint, tmp_path / "t.onnx", size=SIZE, batch=None, dynamic_size=True, opset=opset)
+    path = export("u2netp", checkpoint, tmp_path / "t.onnx", size=SIZE, batch=None, dynamic_size=True, opset=opset)
     model = onnx.load(path)
     assert [entry.version for entry in model.opset_import] == [opset]
     dims = model.graph.input[0].type.tensor_type.shape.dim
@@ -152,7 +159,7 @@ def files(folder: Path) -> list[str]:
     [
         ({"model": "u2nett"}, "no network is called 'u2nett'; known: .*u2netp"),
         ({"model": "isnet_gt_encoder"}, "sees masks, not images"),
-        ({"model": "u2netp"}, "does not fit u2netp: .* it is a checkpoint of u2net_tiny"),
+        ({"model": "csnet_x1"}, "does not fit csnet_x1: .* it is a checkpoint of u2netp"),
         ({"checkpoint": "none.pth"}, "none.pth does not exist; give the .pth file"),
         ({"checkpoint": "text.pth"}, "text.pth is broken or no PyTorch checkpoint"),
         ({"size": (20, 64)}, "nearest such size is 32x64"),
@@ -166,9 +173,9 @@ def test_bad_input_is_one_line_and_writes_nothing(
     if "checkpoint" in arguments:
         arguments = arguments | {"checkpoint": tmp_path / arguments["checkpoint"]}
     before = files(tmp_path)
-    given = {"model": "u2net_tiny", "checkpoint": checkpoint, "size": SIZE} | arguments
+    given = {"model": "u2netp", "checkpoint": checkpoint, "size": SIZE} | arguments
     with pytest.raises(UserError, match=message) as caught:
-        export(output=tmp_path / "tiny.onnx", **given)
+        export(output=tmp_path / "net.onnx", **given)
     assert "\n" not in str(caught.value)
     assert files(tmp_path) == before
 
@@ -176,8 +183,8 @@ def test_bad_input_is_one_line_and_writes_nothing(
 def test_weights_that_give_nan(network: torch.nn.Module, tmp_path: Path) -> None:
     weights = network.state_dict() | {"outconv.bias": torch.tensor([float("nan")])}
     torch.save(weights, tmp_path / "nan.pth")
-    with pytest.raises(UserError, match="u2net_tiny gives NaN or infinite values itself"):
-        export("u2net_tiny", tmp_path / "nan.pth", tmp_path / "tiny.onnx", size=SIZE)
+    with pytest.raises(UserError, match="u2netp gives NaN or infinite values itself"):
+        export("u2netp", tmp_path / "nan.pth", tmp_path / "net.onnx", size=SIZE)
     assert files(tmp_path) == ["nan.pth"]
 
 
@@ -193,12 +200,12 @@ def test_graph_that_differs_is_not_written(checkpoint: Path, tmp_path: Path, mon
         return model
 
     monkeypatch.setattr(to_onnx, "simplify", wrong)
-    output = tmp_path / "tiny.onnx"
+    output = tmp_path / "net.onnx"
     output.write_bytes(b"old")
-    with pytest.raises(UserError, match=r"the ONNX of u2net_tiny differs from PyTorch: max .* at most 0\.0"):
-        export("u2net_tiny", checkpoint, output, size=SIZE)
+    with pytest.raises(UserError, match=r"the ONNX of u2netp differs from PyTorch: max .* at most 0\.0"):
+        export("u2netp", checkpoint, output, size=SIZE)
     assert output.read_bytes() == b"old"
-    assert files(tmp_path) == ["tiny.onnx"]
+    assert files(tmp_path) == ["net.onnx"]
 
 
 @pytest.mark.parametrize("moment", ["compare", "write_bytes"])
@@ -211,16 +218,16 @@ def test_interrupt_or_full_disk_leaves_the_old_file(
         raise fault
 
     monkeypatch.setattr(to_onnx if moment == "compare" else Path, moment, fail)
-    output = tmp_path / "tiny.onnx"
+    output = tmp_path / "net.onnx"
     output.write_text("old")
     with pytest.raises(type(fault)):
-        export("u2net_tiny", checkpoint, output, size=SIZE)
+        export("u2netp", checkpoint, output, size=SIZE)
     assert output.read_text() == "old"
-    assert files(tmp_path) == ["tiny.onnx"]
+    assert files(tmp_path) == ["net.onnx"]
 
 
 def test_command_line(repository: Path, checkpoint: Path, exported: Path, tmp_path: Path) -> None:
-    arguments = ["--model", "u2net_tiny", "--checkpoint", checkpoint, "--output", tmp_path / "tiny.onnx"]
+    arguments = ["--model", "u2netp", "--checkpoint", checkpoint, "--output", tmp_path / "net.onnx"]
     done = subprocess.run(
         [sys.executable, "export/to_onnx.py", *map(str, arguments), "--size", "64", "96"],
         cwd=repository,
@@ -230,9 +237,9 @@ def test_command_line(repository: Path, checkpoint: Path, exported: Path, tmp_pa
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(tmp_path / "tiny.onnx")
+    assert done.stdout.strip() == str(tmp_path / "net.onnx")
     assert "max " in done.stderr
-    assert (tmp_path / "tiny.onnx").read_bytes() == exported.read_bytes()
+    assert (tmp_path / "net.onnx").read_bytes() == exported.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -244,7 +251,7 @@ def test_command_line(repository: Path, checkpoint: Path, exported: Path, tmp_pa
     ],
 )
 def test_wrong_options(checkpoint: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
-    common = ["--model", "u2net_tiny", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "tiny.onnx")]
+    common = ["--model", "u2netp", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "net.onnx")]
     result = CliRunner().invoke(to_onnx.app, common + arguments)
     assert isinstance(result.exception, UserError)
     assert message in str(result.exception)

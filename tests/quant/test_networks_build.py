@@ -1,0 +1,113 @@
+"""The whole way from our networks to engines, in each precision, with NVIDIA's own parser and compiler on the CPU.
+
+Small inputs, so that it is quick; layers and operators are those of the full size. Weights are random, scaled so that
+activations neither fade nor explode over a hundred layers.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx
+import pytest
+import torch
+
+from calib_data import open_dataset
+from export.to_onnx import export
+from quant import engine
+from quant.build_engine import build as quantize
+from quant.engine import EngineReport
+from quant.engine_profile import Profile
+from quant.graph import load_network
+from quant.kernels_report import Kernel, precision_read
+from quant.plan import load_plan
+from training.models import build, entry
+
+pytestmark = pytest.mark.skipif(
+    "tensorrt_rtx" not in engine.installed_builders(),
+    reason="tensorrt_rtx is not installed: pip install 'sodeploy[rtx]'",
+)
+SIZE = 96
+# Scales are fp16 in the graph because its body is; the compiler says that it widens them.
+EXPECTED_WARNINGS = {
+    "(foreignNode) Converting conv activation scales to fp32.",
+    "(foreignNode) Converting conv weight scales to fp32.",
+}
+
+
+class Graphs(NamedTuple):
+    """A network's graphs, and the names of the layers that its plan has in int8."""
+
+    fp32: Path
+    fp16: Path
+    int8: Path
+    int8_layers: set[str]
+
+
+def weights(network: str, folder: Path) -> Path:
+    torch.manual_seed(0)
+    model = build(network)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    torch.save(model.state_dict(), folder / f"{network}.pth")
+    return folder / f"{network}.pth"
+
+
+# One worker for all tests of a network, so that its graphs are made once.
+NETWORKS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("u2netp", "u2net", "isnet_dis")]
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
+    folder = tmp_path_factory.mktemp(request.param)
+    fp32 = export(request.param, weights(request.param, folder), folder / "net.onnx", size=(SIZE, SIZE))
+    quantize(fp32, folder, open_dataset("synthetic:calib:2", masks=False), engines=False)
+    plan = load_plan(folder / "net.plan.json", load_network(fp32))
+    return Graphs(fp32, folder / "net.fp16.onnx", folder / "net.int8.trt.onnx", set(plan.nodes("int8")))
+
+
+def convolution_nodes(graph: Path) -> set[str]:
+    return {node.name for node in onnx.load(graph).graph.node if node.op_type == "Conv"}
+
+
+def convolutions(report: EngineReport) -> list[Kernel]:
+    return [kernel for kernel in report.kernels if kernel.is_convolution]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_float_engine(graphs: Graphs, precision: str, tmp_path: Path) -> None:
+    graph = graphs.fp32 if precision == "fp32" else graphs.fp16
+    report = engine.build(graph, tmp_path / "net.engine", "tensorrt_rtx")
+    assert report.precision == precision
+    assert not report.warnings
+    assert {precision_read(kernel) for kernel in convolutions(report)} == {precision}
+    computed = {node for kernel in report.kernels for node in kernel.nodes}
+    assert convolution_nodes(graphs.fp32) <= computed
+
+
+def test_int8_engine_keeps_the_plan(graphs: Graphs, tmp_path: Path) -> None:
+    report = engine.build(graphs.int8, tmp_path / "net.engine", "tensorrt_rtx")
+    assert report.precision == "int8"
+    assert set(report.warnings) <= EXPECTED_WARNINGS
+    convs = convolution_nodes(graphs.fp32)
+    planned = graphs.int8_layers & convs
+    assert len(planned) > len(convs) / 2
+    wide = {
+        node: kernel.name
+        for kernel in convolutions(report)
+        if precision_read(kernel) != "int8"
+        for node in planned.intersection(kernel.nodes)
+    }
+    assert not wide, "the plan says int8, the engine does not"
+    assert planned <= {node for kernel in report.kernels for node in kernel.nodes}
+
+
+def test_int8_engine_of_dynamic_batch(tmp_path: Path) -> None:
+    fp32 = export("u2net_tiny", weights("u2net_tiny", tmp_path), tmp_path / "net.onnx", size=(SIZE, SIZE), batch=None)
+    assert entry("u2net_tiny").contract.batch == 1
+    quantize(fp32, tmp_path, open_dataset("synthetic:calib:2", masks=False), engines=False)
+    shapes = Profile(*((batch, 3, SIZE, SIZE) for batch in (1, 4, 8)))
+    for name in ("net.fp16.onnx", "net.int8.trt.onnx"):
+        report = engine.build(tmp_path / name, tmp_path / "net.engine", "tensorrt_rtx", profile=shapes)
+        assert set(report.warnings) <= EXPECTED_WARNINGS
+    assert any(precision_read(kernel) == "int8" for kernel in convolutions(report))
