@@ -49,8 +49,10 @@ def label(
     if plan is not None and plan.calibration is not None:
         images = plan.calibration.images
         facts[CALIBRATION_KEY] = json.dumps({"method": plan.calibration.method, "digests_sha256": sorted(images)})
-    for key, value in facts.items():
-        model.metadata_props.add(key=key, value=value)
+    kept = [entry for entry in model.metadata_props if entry.key not in facts]
+    entries = [*kept, *(onnx.StringStringEntryProto(key=key, value=value) for key, value in facts.items())]
+    del model.metadata_props[:]
+    model.metadata_props.extend(entries)
     return model
 
 

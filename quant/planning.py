@@ -13,7 +13,7 @@ from quant.plan import Calibration, Layer, Plan, Range
 from quant.thresholds import Method, threshold
 from sodeploy.errors import UserError
 
-HEAD_CHANNELS = 4  # a layer with fewer output channels makes a map, not features
+HEAD_CHANNELS = 4  # with fewer, a layer at the end makes a map, not features
 FP16_HEADROOM = LARGEST / 4  # images beyond the calibration set reach further
 SMALLEST_SCALE = 2.0**-20  # fp16 still has 4 significant bits there; below, a channel is as good as dead
 
@@ -88,9 +88,10 @@ def _decide(
 ) -> dict[str, Layer]:
     """An entry for every node with weights and every residual addition, in the graph's order."""
     layers = {}
+    heads = _heads(network)
     for node in network.nodes:
         if network.is_weighted(node):
-            reason = float_layers.get(node.name) or _reason_for_float(network, node)
+            reason = float_layers.get(node.name) or _reason_for_float(network, node, heads)
             layers[node.name] = _in_float(node, reason) if reason else _weighted(network, node, statistics)
         elif _is_residual(network, node):
             layers[node.name] = _in_float(node, float_layers.get(node.name, "not between int8 layers"))
@@ -129,7 +130,23 @@ def _is_residual(network: Network, node: onnx.NodeProto) -> bool:
     return shapes[0] == shapes[1] and len(shapes[0]) == 4
 
 
-def _reason_for_float(network: Network, node: onnx.NodeProto) -> str | None:
+def _heads(network: Network) -> set[str]:
+    """Names of the layers that make maps, not features: few output channels, and no features are made of them again."""
+    heads: set[str] = set()
+    made_into_features: set[str] = set()  # tensors that a layer which is no head reads, directly or not
+    for node in reversed(network.model.graph.node):
+        if network.is_weighted(node):
+            few = _weight(network, node).shape[channel_axis(node)] < HEAD_CHANNELS
+            if few and node.output[0] not in made_into_features:
+                heads.add(node.name)
+            else:
+                made_into_features |= set(node.input)
+        elif made_into_features & set(node.output):
+            made_into_features |= set(node.input)
+    return heads
+
+
+def _reason_for_float(network: Network, node: onnx.NodeProto, heads: set[str]) -> str | None:
     """Why a layer with weights is always left in float, or None."""
     if node.op_type == "ConvTranspose":
         return "engines run a ConvTranspose with Q/DQ in half precision anyway, plus a kernel for its weight"
@@ -137,9 +154,8 @@ def _reason_for_float(network: Network, node: onnx.NodeProto) -> str | None:
         return "attention and token mixing: left in float on purpose"
     if node.input[0] not in network.float_tensors:
         return "its input does not depend on the image"
-    channels = _weight(network, node).shape[channel_axis(node)]
-    if channels < HEAD_CHANNELS:
-        return f"head with {channels} output channel(s): every rounding step would show in the map"
+    if node.name in heads:
+        return "head: every rounding step would show in the map"
     return None
 
 

@@ -25,7 +25,7 @@ def test_layers(plan: Plan) -> None:
         "d_pre/Conv": "int8",
         "head/Conv": "fp16",
     }
-    assert "1 output channel" in plan.layers["head/Conv"].reason
+    assert plan.layers["head/Conv"].reason.startswith("head")
 
 
 def test_values_that_pass_on_share_a_range(plan: Plan) -> None:
