@@ -138,6 +138,10 @@ class Device:
         """Enqueue a copy from the device into `data`."""
         self._call(0, self._cuda.memcpy_dtoh_async, data, address, stream)
 
+    def copy(self, target: int, source: int, size: int, stream: Any) -> None:
+        """Enqueue a copy of `size` bytes within the device."""
+        self._call(0, self._cuda.memcpy_dtod_async, target, source, size, stream)
+
     def clear(self, address: int, size: int, stream: Any) -> None:
         """Enqueue the zeroing of `size` bytes."""
         self._call(0, self._cuda.memset_d8_async, address, 0, size, stream)

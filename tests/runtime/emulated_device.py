@@ -7,6 +7,9 @@ AddressSanitizer.
 
 import contextlib
 import ctypes
+import importlib.util
+import os
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 COMPILE = ["g++", "-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
@@ -145,3 +149,28 @@ def poke(device: Any, address: int, data: np.ndarray, stream: Any) -> None:
     """Put an array into device memory."""
     device.upload(address, np.ascontiguousarray(data), stream)
     device.wait(stream)
+
+
+def imitated_driver(folder: Path, research: Path) -> dict[str, str]:
+    """An environment in which real pycuda finds an imitated driver (fakecuda), its kernels being those of g++.
+
+    The imitation keeps device memory in host memory, checks bounds and counts what is not freed; about speed, races or
+    a real GPU it says nothing.
+    """
+    tools = research / "tools/fakecuda"
+    for name, found in {
+        "g++": shutil.which("g++"),
+        "pycuda": importlib.util.find_spec("pycuda"),
+        "CUDA's headers": Path("/usr/local/cuda/include/cuda.h").is_file(),
+        "fakecuda": (tools / "build.sh").is_file(),
+    }.items():
+        if not found:
+            pytest.skip(f"{name} is not installed")
+    subprocess.run(["sh", tools / "build.sh", folder / "driver"], check=True, capture_output=True)
+    return os.environ | {
+        "LD_LIBRARY_PATH": f"{folder / 'driver'}:{os.environ.get('LD_LIBRARY_PATH', '')}",
+        "FAKECUDA_KERNELS": str(compile_kernels(folder / "kernels.so")),
+        "FAKECUDA_REPORT": "1",
+        "XDG_CACHE_HOME": str(folder),
+        "OMP_NUM_THREADS": "1",
+    }

@@ -1,13 +1,7 @@
-"""The GPU through pycuda. Where there is no GPU, the same tests run in a second process on an imitated driver.
+"""The GPU through pycuda. Where there is no GPU, the same tests run in a second process on an imitated driver."""
 
-The imitation (fakecuda) keeps device memory in host memory and runs our kernels as g++ compiled them: real pycuda, real
-memory handling and argument passing, bounds and leaks checked; nothing about speed, races or a real GPU.
-"""
-
-import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -16,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from emulated_device import compile_kernels, peek, poke
+from emulated_device import imitated_driver, peek, poke
 
 from runtime import device as device_module
 from runtime.device import Device, OutOfDeviceMemory
@@ -166,23 +160,7 @@ def test_a_driver_older_than_pycuda_is_refused(monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.skipif(driver_problem() is None, reason="there is a driver: the tests above have run on it")
 def test_all_of_it_on_an_imitated_driver(tmp_path: Path, research: Path, repository: Path) -> None:
-    tools = research / "tools/fakecuda"
-    for name, found in {
-        "g++": shutil.which("g++"),
-        "pycuda": importlib.util.find_spec("pycuda"),
-        "CUDA's headers": Path("/usr/local/cuda/include/cuda.h").is_file(),
-        "fakecuda": (tools / "build.sh").is_file(),
-    }.items():
-        if not found:
-            pytest.skip(f"{name} is not installed")
-    subprocess.run(["sh", tools / "build.sh", tmp_path / "driver"], check=True, capture_output=True)
-    environment = os.environ | {
-        "LD_LIBRARY_PATH": f"{tmp_path / 'driver'}:{os.environ.get('LD_LIBRARY_PATH', '')}",
-        "FAKECUDA_KERNELS": str(compile_kernels(tmp_path / "kernels.so")),
-        "FAKECUDA_REPORT": "1",
-        "XDG_CACHE_HOME": str(tmp_path),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = imitated_driver(tmp_path, research)
     names = ("test_device.py", "test_cuda_processing.py", "test_engine_session.py", "test_pipeline.py")
     files = [str(Path(__file__).with_name(name)) for name in names]
     command = [sys.executable, "-m", "pytest", "-x", "-o", "addopts=", "-p", "no:cacheprovider", "-k", "not emulated"]

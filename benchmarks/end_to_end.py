@@ -1,0 +1,202 @@
+"""Whole ways through the product on a GPU: image in, picture out, against the usual way of doing it."""
+
+import importlib.util
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from kernel_times import FULL_HD, alternate
+
+from calib_data.images import read_image
+from quant.engine import build, installed_builders
+from quant.engine_profile import parse_profile
+from runtime.bench import bench
+from runtime.contract import Contract
+from runtime.cuda_processing import CudaProcessing
+from runtime.device import Device
+from runtime.engine_session import EngineSession, open_engine
+from runtime.gpu import current_gpu
+from runtime.pipeline import pictures
+from runtime.processing import postprocess, preprocess
+from sodeploy.errors import UserError
+
+Row = dict[str, Any]
+
+_BATCH, _FILES, _REPEATS = 8, 64, 20
+
+
+def processing_rows(device: Device) -> Iterator[Row]:
+    """Pre- and post-processing of Full-HD images, with copies: on the CPU, by our kernels, by torch if it is here."""
+    contract = Contract(
+        network="benchmark", height=320, width=320, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), stretch=True
+    )
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*FULL_HD, 3), dtype=np.uint8) for _ in range(_BATCH)]
+    saliency = rng.random((320, 320), np.float32)
+    stream = device.stream()
+    processing = CudaProcessing(device, contract, stream)
+
+    def on_cpu() -> None:
+        for image in images:
+            preprocess(image, contract)
+            postprocess(saliency, contract, FULL_HD)
+
+    def by_kernels() -> None:
+        processing.preprocess(images)
+        processing.postprocess()
+        device.wait(stream)
+        processing.pictures()
+
+    works: dict[str, Callable[[], None]] = {"cv2 on the CPU": on_cpu, "our kernels": by_kernels}
+    if importlib.util.find_spec("torch") and (by_torch := _torch_way(images, contract)):
+        works["torch on the GPU"] = by_torch
+    for name, seconds in alternate(works, _REPEATS).items():
+        yield {f"pre and post of {_BATCH} images 1920x1080": name, **_percentiles(seconds, per=_BATCH)}
+    processing.release()
+    device.keep(stream)
+
+
+def build_engines(models: Sequence[Path], folder: Path, deadline: float) -> Iterator[tuple[Path | None, Row]]:
+    """Each model's engine by each builder that is here, or None, and a row on how that went.
+
+    Args:
+        deadline: no build is begun after this time of `time.monotonic`.
+    """
+    for builder in installed_builders():
+        targets = [current_gpu().capability] if builder == "tensorrt_rtx" else None
+        for model in models:
+            path = folder / f"{model.stem}.{builder}.engine"
+            if time.monotonic() > deadline:
+                yield None, {"engine": path.name, "built": "no: out of time"}
+                continue
+            try:
+                try:
+                    report = build(model, path, builder, targets=targets)
+                except UserError as error:
+                    if "--profile" not in str(error):
+                        raise
+                    native = _native_size(model)
+                    profile = parse_profile(":".join(f"{n}x3x{native}" for n in (1, _BATCH, _BATCH)))
+                    report = build(model, path, builder, targets=targets, profile=profile)
+                yield path, {"engine": path.name, "built": str(report)}
+            except UserError as error:
+                yield None, {"engine": path.name, "built": f"no: {error}"}
+
+
+def engine_rows(device: Device, engines: Sequence[Path]) -> Iterator[Row]:
+    """GPU time of each engine's network alone, and images per second through the pipeline and the usual way."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = _photographs(Path(folder))
+        for path in engines:
+            with open_engine(path, device) as session:
+                yield _engine_row(device, session, path, files)
+
+
+def accuracy_rows(models: Sequence[Path], engines: Sequence[Path]) -> Iterator[Row]:
+    """Accuracy of the float32 model and of the engines on 50 synthetic images, with differences."""
+    baseline = [model for model in models if not {".fp16", ".int8"} & set(model.suffixes)][:1]
+    for row in bench([*baseline, *engines], "synthetic:eval:50")["rows"]:
+        scores = {name: row["metrics"][name] for name in ("mae", "max_f", "s")}
+        yield {"model": Path(row["model"]).name, **scores, "difference of mae": row["delta"]["mae"]["value"]}
+
+
+def _engine_row(device: Device, session: EngineSession, path: Path, files: list[Path]) -> Row:
+    batch = min(_BATCH, session.engine.shapes.batch)
+    contract = session.contract
+    least_free, total = [device.memory()[0]], device.memory()[1]
+
+    def usual() -> None:
+        for start in range(0, len(files), batch):
+            images = [read_image(file) for file in files[start : start + batch]]
+            outputs = session.infer(np.stack([preprocess(image, contract) for image in images]))
+            for image, output in zip(images, outputs, strict=True):
+                postprocess(output[0], contract, (image.shape[0], image.shape[1]))
+
+    def pipelined() -> None:
+        for _, picture in pictures(session, files, read_image, batch=batch):
+            if isinstance(picture, UserError):
+                raise picture
+            least_free[0] = min(least_free[0], device.memory()[0])
+
+    seconds = alternate({"usual": usual, "pipeline": pipelined}, 3)
+    rates = {name: len(files) / statistics.median(times) for name, times in seconds.items()}
+    return {
+        "engine": path.name,
+        "network batch 1 ms": _network_time(device, session, 1) * 1e3,
+        f"network batch {batch} ms": _network_time(device, session, batch) * 1e3,
+        "usual way images/s": rates["usual"],
+        "pipeline images/s": rates["pipeline"],
+        "times as many": rates["pipeline"] / rates["usual"],
+        "device memory in use MiB": (total - least_free[0]) / 2**20,
+    }
+
+
+def _network_time(device: Device, session: EngineSession, batch: int) -> float:
+    """Median GPU seconds of one run."""
+    batch = max(batch, session.engine.shapes.least[0])
+    shape = (batch, 3, session.contract.height, session.contract.width)
+    size = int(np.prod(shape)) * 4
+    memory, stream, seconds = device.allocate(2 * size), device.stream(), []
+    device.clear(memory.address, 2 * size, stream)
+    for _ in range(3 + 50):
+        begin, end = device.event(), device.event()
+        begin.record(stream)
+        session.enqueue(memory.address, memory.address + size, shape, stream)
+        end.record(stream)
+        device.wait(stream)
+        seconds.append(begin.time_till(end) / 1e3)
+    memory.free()
+    device.keep(stream)
+    return statistics.median(seconds[3:])
+
+
+def _photographs(folder: Path) -> list[Path]:
+    """Full-HD JPEG files with the detail of photographs: smoothed noise over a gradient."""
+    files = []
+    for number in range(_FILES):
+        noise = np.random.default_rng(number).integers(0, 256, (270, 480, 3), dtype=np.uint8)
+        image = cv2.resize(cv2.GaussianBlur(noise, (0, 0), 2), FULL_HD[::-1], interpolation=cv2.INTER_CUBIC)
+        files.append(folder / f"{number}.jpg")
+        cv2.imwrite(str(files[-1]), image)
+    return files
+
+
+def _torch_way(images: list[np.ndarray], contract: Contract) -> Callable[[], None] | None:
+    """The same with torch's own operations on the GPU; None where torch cannot use it."""
+    import torch
+    from torch.nn.functional import interpolate
+
+    if not torch.cuda.is_available():
+        return None
+    size = (contract.height, contract.width)
+    mean, std = (torch.tensor(values, device="cuda").view(1, 3, 1, 1) for values in (contract.mean, contract.std))
+    saliency = torch.rand(1, 1, *size, device="cuda")
+
+    def work() -> None:
+        for image in images:
+            pixels = torch.from_numpy(image).cuda(non_blocking=True).permute(2, 0, 1)[None].float()
+            (interpolate(pixels, size, mode="bilinear", align_corners=False) / 255 - mean) / std
+            stretched = (saliency - saliency.min()) / (saliency.max() - saliency.min())
+            large = interpolate(stretched, FULL_HD, mode="bilinear", align_corners=False)
+            (large * 255).round().to(torch.uint8).cpu()
+
+    return work
+
+
+def _native_size(model: Path) -> str:
+    import onnx
+
+    from runtime.contract import contract_of
+
+    metadata = {entry.key: entry.value for entry in onnx.load(model, load_external_data=False).metadata_props}
+    contract = contract_of(metadata, model)
+    return f"{contract.height}x{contract.width}"
+
+
+def _percentiles(seconds: list[float], per: int) -> Row:
+    return {f"p{p} ms an image": float(np.percentile(seconds, p)) * 1e3 / per for p in (50, 90, 99)}

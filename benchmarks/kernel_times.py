@@ -1,0 +1,184 @@
+"""GPU time of pre- and post-processing, beside the least it could be: the bytes that must move, at copy bandwidth."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from runtime.composition import CHANNELS, STYLES, Style, small_size
+from runtime.contract import Contract
+from runtime.cuda_processing import CudaProcessing
+from runtime.device import Device
+from runtime.resize_taps import Resize, Rule
+
+Size = tuple[int, int]
+
+_REPEATS = 20
+_COPY_BYTES = 1 << 30
+_DELAY_BYTES, _DELAY_COPIES = 1 << 28, 40  # 5 ms on the fastest GPU: longer than the host takes to launch what follows
+_SECTOR = 32  # bytes; the least a GPU reads from its memory
+FULL_HD, ULTRA_HD, SMALL = (1080, 1920), (2160, 3840), (480, 640)
+NETWORK = (320, 320)
+CASES: list[tuple[Size, int]] = [(FULL_HD, 1), (FULL_HD, 8), (FULL_HD, 32), (ULTRA_HD, 8), (SMALL, 32)]
+
+
+def copy_bandwidth(device: Device) -> float:
+    """Bytes read and written per second by a device-to-device copy of 1 GiB, the best of ten."""
+    size = _COPY_BYTES
+    stream, memory = device.stream(), device.allocate(2 * size)
+    seconds = []
+    for _ in range(10):
+        before, after = device.event(), device.event()
+        before.record(stream)
+        device.copy(memory.address + size, memory.address, size, stream)
+        after.record(stream)
+        device.wait(stream)
+        seconds.append(before.time_till(after) / 1e3)
+    memory.free()
+    device.keep(stream)
+    return 2 * size / min(seconds)
+
+
+def preprocess_bytes(sizes: Sequence[Size], contract: Contract, itemsize: int) -> int:
+    """What must be read of the images and written of the input.
+
+    A shrinking bilinear resize needs only some rows, and of these only sectors that hold a tap.
+    """
+    target = (contract.height, contract.width)
+    return sum(_read_bytes(Resize(size, target, contract.interpolation)) for size in sizes) + (
+        len(sizes) * 3 * target[0] * target[1] * itemsize
+    )
+
+
+def postprocess_bytes(sizes: Sequence[Size], map_size: Size, style: Style, itemsize: int = 4) -> int:
+    """What must be read of the output, and, where a style shows them, of the images, and written of the pictures."""
+    total = 0
+    for height, width in sizes:
+        total += map_size[0] * map_size[1] * itemsize + height * width * CHANNELS[style]
+        total += 0 if style == "map" else height * width * 3
+        if style == "blur":
+            small = small_size((height, width))
+            total += small[0] * small[1] * 3
+    return total
+
+
+def kernel_rows(device: Device, bandwidth: float) -> Iterator[dict[str, Any]]:
+    """Time of every kernel chain of interest, a row each."""
+    for size, count in CASES:
+        for interpolation, divide_by, dtype in (
+            ("linear", "255", np.float32),
+            ("area", "255", np.float32),
+            ("area", "255", np.float16),
+            ("linear", "max", np.float32),
+        ):
+            contract = _contract(interpolation, divide_by)
+            least = preprocess_bytes([size] * count, contract, np.dtype(dtype).itemsize)
+            name = f"pre {interpolation} {np.dtype(dtype).name}" + (" by maximum" if divide_by == "max" else "")
+            yield _row(name, size, count, least, bandwidth, _time(device, contract, [size] * count, "map", dtype)[0])
+        for style in STYLES:
+            least = postprocess_bytes([size] * count, NETWORK, style)
+            seconds = _time(device, _contract("linear", "255"), [size] * count, style, np.float32)[1]
+            yield _row(f"post {style}", size, count, least, bandwidth, seconds)
+
+
+class LaunchLog:
+    """A device that remembers the kernels launched on it, to launch them again."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.launches: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._device, name)
+
+    def launch(self, *launch: Any) -> None:
+        self.launches.append(launch)
+        self._device.launch(*launch)
+
+
+def _time(
+    device: Device, contract: Contract, sizes: list[Size], style: Style, dtype: type[np.generic]
+) -> tuple[float, float]:
+    """GPU seconds of the kernels before and after the network, medians."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*sizes[0], 3), dtype=np.uint8)] * len(sizes)
+    log, stream = LaunchLog(device), device.stream()
+    processing = CudaProcessing(log, contract, stream, style, dtype)
+    processing.preprocess([image.copy() for image in images])
+    before = list(log.launches)
+    processing.postprocess()
+    after = log.launches[len(before) :]
+    device.wait(stream)
+    seconds = tuple(_replay(device, launches, stream) for launches in (before, after))
+    processing.release()
+    device.keep(stream)
+    return seconds[0], seconds[1]
+
+
+def _replay(device: Device, launches: list[tuple[Any, ...]], stream: Any) -> float:
+    """Median seconds of the launches, one after another, with no host in between.
+
+    Python takes longer to launch a kernel than some run. So a long copy goes first, behind which they queue up.
+    """
+    size = _DELAY_BYTES
+    delay = device.allocate(2 * size)
+    events = [(device.event(), device.event()) for _ in range(_REPEATS)]
+    for _ in range(_DELAY_COPIES):
+        device.copy(delay.address + size, delay.address, size, stream)
+    for begin, end in events:
+        begin.record(stream)
+        for launch in launches:
+            device.launch(*launch)
+        end.record(stream)
+    device.wait(stream)
+    delay.free()
+    return statistics.median(begin.time_till(end) for begin, end in events) / 1e3
+
+
+def _row(name: str, size: Size, count: int, least: int, bandwidth: float, seconds: float) -> dict[str, Any]:
+    return {
+        "kernels": name,
+        "image": f"{size[1]}x{size[0]}",
+        "batch": count,
+        "MiB to move": least / 2**20,
+        "floor us": least / bandwidth * 1e6,
+        "measured us": seconds * 1e6,
+        "of copy bandwidth %": 100 * least / bandwidth / seconds,
+    }
+
+
+def _read_bytes(resize: Resize) -> int:
+    if resize.rule is not Rule.LINEAR:
+        return resize.source[0] * resize.source[1] * 3
+    rows, columns = (np.union1d(taps["first"], taps["last"]) for taps in (resize.rows, resize.columns))
+    sectors = np.union1d(columns * 3 // _SECTOR, (columns * 3 + 2) // _SECTOR)
+    return min(len(sectors) * _SECTOR, resize.source[1] * 3) * len(rows)
+
+
+def _contract(interpolation: str, divide_by: str) -> Contract:
+    return Contract.model_validate(
+        {
+            "network": "benchmark",
+            "height": NETWORK[0],
+            "width": NETWORK[1],
+            "interpolation": interpolation,
+            "divide_by": divide_by,
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "stretch": True,
+        }
+    )
+
+
+def alternate(works: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each of `works`, taken in turn, so that what drifts drifts for all; the first round does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(repeats + 1):
+        for name, work in works.items():
+            begin = time.perf_counter()
+            work()
+            if turn:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds

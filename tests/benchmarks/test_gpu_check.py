@@ -1,0 +1,142 @@
+"""`make gpu-check` where there is no GPU: what it says then, its arithmetic, and all of it on an imitated driver."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runtime.contract import Contract
+from runtime.gpu import driver_problem
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+# In a process of its own, with sizes that a CPU manages.
+SMALL_CHECK = """
+import sys
+sys.path[:0] = [{benchmarks!r}]
+import end_to_end, gpu_check, kernel_times
+kernel_times.CASES = [((48, 64), 1), ((90, 160), 2)]
+kernel_times._REPEATS, kernel_times._COPY_BYTES = 2, 4096
+kernel_times._DELAY_BYTES, kernel_times._DELAY_COPIES = 4096, 1
+end_to_end._BATCH, end_to_end._REPEATS, end_to_end.FULL_HD = 2, 1, (90, 160)
+gpu_check._tests = lambda: [{{"tests": "none"}}]
+from pathlib import Path
+print(gpu_check.check(Path({models!r}), Path({output!r})))
+"""
+
+
+@pytest.fixture
+def kernel_times(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import kernel_times
+
+    return kernel_times
+
+
+def contract(interpolation: str) -> Contract:
+    fields = {"network": "tiny", "height": 320, "width": 320, "interpolation": interpolation}
+    return Contract.model_validate(fields | {"mean": (0, 0, 0), "std": (1, 1, 1)})
+
+
+@pytest.mark.skipif(driver_problem() is None, reason="there is a GPU")
+def test_without_a_gpu_one_line_and_nothing_is_written(tmp_path: Path) -> None:
+    command = [sys.executable, BENCHMARKS / "gpu_check.py", "--output", tmp_path / "results"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stdout == ""
+    assert run.stderr.splitlines() == [
+        "error: a GPU is needed, but no NVIDIA driver is installed (libcuda.so.1 is missing)"
+    ]
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_least_bytes_of_preprocessing(kernel_times) -> None:
+    written = 3 * 320 * 320 * 4
+    assert kernel_times.preprocess_bytes([(1080, 1920)], contract("area"), 4) == 1080 * 1920 * 3 + written
+    # 1080 -> 320 rows: two of every 3.375 are read, whole, because columns are 6 pixels = 18 bytes apart
+    assert kernel_times.preprocess_bytes([(1080, 1920)], contract("linear"), 4) == 640 * 1920 * 3 + written
+    assert kernel_times.preprocess_bytes([(320, 320)] * 2, contract("linear"), 2) == 2 * (320 * 320 * 3 + written // 2)
+    # 32000 pixels wide: columns 300 bytes apart, of which a sector each is read, or two where the taps straddle them
+    sectors = (kernel_times.preprocess_bytes([(320, 32000)], contract("linear"), 4) - written) / 320 / 32
+    assert 320 <= sectors <= 640
+
+
+def test_the_least_bytes_of_postprocessing(kernel_times) -> None:
+    size, pixels, output = (100, 200), 100 * 200, 320 * 320 * 4
+    least = {style: kernel_times.postprocess_bytes([size], (320, 320), style) for style in ("map", "rgba", "green")}
+    assert least == {"map": output + pixels, "rgba": output + 7 * pixels, "green": output + 6 * pixels}
+
+
+def test_works_are_timed_in_turn(kernel_times) -> None:
+    calls: list[str] = []
+    seconds = kernel_times.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert calls == ["a", "b"] * 3  # the first round warms up
+    assert [len(times) for times in seconds.values()] == [2, 2]
+
+
+@pytest.mark.skipif(driver_problem() is None, reason="there is a GPU: run make gpu-check")
+def test_the_whole_check_on_an_imitated_driver(
+    tmp_path: Path, research: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every part that needs no engine runs and is reported; the figures mean nothing here."""
+    monkeypatch.syspath_prepend(str(repository / "tests/runtime"))
+    from emulated_device import imitated_driver
+
+    environment = imitated_driver(tmp_path, research)
+    program = SMALL_CHECK.format(
+        benchmarks=str(BENCHMARKS), models=str(tmp_path / "none"), output=str(tmp_path / "results")
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], cwd=repository, env=environment, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    (file,) = (tmp_path / "results").glob("fakecuda-sm-90-cpu-*.json")
+    record = json.loads(file.read_text())
+    assert {part["name"]: part["status"] for part in record["parts"]} == {
+        "GPU tests": "measured",
+        "Kernels": "measured",
+        "Pre- and post-processing": "measured",
+        "Engines": "skipped",
+        "End to end": "skipped",
+        "Accuracy": "skipped",
+    }
+    kernels = record["parts"][1]["rows"]
+    assert len(kernels) == 2 * (4 + 5)
+    assert all(row["measured us"] > 0 and row["floor us"] > 0 for row in kernels)
+    text = file.with_suffix(".md").read_text()
+    assert re.search(r"^## Engines\n\nSkipped: .*none has no ONNX files; run `make demo` first", text, re.MULTILINE)
+    assert "| pre area float32 | 160x90 | 2 |" in text
+    assert "fakecuda: 0 allocations live" in run.stderr
+
+
+def test_the_readme_section_shows_the_newest_report_of_each_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import performance_section
+
+    assert "No GPU has been measured yet" in performance_section.section(tmp_path)
+    for date, value in (("2026-01-02", 90.0), ("2026-01-01", 10.0)):
+        rows = [{"kernels": "pre area float32", "of copy bandwidth %": value}]
+        parts = [
+            {"name": "Kernels", "status": "measured", "reason": "", "rows": rows},
+            {"name": "End to end", "status": "skipped", "reason": "there are no engines", "rows": []},
+        ]
+        (tmp_path / f"l4-{date}.json").write_text(json.dumps({"gpu": "NVIDIA L4", "date": date, "parts": parts}))
+    text = performance_section.section(tmp_path)
+    assert "### NVIDIA L4, 2026-01-02" in text
+    assert "| pre area float32 | 90 |" in text
+    assert "2026-01-01" not in text
+    assert "End to end: skipped, there are no engines." in text
+
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{performance_section.BEGIN}\nold\n{performance_section.END}\nafter\n")
+    performance_section.main(readme)
+    assert "old" not in readme.read_text()
+    assert readme.read_text().startswith("before\n")
+    assert readme.read_text().endswith("\nafter\n")
+    readme.write_text("no markers")
+    with pytest.raises(performance_section.UserError, match="lacks the lines"):
+        performance_section.main(readme)
