@@ -45,8 +45,13 @@ def _isnet(network: str, mean: float) -> Contract:
     return Contract(network=network, height=1024, width=1024, mean=(mean,) * 3, std=(1.0, 1.0, 1.0), stretch=True)
 
 
-def _imagenet(network: str, size: int, stretch: bool = False) -> Contract:
-    return Contract(network=network, height=size, width=size, mean=_MEAN, std=_STD, stretch=stretch)
+def _imagenet(
+    network: str, size: int, interpolation: Literal["linear", "area"] = "linear", stretch: bool = False
+) -> Contract:
+    """`area` where the authors resize with antialiasing, which it comes nearer to."""
+    return Contract(
+        network=network, height=size, width=size, interpolation=interpolation, mean=_MEAN, std=_STD, stretch=stretch
+    )
 
 
 def _duts(network: str, size: int, stretch: bool = False) -> Contract:
@@ -64,11 +69,11 @@ NETWORKS: dict[str, Entry] = {
     "csnet_x1": Entry(lambda: CSNet(L_X1), _imagenet("csnet_x1", 224)),
     "csnet_x2": Entry(lambda: CSNet(L_X2), _imagenet("csnet_x2", 224)),
     "csf_res2net": Entry(CSF, _imagenet("csf_res2net", 320)),
-    "ras_v1": Entry(lambda: RAS(1), _imagenet("ras_v1", 352, stretch=True)),
+    "ras_v1": Entry(lambda: RAS(1), _imagenet("ras_v1", 352, "area", stretch=True)),
     "ras_v2": Entry(lambda: RAS(2), _duts("ras_v2", 352, stretch=True)),
-    "inspyrenet_res2net50": Entry(inspyrenet_res2net50, _imagenet("inspyrenet_res2net50", 384, stretch=True)),
-    "inspyrenet_swint": Entry(inspyrenet_swint, _imagenet("inspyrenet_swint", 384, stretch=True)),
-    "inspyrenet_swinb": Entry(inspyrenet_swinb, _imagenet("inspyrenet_swinb", 384, stretch=True)),
+    "inspyrenet_res2net50": Entry(inspyrenet_res2net50, _imagenet("inspyrenet_res2net50", 384, "area", stretch=True)),
+    "inspyrenet_swint": Entry(inspyrenet_swint, _imagenet("inspyrenet_swint", 384, "area", stretch=True)),
+    "inspyrenet_swinb": Entry(inspyrenet_swinb, _imagenet("inspyrenet_swinb", 384, "area", stretch=True)),
     "isnet_integrity": Entry(ISNetIntegrity, _duts("isnet_integrity", 320)),
 }
 
