@@ -20,7 +20,7 @@ import typer
 from calib_data import Dataset, Sample, open_dataset
 from runtime import metrics
 from runtime.complexity import complexity
-from runtime.contract import CALIBRATION_KEY, PRECISION_KEY
+from runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY
 from runtime.gpu import current_gpu
 from runtime.processing import postprocess, preprocess
 from runtime.report import bench_tables, show, to_markdown
@@ -40,6 +40,7 @@ def bench(
     device: Device = "cpu",
     threads: int | None = None,
     workers: int | None = None,
+    allow_overlap: bool = False,
 ) -> dict[str, Any]:
     """Run every model on every image of `data`.
 
@@ -53,6 +54,7 @@ def bench(
         device: of ONNX models; engines run on the GPU.
         threads: of the network and of OpenCV; one per core by default.
         workers: processes that score; one per core by default.
+        allow_overlap: measure on images that a model was calibrated on; the tables then say so.
 
     Returns:
         `rows`, one per model: `model` (its path), `network`, `precision`, `device`, `params_m` and `macs_g` (null for
@@ -76,6 +78,9 @@ def bench(
         sessions = [stack.enter_context(open_session(model, device, threads)) for model in models]
         costs = [_cost(Path(path), session, device) for path, session in zip(models, sessions, strict=True)]
         calibrated_on = _calibrated_on(sessions, dataset)
+        if not allow_overlap:
+            _refuse_overlap(models, calibrated_on, dataset)
+        _announce_emulation(models, sessions, device)
         mapped = stack.enter_context(metrics.parallel_map(workers))
         scores, times = _measure(models, sessions, dataset, threads, mapped)
 
@@ -188,6 +193,26 @@ def _calibrated_on(sessions: list[Session], dataset: Dataset) -> list[int | None
     return [sum(digest in theirs for digest in digests) if theirs else None for theirs in used]
 
 
+def _refuse_overlap(models: Sequence[str | Path], calibrated_on: list[int | None], dataset: Dataset) -> None:
+    for model, count in zip(models, calibrated_on, strict=True):
+        if count:
+            raise UserError(
+                f"{model} was calibrated on {count} of the {len(dataset)} images of {dataset.name}, which flatters it; "
+                "evaluate on other images, or insist with --allow-overlap"
+            )
+
+
+def _announce_emulation(models: Sequence[str | Path], sessions: list[Session], device: Device) -> None:
+    """onnxruntime's CPU provider has no fp16 kernels and says nothing; so we do."""
+    for model, session in zip(models, sessions, strict=True):
+        emulated = session.precision == "fp16" and session.metadata.get(DIALECT_KEY) != "simulation"
+        if emulated and device == "cpu" and Path(model).suffix == ".onnx":
+            terminal.warn(
+                f"{model}: a CPU computes fp16 graphs in fp32, so its accuracy is not that of fp16; "
+                f"{Path(model).stem}.sim.onnx shows that (quant/build_engine.py writes it)"
+            )
+
+
 def _hardware(devices: set[str]) -> str:
     """The CPU's model name and, if it was used, the GPU's."""
     processor = platform.processor() or platform.machine()
@@ -207,9 +232,14 @@ def main(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that score; one per core by default.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the record here; - for stdout.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
+    allow_overlap: Annotated[bool, typer.Option("--allow-overlap", help="Images of the calibration set too.")] = False,
 ) -> None:
     """Compare models in accuracy, with intervals, and in latency."""
-    record = bench(models, data, images, device, threads, workers)
+    publish(bench(models, data, images, device, threads, workers, allow_overlap), json_file, markdown)
+
+
+def publish(record: dict[str, Any], json_file: Path | None = None, markdown: Path | None = None) -> None:
+    """Show the record of `bench` as tables on stdout and write it as asked; JSON to "-" takes the tables' place."""
     tables = bench_tables(record)
     text = json.dumps(record, indent=2) + "\n"
     if json_file is not None and str(json_file) != "-":

@@ -77,12 +77,15 @@ def test_only_the_first_images(models, data):
     assert bench(models[:1], data, images=2, threads=1, workers=1)["images"] == 2
 
 
-def test_images_it_was_calibrated_on_are_counted_and_told(save_model, data):
+def test_images_it_was_calibrated_on_are_refused_or_told(save_model, data):
     from calib_data import open_dataset
 
     digests = [sample.digest() for sample in open_dataset(data)][:3]
     metadata = {"sodeploy.calibration": json.dumps({"images": 3, "digests_sha256": [*digests, "0" * 64]})}
-    record = bench([save_model(metadata=metadata)], data, threads=1, workers=1)
+    model = save_model(metadata=metadata)
+    with pytest.raises(UserError, match=r"tiny\.onnx was calibrated on 3 of the 5 images"):
+        bench([model], data, threads=1, workers=1)
+    record = bench([model], data, threads=1, workers=1, allow_overlap=True)
     assert record["rows"][0]["calibrated_on"] == 3
     assert "calibrated on 3 of these images" in to_markdown(bench_tables(record)[0])
 

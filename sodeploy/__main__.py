@@ -1,0 +1,57 @@
+"""The front door: `sodeploy STAGE ...` is `python ROOM/STAGE.py ...`, and `sodeploy demo` walks through all of them.
+
+A stage's room is imported only when it is asked for: an image that deploys a model has no PyTorch and needs none.
+"""
+
+import importlib
+import sys
+
+from sodeploy import terminal
+from sodeploy.errors import UserError
+
+STAGES = {
+    "demo": ("sodeploy.demo", "the whole way on a synthetic data set, on any machine"),
+    "train": ("training.train", "images and masks -> checkpoint"),
+    "networks": ("training.networks", "the networks there are, with parameters and MACs"),
+    "export": ("export.to_onnx", "checkpoint -> ONNX with its contract"),
+    "adopt": ("export.adopt", "anybody's ONNX -> ONNX with a contract"),
+    "build": ("quant.build_engine", "ONNX -> plan, fp16 and int8 graphs, engines"),
+    "engine": ("quant.engine", "one graph -> one engine, with every option"),
+    "bench": ("runtime.bench", "models x images -> accuracy, its loss, latency"),
+    "evaluate": ("runtime.evaluate", "folders of saliency maps -> the nine metrics"),
+    "subset": ("calib_data.subset", "a folder of images -> a calibration set"),
+}
+_EXTRAS = {"torch": "train", "onnx": "quant", "onnxruntime": "cpu", "py_sod_metrics": "bench", "matplotlib": "report"}
+
+
+def main() -> None:
+    """Run the stage that the command line names."""
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        _print_stages()
+        return
+    stage = sys.argv.pop(1)
+    terminal.run(lambda: _run(stage))
+
+
+def _run(stage: str) -> None:
+    if stage not in STAGES:
+        raise UserError(f"sodeploy has no stage {stage!r}; there are {', '.join(STAGES)}")
+    try:
+        module = importlib.import_module(STAGES[stage][0])
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        raise UserError(f"{stage} needs {error.name}: pip install 'sodeploy[{_EXTRAS[error.name]}]'") from None
+    sys.argv[0] = f"sodeploy {stage}"
+    terminal.run(getattr(module, "app", module.main))
+
+
+def _print_stages() -> None:
+    terminal.results.print("usage: sodeploy STAGE [OPTIONS]; sodeploy STAGE --help says which\n", markup=False)
+    for stage, (module, does) in STAGES.items():
+        script = f"{module.replace('.', '/')}.py"
+        terminal.results.print(f"  {stage:<10}{does:<52}{script}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The whole way, from images to the table that says what fp16 and INT8 cost, on a data set drawn as it goes.
+
+    sodeploy demo [--output out/demo]
+
+Nothing is downloaded. Each step is the command that is printed before it, and can be repeated by hand with other data
+and another network. A demo that was interrupted goes on where it stood.
+"""
+
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from calib_data import open_dataset
+from export.to_onnx import export
+from quant import build_engine
+from runtime.bench import bench, publish
+from sodeploy import terminal
+from training.recipe import load_recipe
+from training.train import train
+
+NETWORK = "u2net_tiny"
+RECIPE = Path(__file__).parent.parent / "training" / "configs" / "demo.yaml"
+CALIBRATION, EVALUATION = "synthetic:calib:64", "synthetic:eval:100"
+
+T = TypeVar("T")
+
+
+def demo(output: Path) -> Path:
+    """Train, export, quantize, measure; every artifact lies in `output`.
+
+    Returns:
+        The Markdown file with the tables.
+    """
+    size = load_recipe(RECIPE).size
+    onnx = output / f"{NETWORK}.onnx"
+    models = [output / f"{NETWORK}{kind}.onnx" for kind in ("", ".fp16.sim", ".int8.cpu")]
+    table = output / "delta.md"
+
+    weights = _step(
+        ["train", "--config", RECIPE, "--output", output / "training"],
+        lambda: train(RECIPE, output=output / "training", resume=True),
+    )
+    _step(
+        ["export", "--model", NETWORK, "--checkpoint", weights, "--size", size, "--output", onnx],
+        lambda: export(NETWORK, weights, onnx, size=(size, size)),
+    )
+    _step(
+        ["build", onnx, "--int8", "--calib", CALIBRATION, "--output-dir", output],
+        lambda: build_engine.build(onnx, output, open_dataset(CALIBRATION, masks=False)),
+    )
+    _step(
+        ["bench", *models, "--data", EVALUATION, "--markdown", table],
+        lambda: publish(bench(models, EVALUATION), markdown=table),
+    )
+    terminal.note(
+        "fp16 and int8 accuracy is what an engine would give: .fp16.sim rounds as fp16 does, and int8 was run on "
+        f"integer kernels of this CPU. The plan to read: {output / NETWORK}.plan.json. The tables: {table}"
+    )
+    return table
+
+
+def _step(command: list[object], work: Callable[[], T]) -> T:
+    """Print the command that does the same, do it, say how long it took."""
+    terminal.notes.rule(style="dim")
+    terminal.note(f"$ sodeploy {shlex.join(map(str, command))}")
+    started = time.monotonic()
+    result = work()
+    terminal.note(f"({time.monotonic() - started:.0f} s)")
+    return result
+
+
+def main(output: Annotated[Path, typer.Option(help="folder for everything that is made")] = Path("out/demo")) -> None:
+    """Walk the whole way on the synthetic data set."""
+    demo(output)
+
+
+if __name__ == "__main__":
+    terminal.run(main)
