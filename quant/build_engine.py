@@ -35,6 +35,7 @@ from quant.engine_profile import Profile, parse_profile
 from quant.graph import Network, load_network
 from quant.plan import Plan, load_plan, save_plan
 from quant.planning import make_plan
+from quant.rules import check_cpu, check_tensorrt, unequal_scales
 from quant.thresholds import METHODS, Method
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_manifest
@@ -74,6 +75,7 @@ def build(
         graphs[".int8.trt"] = emit_tensorrt(network, plan)
         graphs[".int8.cpu"] = emit_cpu(network, plan)
         graphs[".int8.sim"] = emit_simulation(network, plan)
+        _check(base, graphs)
     for suffix, graph in graphs.items():
         path = _beside(base, f"{suffix}.onnx")
         onnx.checker.check_model(graph)
@@ -119,6 +121,19 @@ def gather(network: Network, images: Dataset, file: Path) -> Statistics:
     if statistics.images.keys() != wanted:
         statistics = calibrate(network, images, statistics, checkpoint=lambda so_far: so_far.save(file))
     return statistics
+
+
+def _check(base: Path, graphs: dict[str, onnx.ModelProto]) -> None:
+    """Refuse an int8 graph that an engine would refuse; warn of one that it would run slowly."""
+    source = _beside(base, ".int8.trt.onnx")
+    check_tensorrt(graphs[".int8.trt"], source)
+    for problem in unequal_scales(graphs[".int8.trt"]):
+        terminal.warn(f"{source}: {problem}")
+    if left := check_cpu(graphs[".int8.cpu"]):
+        terminal.warn(
+            f"{_beside(base, '.int8.cpu.onnx')}: onnxruntime will compute {len(left)} int8 layer(s) in float, slowly: "
+            f"{', '.join(left)}; set them to fp16 in the plan"
+        )
 
 
 def _engines(base: Path, graphs: Iterable[str], profile: Profile | None) -> list[Path]:

@@ -19,6 +19,7 @@ import typer
 
 from quant.engine_profile import Profile, checked_profile, parse_profile
 from quant.kernels_report import Kernel, summary
+from quant.rules import check_tensorrt, unequal_scales
 from quant.trt_builder import Options, compile_engine, load
 from runtime.contract import DIALECT_KEY, PRECISION_KEY, Contract, contract_of
 from runtime.engine_record import INSTALL, Builder
@@ -40,7 +41,7 @@ class EngineReport:
     Attributes:
         targets: compute capabilities the engine has code for, as "sm89".
         gpu: the GPU that kernels were timed on; None for TensorRT-RTX.
-        warnings: what parser and builder warned of.
+        warnings: what parser, builder and our check of the graph warned of.
     """
 
     path: Path
@@ -113,7 +114,7 @@ def build(
         UserError: the graph, the options or the machine do not allow it; nothing is written.
     """
     onnx_path = require_file(onnx_path, "make it with quant/build_engine.py")
-    contract, precision, dims = _read_graph(onnx_path)
+    contract, precision, dims, slow = _read_graph(onnx_path)
     profile = checked_profile(profile, dims, contract, onnx_path)
     trt = load(builder)
     if builder == "tensorrt":
@@ -147,6 +148,7 @@ def build(
         cache_file.read_bytes() if cache_file is not None and cache_file.exists() else b"",
     )
     seconds = time.perf_counter() - started
+    warnings = [*slow, *compiled.warnings]
     with atomic_write(engine_path) as temporary:
         temporary.write_bytes(compiled.engine)
     if cache_file is not None:
@@ -174,7 +176,7 @@ def build(
         rebuild=shlex.join(rebuild),
         summary=summary(compiled.kernels),
         kernels=[str(kernel) for kernel in compiled.kernels],
-        warnings=compiled.warnings,
+        warnings=warnings,
     )
     return EngineReport(
         Path(engine_path),
@@ -185,12 +187,12 @@ def build(
         gpu_name,
         seconds,
         compiled.kernels,
-        compiled.warnings,
+        warnings,
     )
 
 
-def _read_graph(path: Path) -> tuple[Contract, str, list[int | None]]:
-    """A graph's contract, its precision, and the dimensions of its input, None for a dynamic one."""
+def _read_graph(path: Path) -> tuple[Contract, str, list[int | None], list[str]]:
+    """A graph's contract, its precision, the dimensions of its input, None for a dynamic one, and what may be slow."""
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own types, undocumented
@@ -199,18 +201,12 @@ def _read_graph(path: Path) -> tuple[Contract, str, list[int | None]]:
     contract = contract_of(metadata, path)
     if metadata.get(DIALECT_KEY, "tensorrt") != "tensorrt":
         raise UserError(f"{path} is quantised for {metadata[DIALECT_KEY]}; give the .int8.trt.onnx made with it")
-    # TensorRT takes uint8 with a warning and clamps it at 127: half of the range would be lost without an error.
-    uint8 = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.UINT8}
-    for node in model.graph.node:
-        if node.op_type == "QuantizeLinear" and uint8 & set(node.input[2:]):
-            raise UserError(
-                f"{path}: node {node.name} quantises to uint8, which TensorRT would cut at 127; "
-                "quantise the float32 model with quant/build_engine.py"
-            )
+    check_tensorrt(model, path)
     for tensor in model.graph.input:
         if tensor.name == contract.input_name:
             dims = tensor.type.tensor_type.shape.dim
-            return contract, metadata.get(PRECISION_KEY, "fp32"), [dim.dim_value or None for dim in dims]
+            shape = [dim.dim_value or None for dim in dims]
+            return contract, metadata.get(PRECISION_KEY, "fp32"), shape, unequal_scales(model)
     raise UserError(f"{path} has no input {contract.input_name}, which its contract names; see export/adopt.py")
 
 
