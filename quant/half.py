@@ -109,29 +109,71 @@ def round_to_half(network: Network, keep: Collection[str] = ()) -> onnx.ModelPro
 
     onnxruntime's CPU provider has no fp16 kernels. It runs an fp16 graph in fp32 and leaves the roundings between
     operators out, so that an overflow never shows; explicit casts it keeps. Sums inside an operator are fp32 here, as
-    on tensor cores, and nothing is rounded between an operator and the ReLU that engines fuse with it.
+    on tensor cores, and nothing is rounded between an operator and the ReLU that engines fuse with it, nor in fake
+    quantization, where kernels read integers.
 
     Args:
-        keep: names of nodes that go on computing in fp32.
+        keep: names of nodes that go on computing in fp32. What other nodes read of them is rounded all the same.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(network.model)
-    graph = model.graph
-    fused = {node.output[0] for node in network.nodes if network.scope(node) != node.output[0]}
-    read_in_half = {name for node in network.nodes if node.name not in keep for name in node.input}
-    for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and tensor.name in read_in_half:
-            with np.errstate(over="ignore"):
-                half = numpy_helper.to_array(tensor).astype(np.float16)
-            tensor.CopyFrom(numpy_helper.from_array(np.clip(half, -LARGEST, LARGEST).astype(np.float32), tensor.name))
-    nodes = list(graph.node)
-    del graph.node[:]
-    for node in nodes:
-        graph.node.append(node)
+    return _Rounder(network, keep).model
+
+
+class _Rounder:
+    """One simulation of fp16: walks the nodes in order and knows which tensors exist unrounded."""
+
+    def __init__(self, network: Network, keep: Collection[str]) -> None:
+        self.network = network
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(network.model)
+        graph = self.model.graph
+        self.exact = {network.input}  # not rounded where they were made
+        self.made: dict[str, str] = {}  # tensor -> its rounded copy
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        for node in graph.node:
+            if node.name in keep:
+                self.exact |= set(node.output)
+                self.nodes.append(node)
+            else:
+                self._round(node, keep)
+        del graph.node[:]
+        graph.node.extend(self.nodes)
+        read = {name for node in self.nodes for name in node.input}
+        kept = [tensor for tensor in graph.initializer if tensor.name in read]
+        del graph.initializer[:]
+        graph.initializer.extend([*kept, *self.constants])
+
+    def _round(self, node: onnx.NodeProto, keep: Collection[str]) -> None:
+        before = self.network.producer.get(node.input[0]) if node.input else None
+        is_int8 = self.network.is_weighted(node) and before is not None and before.op_type == "DequantizeLinear"
+        for index, name in enumerate(node.input):
+            if index not in _FLOAT32_INPUTS.get(node.op_type, ()) and not (is_int8 and index == 1):
+                node.input[index] = self._read(name)
+        self.nodes.append(node)
+        readers = self.network.consumers[node.output[0]]
+        fused = self.network.scope(node) != node.output[0] and readers[0].name not in keep
+        if fused or node.op_type == "DequantizeLinear":
+            return
         for index, name in enumerate(node.output):
-            if node.name in keep or name in fused or name not in network.float_tensors:
-                continue
-            exact, half = f"{name}/exact", f"{name}/fp16"
-            graph.node[-1].output[index] = exact
-            graph.node.extend([_cast(exact, half, TensorProto.FLOAT16), _cast(half, name, TensorProto.FLOAT)])
-    return model
+            if name in self.network.float_tensors:
+                node.output[index] = f"{name}/exact"
+                self.nodes.extend(_rounding(f"{name}/exact", name))
+
+    def _read(self, name: str) -> str:
+        """The name under which a node in fp16 reads `name`; a rounded copy is made if there is none yet."""
+        constant = self.network.constants.get(name)
+        if name not in self.made and constant is not None and constant.dtype == np.float32:
+            self.made[name] = f"{name}/rounded"
+            with np.errstate(over="ignore"):
+                values = np.clip(constant.astype(np.float16), -LARGEST, LARGEST).astype(np.float32)
+            self.constants.append(numpy_helper.from_array(values, self.made[name]))
+        elif name not in self.made and name in self.exact and name in self.network.float_tensors:
+            self.made[name] = f"{name}/rounded"
+            self.nodes.extend(_rounding(name, self.made[name]))
+        return self.made.get(name, name)
+
+
+def _rounding(source: str, target: str) -> list[onnx.NodeProto]:
+    """Nodes that round a tensor to fp16 and back."""
+    half = f"{target}/fp16"
+    return [_cast(source, half, TensorProto.FLOAT16), _cast(half, target, TensorProto.FLOAT)]
