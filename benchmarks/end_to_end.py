@@ -19,10 +19,11 @@ from runtime.bench import bench
 from runtime.contract import Contract
 from runtime.cuda_processing import CudaProcessing
 from runtime.device import Device
-from runtime.engine_session import EngineSession, open_engine
+from runtime.device_session import DeviceSession, open_on_device
 from runtime.gpu import current_gpu
 from runtime.pipeline import pictures
 from runtime.processing import postprocess, preprocess
+from runtime.session import Session, open_session
 from sodeploy.errors import UserError
 
 Row = dict[str, Any]
@@ -88,32 +89,45 @@ def build_engines(models: Sequence[Path], folder: Path, deadline: float) -> Iter
                 yield None, {"engine": path.name, "built": f"no: {error}"}
 
 
-def engine_rows(device: Device, engines: Sequence[Path]) -> Iterator[Row]:
-    """GPU time of each engine's network alone, and images per second through the pipeline and the usual way."""
+def runs_onnx_on_gpu() -> bool:
+    """Whether an onnxruntime with a CUDA provider is installed."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return False
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
+def pipeline_rows(device: Device, models: Sequence[Path]) -> Iterator[Row]:
+    """GPU time of each network alone, and images per second through the pipeline and the usual way."""
     with tempfile.TemporaryDirectory() as folder:
         files = _photographs(Path(folder))
-        for path in engines:
-            with open_engine(path, device) as session:
-                yield _engine_row(device, session, path, files)
+        for path in models:
+            with open_on_device(path, device) as session, open_session(path, "cuda") as usual:
+                yield {"model": path.name, **_pipeline_figures(device, session, usual, files)}
 
 
-def accuracy_rows(models: Sequence[Path], engines: Sequence[Path]) -> Iterator[Row]:
-    """Accuracy of the float32 model and of the engines on 50 synthetic images, with differences."""
-    baseline = [model for model in models if not {".fp16", ".int8"} & set(model.suffixes)][:1]
-    for row in bench([*baseline, *engines], "synthetic:eval:50")["rows"]:
+def accuracy_rows(graphs: Sequence[Path], engines: Sequence[Path]) -> Iterator[Row]:
+    """Accuracy of the float32 graph, of the other graphs if onnxruntime runs them on the GPU, and of the engines, on 50
+    synthetic images, with differences."""
+    baseline = [path for path in graphs if not {".fp16", ".int8"} & set(path.suffixes)][:1]
+    others = [path for path in graphs if path not in baseline] if runs_onnx_on_gpu() else []
+    models = [*baseline, *others, *engines]
+    for row in bench(models, "synthetic:eval:50", device="cuda" if runs_onnx_on_gpu() else "cpu")["rows"]:
         scores = {name: row["metrics"][name] for name in ("mae", "max_f", "s")}
-        yield {"model": Path(row["model"]).name, **scores, "difference of mae": row["delta"]["mae"]["value"]}
+        difference = row["delta"]["mae"]["value"]
+        yield {"model": Path(row["model"]).name, "on": row["device"], **scores, "difference of mae": difference}
 
 
-def _engine_row(device: Device, session: EngineSession, path: Path, files: list[Path]) -> Row:
-    batch = min(_BATCH, session.engine.shapes.batch)
+def _pipeline_figures(device: Device, session: DeviceSession, usual: Session, files: list[Path]) -> Row:
+    batch = min(_BATCH, session.largest_batch or _BATCH)
     contract = session.contract
     least_free, total = [device.memory()[0]], device.memory()[1]
 
-    def usual() -> None:
+    def usual_way() -> None:
         for start in range(0, len(files), batch):
             images = [read_image(file) for file in files[start : start + batch]]
-            outputs = session.infer(np.stack([preprocess(image, contract) for image in images]))
+            outputs = usual.infer(np.stack([preprocess(image, contract) for image in images]))
             for image, output in zip(images, outputs, strict=True):
                 postprocess(output[0], contract, (image.shape[0], image.shape[1]))
 
@@ -123,12 +137,12 @@ def _engine_row(device: Device, session: EngineSession, path: Path, files: list[
                 raise picture
             least_free[0] = min(least_free[0], device.memory()[0])
 
-    seconds = alternate({"usual": usual, "pipeline": pipelined}, 3)
+    seconds = alternate({"usual": usual_way, "pipeline": pipelined}, 3)
     rates = {name: len(files) / statistics.median(times) for name, times in seconds.items()}
     return {
-        "engine": path.name,
         "network batch 1 ms": _network_time(device, session, 1) * 1e3,
-        f"network batch {batch} ms": _network_time(device, session, batch) * 1e3,
+        "batch": batch,
+        "network batch ms": _network_time(device, session, batch) * 1e3,
         "usual way images/s": rates["usual"],
         "pipeline images/s": rates["pipeline"],
         "times as many": rates["pipeline"] / rates["usual"],
@@ -136,20 +150,21 @@ def _engine_row(device: Device, session: EngineSession, path: Path, files: list[
     }
 
 
-def _network_time(device: Device, session: EngineSession, batch: int) -> float:
+def _network_time(device: Device, session: DeviceSession, batch: int) -> float:
     """Median GPU seconds of one run."""
-    batch = max(batch, session.engine.shapes.least[0])
+    batch = max(batch, session.smallest_batch)
     shape = (batch, 3, session.contract.height, session.contract.width)
     size = int(np.prod(shape)) * 4
     memory, stream, seconds = device.allocate(2 * size), device.stream(), []
     device.clear(memory.address, 2 * size, stream)
-    for _ in range(3 + 50):
-        begin, end = device.event(), device.event()
-        begin.record(stream)
-        session.enqueue(memory.address, memory.address + size, shape, stream)
-        end.record(stream)
-        device.wait(stream)
-        seconds.append(begin.time_till(end) / 1e3)
+    with session.fork(stream) as timed:
+        for _ in range(3 + 50):
+            begin, end = device.event(), device.event()
+            begin.record(stream)
+            timed.enqueue(memory.address, memory.address + size, shape)
+            end.record(stream)
+            device.wait(stream)
+            seconds.append(begin.time_till(end) / 1e3)
     memory.free()
     device.keep(stream)
     return statistics.median(seconds[3:])

@@ -95,14 +95,15 @@ def check(models: Path, output: Path) -> tuple[Path, list[str]]:
         part("Kernels", [], lambda: kernel_rows(device, bandwidth))
         part("Pre- and post-processing", [], lambda: _end_to_end().processing_rows(device))
         part("Engines", ["onnx"], lambda: engine_parts(Path(folder)))
-        for name, work in (
-            ("End to end", lambda: _end_to_end().engine_rows(device, engines)),
-            ("Accuracy", lambda: _end_to_end().accuracy_rows(graphs, engines)),
+        runnable = [*engines, *(graphs if _end_to_end().runs_onnx_on_gpu() else [])]
+        for name, needs, work in (
+            ("End to end", [], lambda: _end_to_end().pipeline_rows(device, runnable)),
+            ("Accuracy", ["py_sod_metrics"], lambda: _end_to_end().accuracy_rows(graphs, engines)),
         ):
-            if engines:
-                part(name, ["onnxruntime", "py_sod_metrics"] if name == "Accuracy" else [], work)
+            if runnable:
+                part(name, needs, work)
             else:
-                parts.append(Part(name, "skipped", "there are no engines"))
+                parts.append(Part(name, "skipped", "there are no engines, and no onnxruntime with CUDA to run graphs"))
 
     date = datetime.date.today().isoformat()
     record = {

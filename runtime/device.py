@@ -5,6 +5,7 @@ own would not see their memory. Every thread that touches the device does so wit
 """
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -80,7 +81,9 @@ class Device:
         self.name: str = device.name()
         self.capability = "sm{}{}".format(*device.compute_capability())
         self._context = device.retain_primary_context()
+        self._modules: list[Any] = []
         self._kernels: dict[str, Any] = {}
+        self._loading = threading.Lock()
         self._idle_streams: list[Any] = []
 
     @contextlib.contextmanager
@@ -159,8 +162,9 @@ class Device:
         Raises:
             UserError: the kernels cannot be compiled for this GPU.
         """
-        if kernel not in self._kernels:
-            self._load_kernels()
+        with self._loading:
+            if kernel not in self._kernels:
+                self._load_kernels()
         function = self._kernels[kernel]
         self._call(0, lambda: function(*arguments, grid=grid, block=block, stream=stream))
 
@@ -201,6 +205,7 @@ class Device:
         with self.current():
             self._idle_streams.clear()
             self._kernels.clear()
+            self._modules.clear()
         self._context.detach()
 
     def _call(self, size: int, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -219,6 +224,7 @@ class Device:
     def _load_kernels(self) -> None:
         for name in MODULES:
             module = self._cuda.module_from_buffer(cubin(name, self.capability))
+            self._modules.append(module)
             self._kernels |= {kernel: module.get_function(kernel) for kernel in kernel_names(name)}
 
 

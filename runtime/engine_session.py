@@ -1,8 +1,8 @@
 """Engines of TensorRT 10, 11 and TensorRT-RTX as sessions.
 
-`EngineSession.infer` takes and gives host arrays like any session. `EngineSession.enqueue` takes device addresses and a
-stream: with it, pre-processing, network and post-processing follow each other on the GPU (runtime/pipeline.py). Once a
-shape has run it is recorded as a CUDA graph, where the engine allows that, and launched as one from then on.
+`EngineSession.infer` takes and gives host arrays like any session. `EngineSession.enqueue` takes device addresses: with
+it, pre-processing, network and post-processing follow each other on the GPU (runtime/pipeline.py). A shape that comes
+again is recorded as a CUDA graph, where the engine allows that, and launched as one from then on.
 """
 
 from collections.abc import Sequence
@@ -30,11 +30,6 @@ class Shapes(NamedTuple):
 
     least: tuple[int, ...]
     most: tuple[int, ...]
-
-    @property
-    def batch(self) -> int:
-        """The largest."""
-        return self.most[0]
 
     def take(self, shape: Sequence[int]) -> bool:
         return len(shape) == 4 and all(
@@ -113,25 +108,27 @@ class EngineSession:
     def __init__(self, engine: Engine, stream: Any = None) -> None:
         """
         Args:
-            stream: used by `infer`; a new one by default.
+            stream: a new one by default.
 
         Raises:
             OutOfDeviceMemory: there is no room for another context.
         """
-        self.engine, self._device = engine, engine.device
+        self.engine, self.device = engine, engine.device
+        self.input_dtype, self.output_dtype = engine.input_dtype, engine.output_dtype
+        self.smallest_batch, self.largest_batch = engine.shapes.least[0], engine.shapes.most[0]
         self.contract, self.precision = engine.record.contract, engine.record.precision
         self.metadata = {PRECISION_KEY: engine.record.precision}
         self._context: trt.IExecutionContext | None = engine.context()
         self._stream, self._owns_stream = stream, stream is None
         if self._owns_stream:
-            self._stream = self._device.stream()
-        self._input, self._output = (Buffer(self._device, pinned=True) for _ in range(2))
+            self._stream = self.device.stream()
+        self._input, self._output = (Buffer(self.device, pinned=True) for _ in range(2))
         self._seen: set[tuple[int, ...]] = set()
         self._graphs: dict[tuple[int, ...], Graph] = {}
         self._graphs_allowed = True
 
-    def enqueue(self, input_address: int, output_address: int, shape: tuple[int, int, int, int], stream: Any) -> None:
-        """Put one run on `stream`: the input (N, 3, h, w) at one device address to the output (N, 1, h, w) at another.
+    def enqueue(self, input_address: int, output_address: int, shape: tuple[int, int, int, int]) -> None:
+        """Put one run on the session's stream: the input (N, 3, h, w) at one device address to the output at another.
 
         Raises:
             UserError: the engine was not built for `shape`.
@@ -139,12 +136,16 @@ class EngineSession:
         """
         if not self.engine.shapes.take(shape):
             raise UserError(self._wrong_shape(shape))
-        key = (input_address, output_address, *shape)
-        if key in self._graphs or (key in self._seen and self._graphs_allowed and self._record(key, stream)):
+        key, stream = (input_address, output_address, *shape), self._stream
+        if key in self._graphs:
             self._graphs[key].launch(stream)
-        else:
-            self._run(key, stream)  # the first time as is: TensorRT then still prepares what a graph may not contain
-            self._seen.add(key)
+            return
+        self._run(key, stream)
+        # A shape that comes again is worth a graph. It is recorded behind a plain run of the same shape, because the
+        # first run after a change of shape prepares what a graph may not contain.
+        if key in self._seen and self._graphs_allowed:
+            self._record(key, stream)
+        self._seen.add(key)
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """(N, 3, h, w) float32 -> (N, 1, h, w) float32, in as many runs as the engine's largest batch asks for.
@@ -157,10 +158,10 @@ class EngineSession:
         """
         if batch.ndim != 4 or batch.shape[1] != 3 or not len(batch):
             raise ValueError(f"expected (N, 3, h, w), got {batch.shape}")
-        least, step = self.engine.shapes.least[0], self.engine.shapes.batch
+        least, step = self.smallest_batch, self.largest_batch
         outputs: list[np.ndarray] = []
         start = 0
-        with self._device.current():
+        with self.device.current():
             while start < len(batch):
                 images = batch[start : start + step]
                 try:
@@ -176,13 +177,13 @@ class EngineSession:
                 start += len(images)
         return np.concatenate(outputs)
 
-    def fork(self) -> "EngineSession":
-        """Another session on the same engine, for another thread."""
-        return EngineSession(self.engine)
+    def fork(self, stream: Any = None) -> "EngineSession":
+        """Another session on the same engine, for another thread; on a new stream by default."""
+        return EngineSession(self.engine, stream)
 
     def close(self) -> None:
         """Free context, graphs and buffers; the session cannot be used any more."""
-        with self._device.current():
+        with self.device.current():
             for graph in self._graphs.values():
                 graph.free()
             self._graphs.clear()
@@ -190,7 +191,7 @@ class EngineSession:
             self._output.free()
             self._context = None
         if self._owns_stream:
-            self._device.keep(self._stream)
+            self.device.keep(self._stream)
             self._owns_stream = False
 
     def __enter__(self) -> "EngineSession":
@@ -203,7 +204,7 @@ class EngineSession:
 
     def _infer_at_once(self, images: np.ndarray, count: int) -> np.ndarray:
         """One run of `count` images, those missing being zeros."""
-        device, engine, stream = self._device, self.engine, self._stream
+        device, engine, stream = self.device, self.engine, self._stream
         shape = (count, 3, images.shape[2], images.shape[3])
         if not engine.shapes.take(shape):
             raise UserError(self._wrong_shape(shape))
@@ -217,7 +218,7 @@ class EngineSession:
         source[: len(images)] = images
         source[len(images) :] = 0
         device.upload(self._input.address, source, stream)
-        self.enqueue(self._input.address, self._output.address, shape, stream)
+        self.enqueue(self._input.address, self._output.address, shape)
         device.download(result, self._output.address, stream)
         device.wait(stream)
         return result[: len(images)].astype(np.float32)
@@ -236,18 +237,17 @@ class EngineSession:
         if not done:
             raise DeviceError(f"{self.engine.path} does not run ({self.engine.logger.last_error()})")
 
-    def _record(self, key: tuple[int, ...], stream: Any) -> bool:
-        """Record one run as a graph; False, and never tried again, where the engine cannot be recorded."""
+    def _record(self, key: tuple[int, ...], stream: Any) -> None:
+        """Record one run as a graph; where the engine cannot be recorded, that is said and not tried again."""
         try:
-            graph = self._device.record(lambda: self._run(key, stream), stream)
+            graph = self.device.record(lambda: self._run(key, stream), stream)
         except UserError as error:
             self._graphs_allowed = False
             note(f"{self.engine.path} runs without CUDA graphs: {error}")
-            return False
+            return
         while len(self._graphs) >= _MOST_GRAPHS:
             self._graphs.pop(next(iter(self._graphs))).free()
         self._graphs[key] = graph
-        return True
 
     def _wrong_shape(self, shape: Sequence[int]) -> str:
         least, most = self.engine.shapes

@@ -1,4 +1,4 @@
-"""Many images through an engine, so that the GPU never waits: reading, copies, network and kernels overlap.
+"""Many images through a network, so that the GPU never waits: reading, copies, network and kernels overlap.
 
     python runtime/pipeline.py out/u2netp.int8.engine --images photos/ --output out/masks [--style rgba]
 
@@ -24,7 +24,7 @@ from calib_data.layouts import image_files
 from runtime.composition import STYLES, Style
 from runtime.cuda_processing import CudaProcessing
 from runtime.device import DeviceError, OutOfDeviceMemory
-from runtime.engine_session import EngineSession, open_engine
+from runtime.device_session import DeviceSession, open_on_device
 from runtime.metrics import usable_cores
 from runtime.timeline import Timeline
 from sodeploy import terminal
@@ -38,7 +38,7 @@ _ORIGIN = "origin"
 
 
 def pictures(
-    session: EngineSession,
+    session: DeviceSession,
     sources: Iterable[Source],
     read: Callable[[Source], np.ndarray],
     *,
@@ -55,7 +55,7 @@ def pictures(
 
     Args:
         read: a source to its image (H, W, 3) uint8 RGB; called in the reader threads, may raise UserError.
-        batch: images to one run of the network; the engine's largest if that is less.
+        batch: images to one run of the network; the model's largest if that is less.
         style: what the pictures are (`runtime.composition`).
         lanes: batches on the GPU at a time.
         readers: reader threads; one per core by default.
@@ -64,9 +64,9 @@ def pictures(
     Raises:
         OutOfDeviceMemory: there is no room for so many execution contexts.
     """
-    batch = min(batch, session.engine.shapes.batch)
+    batch = min(batch, session.largest_batch or batch)
     readers = readers or usable_cores()
-    device = session.engine.device
+    device = session.device
     with device.current():
         free: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
         for number in range(lanes):
@@ -100,17 +100,17 @@ def pictures(
 class _Lane:
     """A stream with everything a batch needs on its way."""
 
-    def __init__(self, session: EngineSession, style: Style, name: str, timeline: Timeline | None) -> None:
-        self._engine, self._device, self._name, self._timeline = session.engine, session.engine.device, name, timeline
+    def __init__(self, session: DeviceSession, style: Style, name: str, timeline: Timeline | None) -> None:
+        self._device, self._name, self._timeline = session.device, name, timeline
         self._stream = self._device.stream()
-        self._session = EngineSession(session.engine, self._stream)
+        self._session = session.fork(self._stream)
         self._processing = CudaProcessing(
             self._device,
             session.contract,
             self._stream,
             style,
-            session.engine.input_dtype,
-            session.engine.output_dtype,
+            session.input_dtype,
+            session.output_dtype,
             self._mark,
         )
         self._events: dict[str, Any] = {}  # by the stage they end
@@ -142,12 +142,11 @@ class _Lane:
         self._device.keep(self._stream)
 
     def _run(self, images: list[np.ndarray]) -> list[Picture]:
-        least = self._engine.shapes.least[0]
-        contract = self._session.contract
+        least, contract = self._session.smallest_batch, self._session.contract
         shape = (max(len(images), least), 3, contract.height, contract.width)
         with self._span("copy images, enqueue"):
             addresses = self._processing.preprocess(images, room=least)
-            self._session.enqueue(*addresses, shape, self._stream)
+            self._session.enqueue(*addresses, shape)
             self._mark("infer")
             self._processing.postprocess()
         with self._span("wait for the GPU"):
@@ -206,7 +205,7 @@ def _first(items: Iterator[Source], count: int) -> Iterator[Source]:
 
 
 def write_pictures(
-    engine: str | Path,
+    model: str | Path,
     images: str | Path,
     output: str | Path,
     *,
@@ -222,7 +221,7 @@ def write_pictures(
         profile: where to write the timeline, as JSON for Perfetto or chrome://tracing.
 
     Raises:
-        UserError: there is no such folder, it has no images, two would become the same file, or the engine is unfit.
+        UserError: there is no such folder, it has no images, two would become the same file, or the model is unfit.
     """
     folder, output = Path(images), Path(output)
     if not folder.is_dir():
@@ -236,7 +235,7 @@ def write_pictures(
             raise UserError(f"{owners[target]} and {path} would both become {target}; rename one")
     timeline = Timeline() if profile else None
     written = 0
-    with open_engine(engine) as session, ThreadPoolExecutor(usable_cores(), "writer") as writers:
+    with open_on_device(model) as session, ThreadPoolExecutor(usable_cores(), "writer") as writers:
         made = pictures(session, targets, read_image, batch=batch, style=style, timeline=timeline)
         writing: deque[Future[None]] = deque()
         for path, picture in terminal.progress(made, "images", total=len(targets)):
@@ -262,7 +261,7 @@ def _write(path: Path, picture: np.ndarray) -> None:
 
 
 def main(
-    engine: Annotated[Path, typer.Argument(help="engine built by quant/build_engine.py")],
+    model: Annotated[Path, typer.Argument(help="an .engine, or an .onnx to run with onnxruntime's GPU build")],
     images: Annotated[Path, typer.Option(help="folder of images")],
     output: Annotated[Path, typer.Option(help="folder for the pictures, PNG")],
     style: Annotated[str, typer.Option(help=f"one of {', '.join(STYLES)}")] = "map",
@@ -272,7 +271,7 @@ def main(
     """Find the salient object in every image of a folder, on the GPU."""
     if style not in STYLES:
         raise UserError(f"no style is called {style}; choose from {', '.join(STYLES)}")
-    written = write_pictures(engine, images, output, batch=batch, style=style, profile=profile)
+    written = write_pictures(model, images, output, batch=batch, style=style, profile=profile)
     terminal.results.print(f"{written} pictures in {output}", soft_wrap=True)
 
 

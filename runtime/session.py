@@ -66,15 +66,19 @@ def open_session(path: str | Path, device: Device = "cpu", threads: int | None =
 class OnnxRuntimeSession:
     """An ONNX model in onnxruntime, on the CPU or on an NVIDIA GPU."""
 
-    def __init__(self, path: Path, device: Device = "cpu", threads: int | None = None) -> None:
-        """See `open_session`."""
-        self._path = path
-        session = _load(path, device, threads)
+    def __init__(
+        self, path: Path, device: Device = "cpu", threads: int | None = None, stream: int | None = None
+    ) -> None:
+        """See `open_session`; `stream`: handle of the CUDA stream to run on, one of its own by default."""
+        self._path, self._device = path, device
+        session = _load(path, device, threads, stream)
         self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
         self._session: onnxruntime.InferenceSession | None = session
         self.contract = contract_of(self.metadata, path)
         self.precision = self.metadata.get(PRECISION_KEY, "fp32")
-        self._dtype = _require_contract_kept(session, self.contract, path)
+        self.input_dtype = _require_contract_kept(session, self.contract, path)
+        types = {tensor.name: tensor.type for tensor in session.get_outputs()}
+        self.output_dtype = np.float16 if types[self.contract.output_name] == "tensor(float16)" else np.float32
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """(N, 3, h, w) float32 -> (N, 1, h, w) float32; a model of fixed batch runs as often as it takes.
@@ -89,7 +93,7 @@ class OnnxRuntimeSession:
         if not self.contract.dynamic_size and batch.shape[2:] != native:
             got = "x".join(map(str, batch.shape[2:]))
             raise UserError(f"{self._path} takes {native[0]}x{native[1]} only, got {got}; export it with that --size")
-        batch = np.ascontiguousarray(batch, self._dtype)
+        batch = np.ascontiguousarray(batch, self.input_dtype)
         step = self.contract.batch or len(batch)
         outputs = [self._run(batch[start : start + step], step) for start in range(0, len(batch), step)]
         output = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
@@ -99,6 +103,26 @@ class OnnxRuntimeSession:
                 "a saliency network gives one map (N, 1, h, w); name that output when adopting: export/adopt.py"
             )
         return output.astype(np.float32, copy=False)
+
+    def enqueue(self, input_address: int, output_address: int, shape: tuple[int, int, int, int]) -> None:
+        """Run from and to memory of the session's device, (N, 3, h, w) input_dtype to (N, 1, h, w) output_dtype.
+
+        On a GPU this returns before the run has ended; it takes place on the session's stream.
+
+        Raises:
+            ValueError: the session is closed.
+        """
+        if self._session is None:
+            raise ValueError(f"the session of {self._path} is closed")
+        from onnxruntime import RunOptions
+
+        binding, contract = self._session.io_binding(), self.contract
+        binding.bind_input(contract.input_name, self._device, 0, self.input_dtype, shape, input_address)
+        maps = (shape[0], 1, *shape[2:])
+        binding.bind_output(contract.output_name, self._device, 0, self.output_dtype, maps, output_address)
+        options = RunOptions()
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._session.run_with_iobinding(binding, options)
 
     def _run(self, images: np.ndarray, batch: int) -> np.ndarray:
         """One run; a last batch that is short is filled up with zeros, whose maps are dropped."""
@@ -128,7 +152,7 @@ class OnnxRuntimeSession:
 _HARMFUL_OPTIMIZERS = ["WeightBiasQuantization"]
 
 
-def _load(path: Path, device: Device, threads: int | None) -> "onnxruntime.InferenceSession":
+def _load(path: Path, device: Device, threads: int | None, stream: int | None) -> "onnxruntime.InferenceSession":
     try:
         import onnxruntime
     except ImportError:
@@ -147,9 +171,10 @@ def _load(path: Path, device: Device, threads: int | None) -> "onnxruntime.Infer
     options.intra_op_num_threads = threads or 0
     # Idle workers would otherwise spin on into whatever runs next: pre-processing here, another model in a bench.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    provider_options = {} if stream is None else {"user_compute_stream": str(stream)}
     try:
         session = onnxruntime.InferenceSession(
-            str(path), options, providers=[provider], disabled_optimizers=_HARMFUL_OPTIMIZERS
+            str(path), options, providers=[(provider, provider_options)], disabled_optimizers=_HARMFUL_OPTIMIZERS
         )
     except Exception as error:  # onnxruntime's own errors have no base class in common
         if not type(error).__module__.startswith("onnxruntime"):

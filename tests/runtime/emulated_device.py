@@ -40,6 +40,11 @@ class EmulatedMemory:
         self._block = np.full(size + 15, 0xCB, np.uint8)
         self.address = -(-self._block.ctypes.data // 16) * 16
 
+    def array(self) -> np.ndarray:
+        """All of it, (size,) uint8."""
+        offset = self.address - self._block.ctypes.data
+        return self._block[offset : offset + self.size]
+
     def free(self) -> None:
         self.address = 0
 

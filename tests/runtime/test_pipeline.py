@@ -114,7 +114,7 @@ def test_memory_does_not_grow_with_the_number_of_images(session: EngineSession) 
 
 
 def test_stopping_early_frees_everything(session: EngineSession) -> None:
-    live = getattr(session.engine.device, "live", None)
+    live = getattr(session.device, "live", None)
     if live is None:
         pytest.skip("only the emulated device counts its memory")
     before, threads = live(), threading.active_count()
@@ -158,7 +158,7 @@ def test_a_folder_becomes_pictures(
     capsys: pytest.CaptureFixture[str],
     style: Any,
 ) -> None:
-    monkeypatch.setattr(pipeline, "open_engine", lambda path: session)
+    monkeypatch.setattr(pipeline, "open_on_device", lambda path: session)
     (photos / "broken.jpg").write_bytes(b"no picture")
     count = write_pictures("tiny.engine", photos, tmp_path / "out", style=style, profile=tmp_path / "trace.json")
     assert count == 5

@@ -1,0 +1,76 @@
+"""ONNX models on device memory. onnxruntime's CPU provider stands in for the CUDA one, host memory for the GPU's."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from emulated_device import EmulatedDevice, EmulatedMemory
+
+from runtime import device_session
+from runtime.composition import compose
+from runtime.device_session import OnnxDeviceSession, open_on_device
+from runtime.gpu import driver_problem
+from runtime.pipeline import pictures
+from runtime.processing import postprocess, preprocess
+from runtime.session import OnnxRuntimeSession, open_session
+from sodeploy.errors import UserError
+
+SaveModel = Callable[..., Path]
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def session(path: Path, provider: str, stream: int) -> OnnxRuntimeSession:
+        assert provider == "cuda"
+        return OnnxRuntimeSession(path, "cpu")
+
+    monkeypatch.setattr(device_session, "OnnxRuntimeSession", session)
+
+
+@pytest.fixture
+def emulation(device: Any, on_cpu: None) -> EmulatedDevice:
+    if not isinstance(device, EmulatedDevice):
+        pytest.skip("onnxruntime's CPU provider needs host memory")
+    return device
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_run_reads_and_writes_at_addresses(save_model: SaveModel, dtype: type) -> None:
+    path = save_model(batch=None, dtype=dtype)
+    images = np.random.default_rng(0).random((3, 3, 16, 24)).astype(dtype)
+    source, target = EmulatedMemory(images.nbytes), EmulatedMemory(images.nbytes // 3)
+    source.array()[:] = images.view(np.uint8).reshape(-1)
+    with OnnxRuntimeSession(path) as session:
+        assert (session.input_dtype, session.output_dtype) == (dtype, dtype)
+        session.enqueue(source.address, target.address, (3, 3, 16, 24))
+        made = target.array().view(dtype).reshape(3, 1, 16, 24)
+        np.testing.assert_array_equal(made.astype(np.float32), session.infer(images))
+    with pytest.raises(ValueError, match="is closed"):
+        session.enqueue(source.address, target.address, (3, 3, 16, 24))
+
+
+@pytest.mark.parametrize("batch", [None, 1, 4])
+@pytest.mark.parametrize("style", ["map", "green"])
+def test_an_onnx_model_in_the_pipeline(
+    emulation: EmulatedDevice, save_model: SaveModel, batch: int | None, style: Any
+) -> None:
+    path = save_model(batch=batch)
+    photos = [np.random.default_rng(n).integers(0, 256, (20 + n, 30, 3), dtype=np.uint8) for n in range(7)]
+    with open_on_device(path, emulation) as session, open_session(path) as reference:  # type: ignore[arg-type]
+        assert isinstance(session, OnnxDeviceSession)
+        assert (session.smallest_batch, session.largest_batch) == (batch or 1, batch)
+        made = list(pictures(session, range(7), photos.__getitem__, batch=3, style=style))
+        for number, picture in made:
+            output = reference.infer(preprocess(photos[number], reference.contract)[None])[0, 0]
+            saliency = postprocess(output, reference.contract, photos[number].shape[:2])
+            wanted = compose(photos[number], saliency, style)
+            assert np.abs(picture.astype(int) - wanted).max() <= 1
+    assert len(made) == 7
+
+
+@pytest.mark.skipif(driver_problem() is None, reason="there is a GPU")
+def test_without_a_gpu_it_is_an_error(save_model: SaveModel) -> None:
+    with pytest.raises(UserError, match="a GPU is needed, but no NVIDIA driver is installed"):
+        open_on_device(save_model())
