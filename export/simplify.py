@@ -7,6 +7,7 @@ import onnx
 import onnxsim
 from onnx import numpy_helper
 
+from export.batch_norm import absorb_batch_norms
 from sodeploy.errors import UserError
 
 
@@ -17,6 +18,8 @@ def simplify(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
         UserError: the simplifier cannot read the graph; `source` is named.
     """
     model = _simplified(model, source)
+    _constants_to_initializers(model)
+    absorb_batch_norms(model)
     if _fix_resize_sizes(model):
         model = _simplified(model, source)  # drops what computed those sizes
     _constants_to_initializers(model)
