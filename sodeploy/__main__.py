@@ -5,6 +5,7 @@ A stage's room is imported only when it is asked for: an image that deploys a mo
 
 import importlib
 import sys
+from types import ModuleType
 
 from sodeploy import terminal
 from sodeploy.errors import UserError
@@ -30,27 +31,28 @@ def main() -> None:
         _print_stages()
         return
     stage = sys.argv.pop(1)
-    terminal.run(lambda: _run(stage))
+    with terminal.errors_in_one_line():
+        module = _room(stage)
+    sys.argv[0] = f"sodeploy {stage}"
+    terminal.run(getattr(module, "app", None) or module.main)
 
 
-def _run(stage: str) -> None:
+def _room(stage: str) -> ModuleType:
     if stage not in STAGES:
         raise UserError(f"sodeploy has no stage {stage!r}; there are {', '.join(STAGES)}")
     try:
-        module = importlib.import_module(STAGES[stage][0])
+        return importlib.import_module(STAGES[stage][0])
     except ModuleNotFoundError as error:
         if error.name not in _EXTRAS:
             raise
         raise UserError(f"{stage} needs {error.name}: pip install 'sodeploy[{_EXTRAS[error.name]}]'") from None
-    sys.argv[0] = f"sodeploy {stage}"
-    terminal.run(getattr(module, "app", module.main))
 
 
 def _print_stages() -> None:
     terminal.results.print("usage: sodeploy STAGE [OPTIONS]; sodeploy STAGE --help says which\n", markup=False)
     for stage, (module, does) in STAGES.items():
         script = f"{module.replace('.', '/')}.py"
-        terminal.results.print(f"  {stage:<10}{does:<52}{script}", markup=False, soft_wrap=True)
+        terminal.results.print(f"  {stage:<10}{does:<56}{script}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

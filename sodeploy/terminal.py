@@ -1,5 +1,6 @@
 """How every script talks to a person: progress and notes on stderr, results on stdout, one line for an error."""
 
+import contextlib
 import errno
 import os
 import sys
@@ -58,8 +59,15 @@ def run(command: Callable[..., Any] | typer.Typer) -> None:
     else:
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         app.command()(command)
-    try:
+    with errors_in_one_line():
         app()
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """End the process with one line, not a traceback, for what the user can mend or has done."""
+    try:
+        yield
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
