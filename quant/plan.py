@@ -26,9 +26,9 @@ class Range(_Strict):
 
     tensors: list[str] = Field(min_length=1)
     amax: float = Field(ge=0, description="magnitudes beyond are clipped; 0: the tensors are all zero")
-    maximum: float = Field(ge=0, description="largest magnitude seen in calibration")
+    maximum: float | None = Field(default=None, ge=0, description="largest magnitude seen in calibration, where known")
     signed: bool
-    clipped: float = Field(ge=0, le=1, description="share of the values that lies beyond amax")
+    clipped: float | None = Field(default=None, ge=0, le=1, description="share of the values beyond amax, where known")
 
 
 class Layer(_Strict):
@@ -48,8 +48,8 @@ class Layer(_Strict):
 class Calibration(_Strict):
     """Which images the ranges were read from, and how."""
 
-    method: Method
-    images: dict[str, str] = Field(description="sha256 of the image's content -> name")
+    method: Method | Literal["calib.cache"]
+    images: dict[str, str] = Field(description="sha256 of the image's content -> name; none known of a calib.cache")
 
 
 class Plan(_Strict):
@@ -122,7 +122,8 @@ def _check_names(plan: Plan, path: str | Path, network: Network) -> None:
             continue
         if node.op_type not in ("Conv", "Gemm", "Add"):
             raise UserError(f"{path}: layer {name} is a {node.op_type}, which has no int8 form here; set it to fp16")
-        if missing := [tensor for tensor in node.input[:1] if tensor not in ranges]:
+        read = node.input if node.op_type == "Add" else node.input[:1]
+        if missing := [tensor for tensor in read if tensor not in ranges]:
             raise UserError(
                 f"{path}: int8 layer {name} reads {missing[0]}, for which there is no range; set it to fp16"
             )

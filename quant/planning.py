@@ -37,14 +37,8 @@ def make_plan(
         if name not in names:
             raise UserError(f"{network.path} has no node {name!r}; names are as Netron or quant/plan.py show them")
 
-    groups = _groups(network)
-    layers = _decide(network, groups, statistics, float_layers or {}) | overflowing(network, statistics)
-    int8 = [node for node in network.nodes if node.name in layers and layers[node.name].precision == "int8"]
-    used = dict.fromkeys(groups[tensor] for node in int8 for tensor in _stored(network, node))
-    members = defaultdict(list)
-    for tensor, group in groups.items():
-        members[group].append(tensor)
-    ranges = [_range(members[group], statistics, method) for group in used]
+    layers = decide(network, statistics, float_layers or {}) | overflowing(network, statistics)
+    ranges = [_range(tensors, statistics, method) for tensors in sharing_a_range(network, layers)]
     return Plan(
         network=network.contract.network,
         onnx=network.path.name,
@@ -83,10 +77,14 @@ def _along(scales: np.ndarray, ndim: int, axis: int) -> np.ndarray:
     return np.asarray(scales, np.float32).reshape(shape)
 
 
-def _decide(
-    network: Network, groups: dict[str, str], statistics: Statistics, float_layers: dict[str, str]
-) -> dict[str, Layer]:
-    """An entry for every node with weights and every residual addition, in the graph's order."""
+def decide(network: Network, statistics: Statistics | None, float_layers: dict[str, str]) -> dict[str, Layer]:
+    """An entry for every node with weights and every residual addition, in the graph's order.
+
+    Args:
+        statistics: for the correction of biases; without them there is none.
+        float_layers: node -> reason, for layers to leave in fp16 on top of those that always are.
+    """
+    groups = _groups(network)
     layers = {}
     heads = _heads(network)
     for node in network.nodes:
@@ -97,14 +95,26 @@ def _decide(
             layers[node.name] = _in_float(node, float_layers.get(node.name, "not between int8 layers"))
     # An addition follows its neighbours: int8 where its sum is read in int8, or where both terms are int8 already.
     int8 = [node for node in network.nodes if node.name in layers and layers[node.name].precision == "int8"]
-    stored = {groups[tensor] for node in int8 for tensor in _stored(network, node)}
+    in_int8 = {groups[tensor] for node in int8 for tensor in stored(network, node)}
     for node in network.nodes:
         if node.name in layers and node.op_type == "Add" and node.name not in float_layers:
-            terms = [groups[name] in stored for name in node.input]
-            if all(terms) or groups[network.scope(node)] in stored:
+            terms = [groups[name] in in_int8 for name in node.input]
+            if all(terms) or groups[network.scope(node)] in in_int8:
                 layers[node.name] = Layer(op="Add", precision="int8", reason="between int8 layers")
-                stored |= {groups[name] for name in _stored(network, node)}
+                in_int8 |= {groups[name] for name in stored(network, node)}
     return layers
+
+
+def sharing_a_range(network: Network, layers: dict[str, Layer]) -> list[list[str]]:
+    """The tensors that int8 layers read and write, in groups that must have one scale."""
+    groups = _groups(network)
+    members = defaultdict(list)
+    for tensor, group in groups.items():
+        members[group].append(tensor)
+    int8 = [node for node in network.nodes if node.name in layers and layers[node.name].precision == "int8"]
+    return [
+        members[group] for group in dict.fromkeys(groups[tensor] for node in int8 for tensor in stored(network, node))
+    ]
 
 
 def overflowing(network: Network, statistics: Statistics) -> dict[str, Layer]:
@@ -159,18 +169,17 @@ def _reason_for_float(network: Network, node: onnx.NodeProto, heads: set[str]) -
     return None
 
 
-def _weighted(network: Network, node: onnx.NodeProto, statistics: Statistics) -> Layer:
+def _weighted(network: Network, node: onnx.NodeProto, statistics: Statistics | None) -> Layer:
     weight, axis = _weight(network, node), channel_axis(node)
     largest = np.abs(weight).max(axis=tuple(a for a in range(weight.ndim) if a != axis))
     scales = fp16_scale(largest / 127)
-    correction = bias_correction(node, weight, scales, statistics.channel_means(node.input[0]))
-    return Layer(
-        op=node.op_type,
-        precision="int8",
-        reason="features",
-        weight_scales=[_short(scale) for scale in scales],
-        bias_correction=[_short(value) for value in correction],
+    layer = Layer(
+        op=node.op_type, precision="int8", reason="features", weight_scales=[_short(scale) for scale in scales]
     )
+    if statistics is not None:
+        correction = bias_correction(node, weight, scales, statistics.channel_means(node.input[0]))
+        layer.bias_correction = [_short(value) for value in correction]
+    return layer
 
 
 def _weight(network: Network, node: onnx.NodeProto) -> np.ndarray:
@@ -202,7 +211,7 @@ def bias_correction(node: onnx.NodeProto, weight: np.ndarray, scales: np.ndarray
     return -np.einsum("goi,gi->go", by_group, means.reshape(groups, -1)).reshape(-1)
 
 
-def _stored(network: Network, node: onnx.NodeProto) -> list[str]:
+def stored(network: Network, node: onnx.NodeProto) -> list[str]:
     """The tensors that an int8 layer reads and, on engines that keep results in int8, writes."""
     inputs = list(node.input) if node.op_type == "Add" else [node.input[0]]
     return [*inputs, network.scope(node)]
