@@ -118,6 +118,10 @@ def round_to_half(network: Network, keep: Collection[str] = ()) -> onnx.ModelPro
     return _Rounder(network, keep).model
 
 
+# Scales are fp16 numbers already.
+_UNROUNDED_INPUTS = {**_FLOAT32_INPUTS, "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2)}
+
+
 class _Rounder:
     """One simulation of fp16: walks the nodes in order and knows which tensors exist unrounded."""
 
@@ -146,8 +150,9 @@ class _Rounder:
     def _round(self, node: onnx.NodeProto, keep: Collection[str]) -> None:
         before = self.network.producer.get(node.input[0]) if node.input else None
         is_int8 = self.network.is_weighted(node) and before is not None and before.op_type == "DequantizeLinear"
+        unrounded = (1,) if is_int8 else _UNROUNDED_INPUTS.get(node.op_type, ())
         for index, name in enumerate(node.input):
-            if index not in _FLOAT32_INPUTS.get(node.op_type, ()) and not (is_int8 and index == 1):
+            if index not in unrounded:
                 node.input[index] = self._read(name)
         self.nodes.append(node)
         readers = self.network.consumers[node.output[0]]
