@@ -13,8 +13,6 @@ import numpy as np
 from kernel_times import FULL_HD, alternate
 
 from calib_data.images import read_image
-from quant.engine import build, installed_builders
-from quant.engine_profile import parse_profile
 from runtime.bench import bench
 from runtime.contract import Contract
 from runtime.cuda_processing import CudaProcessing
@@ -29,6 +27,7 @@ from sodeploy.errors import UserError
 Row = dict[str, Any]
 
 _BATCH, _FILES, _REPEATS = 8, 64, 20
+_EVALUATION = "synthetic:eval:50"
 
 
 def processing_rows(device: Device) -> Iterator[Row]:
@@ -68,6 +67,9 @@ def build_engines(models: Sequence[Path], folder: Path, deadline: float) -> Iter
     Args:
         deadline: no build is begun after this time of `time.monotonic`.
     """
+    from quant.engine import build, installed_builders  # needs onnx, which the other parts do without
+    from quant.engine_profile import parse_profile
+
     for builder in installed_builders():
         targets = [current_gpu().capability] if builder == "tensorrt_rtx" else None
         for model in models:
@@ -108,12 +110,12 @@ def pipeline_rows(device: Device, models: Sequence[Path]) -> Iterator[Row]:
 
 
 def accuracy_rows(graphs: Sequence[Path], engines: Sequence[Path]) -> Iterator[Row]:
-    """Accuracy of the float32 graph, of the other graphs if onnxruntime runs them on the GPU, and of the engines, on 50
+    """Accuracy of the float32 graph, of the other graphs if onnxruntime runs them on the GPU, and of the engines, on
     synthetic images, with differences."""
     baseline = [path for path in graphs if not {".fp16", ".int8"} & set(path.suffixes)][:1]
     others = [path for path in graphs if path not in baseline] if runs_onnx_on_gpu() else []
     models = [*baseline, *others, *engines]
-    for row in bench(models, "synthetic:eval:50", device="cuda" if runs_onnx_on_gpu() else "cpu")["rows"]:
+    for row in bench(models, _EVALUATION, device="cuda" if runs_onnx_on_gpu() else "cpu")["rows"]:
         scores = {name: row["metrics"][name] for name in ("mae", "max_f", "s")}
         difference = row["delta"]["mae"]["value"]
         yield {"model": Path(row["model"]).name, "on": row["device"], **scores, "difference of mae": difference}

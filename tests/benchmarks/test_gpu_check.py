@@ -6,25 +6,50 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
-from runtime.contract import Contract
+from runtime.contract import Contract, embed
 from runtime.gpu import driver_problem
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-# In a process of its own, with sizes that a CPU manages.
+# In a process of its own, with sizes that a CPU manages, and with onnxruntime's CPU provider for its CUDA provider.
 SMALL_CHECK = """
 import sys
 sys.path[:0] = [{benchmarks!r}]
 import end_to_end, gpu_check, kernel_times
+import runtime.bench, runtime.device_session, runtime.session
+from pathlib import Path
 kernel_times.CASES = [((48, 64), 1), ((90, 160), 2)]
 kernel_times._REPEATS, kernel_times._COPY_BYTES = 2, 4096
 kernel_times._DELAY_BYTES, kernel_times._DELAY_COPIES = 4096, 1
-end_to_end._BATCH, end_to_end._REPEATS, end_to_end.FULL_HD = 2, 1, (90, 160)
+end_to_end._BATCH, end_to_end._REPEATS, end_to_end._FILES, end_to_end.FULL_HD = 2, 1, 4, (90, 160)
+end_to_end._EVALUATION = "synthetic:eval:4:64"
+end_to_end.runs_onnx_on_gpu = lambda: {graphs_run!r}
 gpu_check._tests = lambda: [{{"tests": "none"}}]
-from pathlib import Path
+open_session, session = runtime.session.open_session, runtime.session.OnnxRuntimeSession
+end_to_end.open_session = lambda path, device: open_session(path, "cpu")
+runtime.bench.open_session = lambda path, device, threads: open_session(path, "cpu", threads)
+runtime.device_session.OnnxRuntimeSession = lambda path, device, stream: session(path, "cpu")
 print(gpu_check.check(Path({models!r}), Path({output!r})))
 """
+
+
+def save_model(path: Path) -> None:
+    """A network whose saliency is the green channel."""
+    fields = {"network": "green", "batch": None, "height": 16, "width": 24, "mean": (0, 0, 0), "std": (1, 1, 1)}
+    tensor = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["image", "weight"], ["saliency"])],
+        "green",
+        [tensor("image", 1, ["N", 3, 16, 24])],
+        [tensor("saliency", 1, ["N", 1, 16, 24])],
+        [onnx.numpy_helper.from_array(np.float32([0, 1, 0]).reshape(1, 3, 1, 1), "weight")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    embed(model, Contract.model_validate(fields))
+    onnx.save(model, path)
 
 
 @pytest.fixture
@@ -77,16 +102,21 @@ def test_works_are_timed_in_turn(kernel_times) -> None:
 
 
 @pytest.mark.skipif(driver_problem() is None, reason="there is a GPU: run make gpu-check")
+@pytest.mark.parametrize("graphs_run", [True, False])
 def test_the_whole_check_on_an_imitated_driver(
-    tmp_path: Path, research: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, research: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, graphs_run: bool
 ) -> None:
     """Every part that needs no engine runs and is reported; the figures mean nothing here."""
     monkeypatch.syspath_prepend(str(repository / "tests/runtime"))
     from emulated_device import imitated_driver
 
     environment = imitated_driver(tmp_path, research)
+    models = tmp_path / ("models" if graphs_run else "none")
+    if graphs_run:
+        models.mkdir()
+        save_model(models / "green.onnx")
     program = SMALL_CHECK.format(
-        benchmarks=str(BENCHMARKS), models=str(tmp_path / "none"), output=str(tmp_path / "results")
+        benchmarks=str(BENCHMARKS), models=str(models), output=str(tmp_path / "results"), graphs_run=graphs_run
     )
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=repository, env=environment, capture_output=True, text=True
@@ -99,14 +129,18 @@ def test_the_whole_check_on_an_imitated_driver(
         "Kernels": "measured",
         "Pre- and post-processing": "measured",
         "Engines": "skipped",
-        "End to end": "skipped",
-        "Accuracy": "skipped",
+        "End to end": "measured" if graphs_run else "skipped",
+        "Accuracy": "measured" if graphs_run else "skipped",
     }
     kernels = record["parts"][1]["rows"]
     assert len(kernels) == 2 * (4 + 5)
     assert all(row["measured us"] > 0 and row["floor us"] > 0 for row in kernels)
     text = file.with_suffix(".md").read_text()
-    assert re.search(r"^## Engines\n\nSkipped: .*none has no ONNX files; run `make demo` first", text, re.MULTILINE)
+    if graphs_run:
+        assert re.search(r"^\| green.onnx \| [\d.e-]+ \| 2 \|", text, re.MULTILINE)
+        assert re.search(r"^\| green.onnx \| cuda \|", text, re.MULTILINE)
+    else:
+        assert re.search(r"^## Engines\n\nSkipped: .*none has no ONNX files; run `make demo` first", text, re.MULTILINE)
     assert "| pre area float32 | 160x90 | 2 |" in text
     assert "fakecuda: 0 allocations live" in run.stderr
 
