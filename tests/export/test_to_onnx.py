@@ -258,8 +258,9 @@ def test_wrong_options(checkpoint: Path, tmp_path: Path, arguments: list[str], m
     assert not files(tmp_path)
 
 
-def test_fresh_weights_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    torch.manual_seed(0)
-    torch.save(build("u2netp").state_dict(), tmp_path / "fresh.pth")
-    export("u2netp", tmp_path / "fresh.pth", tmp_path / "net.onnx", size=SIZE)
+def test_flat_map_is_warned_of(network: torch.nn.Module, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = network.state_dict()
+    weights["outconv.weight"] = torch.zeros_like(weights["outconv.weight"])
+    torch.save(weights, tmp_path / "flat.pth")
+    export("u2netp", tmp_path / "flat.pth", tmp_path / "net.onnx", size=SIZE)
     assert "are these trained weights?" in " ".join(capsys.readouterr().err.split())
