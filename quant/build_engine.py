@@ -28,6 +28,7 @@ import typer
 
 from calib_data import Dataset, open_dataset
 from quant import engine
+from quant.calib_cache import plan_from_cache
 from quant.calibrate import Statistics, calibrate, load_statistics
 from quant.emit import emit_half, emit_half_simulation, emit_simulation, emit_tensorrt
 from quant.emit_cpu import emit_cpu
@@ -50,6 +51,7 @@ def build(
     plan_file: str | Path | None = None,
     engines: bool = True,
     profile: Profile | None = None,
+    calib_cache: str | Path | None = None,
 ) -> list[Path]:
     """Write the fp16 graph and, given a calibration set or a plan, the int8 graphs; then the engines.
 
@@ -59,6 +61,7 @@ def build(
         plan_file: an edited plan, to be used as it stands.
         engines: build them with whatever builder is here.
         profile: the shapes an engine takes, where the network's are dynamic.
+        calib_cache: of TensorRT <= 10, to take the ranges from instead of calibrating.
 
     Returns:
         The files written, in the order in which they were made.
@@ -68,7 +71,7 @@ def build(
     """
     network = load_network(model)
     base = Path(output_dir) / Path(model).stem
-    plan, made = _plan(network, base, calibration, method, plan_file)
+    plan, made = _plan(network, base, calibration, method, plan_file, calib_cache)
     inputs = {"model": network.path, **({"plan": made[-1]} if plan else {})}
     graphs = {".fp16": emit_half(network, plan), ".fp16.sim": emit_half_simulation(network, plan)}
     if plan is not None:
@@ -88,23 +91,34 @@ def build(
 
 
 def _plan(
-    network: Network, base: Path, calibration: Dataset | None, method: Method, plan_file: str | Path | None
+    network: Network,
+    base: Path,
+    calibration: Dataset | None,
+    method: Method,
+    plan_file: str | Path | None,
+    calib_cache: str | Path | None,
 ) -> tuple[Plan | None, list[Path]]:
     """The plan to follow, if int8 is wanted, and the files it rests on, its own last."""
     if plan_file is not None:
         return load_plan(plan_file, network), [Path(plan_file)]
+    path = _beside(base, ".plan.json")
+    if calib_cache is not None:
+        plan = plan_from_cache(network, calib_cache)
+        save_plan(plan, path)
+        terminal.note(f"wrote {path}: {_counted(plan)}, ranges from {calib_cache}")
+        return plan, [Path(calib_cache), path]
     if calibration is None:
         return None, []
     file = _beside(base, ".statistics.npz")
     statistics = gather(network, calibration, file)
     plan = make_plan(network, statistics, method)
-    path = _beside(base, ".plan.json")
     save_plan(plan, path)
-    int8, layers = len(plan.nodes("int8")), len(plan.layers)
-    terminal.note(
-        f"wrote {path}: {int8} of {layers} layers int8, ranges by {method} from {len(statistics.images)} images"
-    )
+    terminal.note(f"wrote {path}: {_counted(plan)}, ranges by {method} from {len(statistics.images)} images")
     return plan, [file, path]
+
+
+def _counted(plan: Plan) -> str:
+    return f"{len(plan.nodes('int8'))} of {len(plan.layers)} layers int8"
 
 
 def gather(network: Network, images: Dataset, file: Path) -> Statistics:
@@ -163,7 +177,7 @@ def _beside(base: Path, suffix: str) -> Path:
 def main(
     model: Annotated[Path, typer.Argument(help="float32 ONNX with a contract, from export/to_onnx.py")],
     output_dir: Annotated[Path, typer.Option(help="folder for everything that is made")] = Path("out"),
-    int8: Annotated[bool, typer.Option("--int8", help="int8 too; needs --calib or --plan")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="int8 too; needs --calib, --plan or --calib-cache")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="fp16; always made along with int8, to compare with")] = False,
     calib: Annotated[
         str | None, typer.Option(help="images to calibrate on: folder, list, or synthetic:calib[:N]")
@@ -171,6 +185,9 @@ def main(
     images: Annotated[int | None, typer.Option(help="use the first N of them", min=1)] = None,
     method: Annotated[str, typer.Option(help=f"how ranges are chosen: {', '.join(METHODS)}")] = "kl",
     plan: Annotated[Path | None, typer.Option(help="follow this (edited) plan instead of calibrating")] = None,
+    calib_cache: Annotated[
+        Path | None, typer.Option(help="take ranges from this calib.cache of TensorRT <= 10 instead of calibrating")
+    ] = None,
     engines: Annotated[bool, typer.Option(help="build engines where a builder is installed")] = True,
     profile: Annotated[str | None, typer.Option(help="for dynamic shapes: min:opt:max, each NxCxHxW")] = None,
 ) -> None:
@@ -179,11 +196,13 @@ def main(
         raise UserError("say what to build: --int8 (with --calib DATA), --fp16, or both")
     if method not in METHODS:
         raise UserError(f"--method {method} is not one of {', '.join(METHODS)}")
-    if int8 and calib is None and plan is None:
+    given = [name for name, value in (("--plan", plan), ("--calib-cache", calib_cache), ("--calib", calib)) if value]
+    if int8 and len(given) > 1:
+        raise UserError(f"{' and '.join(given)} each say where the ranges come from; give one of them")
+    if int8 and not given:
         raise UserError("--int8 needs images to read ranges from: --calib DATA, a folder or a list of images")
     calibration = None
-    if int8 and plan is None:
-        assert calib is not None
+    if int8 and calib is not None:
         found = open_dataset(calib, masks=False)
         calibration = Dataset(found.name, list(found)[:images])
     build(
@@ -194,6 +213,7 @@ def main(
         plan if int8 else None,
         engines,
         parse_profile(profile) if profile else None,
+        calib_cache if int8 else None,
     )
 
 
