@@ -62,15 +62,13 @@ def pictures(
         timeline: where to note what happened when.
 
     Raises:
-        OutOfDeviceMemory: there is no room for so many execution contexts.
+        OutOfDeviceMemory: there is no room for even one lane; where there is for fewer, a warning says so.
     """
     batch = min(batch, session.largest_batch or batch)
     readers = readers or usable_cores()
     device = session.device
-    with device.current():
-        free: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
-        for number in range(lanes):
-            free.put(_Lane(session, style, f"GPU stream {number}", timeline))
+    free: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+    lanes = _open_lanes(free, session, lanes, style, timeline)
     reading: deque[tuple[Source, Future[Picture]]] = deque()
     running: deque[tuple[list[Source], Future[list[Picture]]]] = deque()
     remaining = iter(sources)
@@ -95,6 +93,22 @@ def pictures(
         with device.current():
             while not free.empty():
                 free.get().close()
+
+
+def _open_lanes(
+    free: "queue.SimpleQueue[_Lane]", session: DeviceSession, lanes: int, style: Style, timeline: Timeline | None
+) -> int:
+    """Fill `free` with as many lanes as there is room for, `lanes` at most; returns how many."""
+    with session.device.current():
+        for number in range(lanes):
+            try:
+                free.put(_Lane(session, style, f"GPU stream {number}", timeline))
+            except OutOfDeviceMemory as error:
+                if number == 0:
+                    raise
+                warn(f"{error}; going on with {number} of {lanes} batches at a time")
+                return number
+    return lanes
 
 
 class _Lane:

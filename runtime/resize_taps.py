@@ -1,8 +1,8 @@
 """Which source rows or columns make an output row or column of cv2.resize, and with which weights.
 
-The CUDA kernels read these tables (`struct Tap` in kernels/preprocess.cu). Computed on the host, because cv2 computes
+The CUDA kernels read these tables (`struct Tap` in kernels/image.cuh). Computed on the host, because cv2 computes
 them in double precision, which most GPUs do slowly, and because both sides of an image need only a few hundred.
-The formulas are those of OpenCV 4's imgproc/resize.cpp; tests/runtime/test_kernels_preprocess.py holds the kernels'
+The formulas are those of OpenCV 4's imgproc/resize.cpp; tests/runtime/test_cuda_processing.py holds the kernels'
 bytes against cv2's.
 """
 
@@ -12,11 +12,17 @@ import sys
 
 import numpy as np
 
-TAP = np.dtype([("first", "<i4"), ("last", "<i4"), ("head", "<f4"), ("body", "<f4"), ("tail", "<f4")])
+TAP = np.dtype(
+    {
+        "names": ["first", "last", "head", "tail", "body"],
+        "formats": ["<i4", "<i4", "<f4", "<f4", "<f4"],
+        "itemsize": 32,
+    }
+)
 
 
 class Rule(enum.IntEnum):
-    """How the taps are summed; the values of `enum Rule` in kernels/preprocess.cu."""
+    """How the taps are summed; the values of `enum Rule` in kernels/image.cuh."""
 
     LINEAR = 0
     AREA = 1

@@ -6,9 +6,11 @@ typedef unsigned int u32;
 
 // Where an output row or column comes from: the source rows or columns first..last, weighed head, body, ..., body, tail.
 // LINEAR has the two taps first and last; for bytes head and tail are whole numbers, in units of 1/2048.
-struct Tap {
+// 32 bytes, of which the bilinear kernels read the first 16 at once.
+struct alignas(16) Tap {
   int first, last;
-  float head, body, tail;
+  float head, tail;
+  float body;
 };
 
 enum Rule { LINEAR = 0, AREA = 1, HALVE = 2 };  // HALVE: the mean of 2 x 2 pixels, a half rounded up

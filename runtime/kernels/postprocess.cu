@@ -98,6 +98,10 @@ __device__ inline int mixed(int over, int under, int alpha) {  // rounded to nea
   return (over * alpha + under * (255 - alpha) + 127) / 255;
 }
 
+// To nearest, a half to even, of a value in [0, 2**22): 2**23 + value has no bits left for a fraction. The conversion
+// instructions would do it at a quarter of the speed.
+__device__ inline int rounded(float value) { return (int)(__float_as_uint(value + 8388608.0f) - 0x4B000000u); }
+
 template <int STYLE>
 __device__ inline void paint(int alpha, int r, int g, int b, const Picture& picture, int x, int y, u8* pixel) {
   if (STYLE == MAP) {
@@ -129,7 +133,7 @@ __device__ inline void map_row(const float* row, const int* left, const int* rig
 template <int STYLE>
 __device__ inline void compose(const Picture* pictures, const float* saliency, int map_height, int map_width) {
   constexpr int CHANNELS = STYLE == MAP ? 1 : STYLE == RGBA ? 4 : 3;
-  const Picture& picture = pictures[blockIdx.z];
+  const Picture picture = pictures[blockIdx.z];  // a copy: for all the compiler knows, what is stored changes the original
   const int width = picture.width;
   const int x = (blockIdx.x * blockDim.x + threadIdx.x) * COLUMNS;
   const int y0 = (blockIdx.y * blockDim.y + threadIdx.y) * ROWS, y1 = min(y0 + ROWS, picture.height);
@@ -169,7 +173,7 @@ __device__ inline void compose(const Picture* pictures, const float* saliency, i
                : i < columns * 3 ? picture.image[at * 3 + i] : 0;
 #pragma unroll
     for (int i = 0; i < COLUMNS; i++) {
-      const int alpha = (int)rintf((above[i] * row.head + below[i] * row.tail) * 255.0f);
+      const int alpha = rounded((above[i] * row.head + below[i] * row.tail) * 255.0f);
       paint<STYLE>(alpha, rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2], picture, min(x + i, width - 1), y,
                    pixels + i * CHANNELS);
     }

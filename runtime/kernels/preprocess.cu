@@ -71,7 +71,7 @@ __device__ inline float area_value(const Image& image, float sum) {
 
 // The resized pixel of this thread: whole numbers in [0, 255]. `x` is its output column; threads beyond the stretch
 // or the row are not `active` and get nothing, but must come along.
-__device__ inline Rgb resized_pixel(const Image& image, int x, int width, int stretch, bool active) {
+__device__ inline Rgb resized_pixel(const Image image, int x, int width, int stretch, bool active) {
   const Tap row = image.rows[blockIdx.y];
   const int x0 = blockIdx.x * stretch, x1 = min(x0 + stretch, width) - 1;
   const Tap column = image.columns[min(x, x1)];

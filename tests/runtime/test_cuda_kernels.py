@@ -1,12 +1,13 @@
 """Compiling the CUDA kernels; runs without a GPU."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from runtime import cuda_kernels
+from runtime import cuda_kernels, cuda_processing
 from sodeploy.errors import UserError
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "sm_121"]
@@ -37,6 +38,22 @@ def test_multiplications_and_additions_are_rounded_one_by_one() -> None:
     assert "fma.rn.f32" in fused
     assert "mul.f32" in ours or "mul.rn.f32" in ours
     assert "fma.rn.f32" not in ours
+
+
+@needs_nvcc
+@pytest.mark.parametrize("module", cuda_kernels.MODULES)
+@pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
+def test_no_kernel_spills_registers_to_memory(module: str, architecture: str, tmp_path: Path) -> None:
+    command = ["nvcc", "-cubin", f"-arch={architecture}", "-Xptxas", "-v", *cuda_kernels.OPTIONS]
+    command += [str(cuda_kernels.FOLDER / f"{module}.cu"), "-o", str(tmp_path / "kernels.cubin")]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
+    assert frames == [("0", "0")] * len(cuda_kernels.kernel_names(module))
+
+
+def test_the_host_knows_how_much_a_block_stages() -> None:
+    source = (cuda_kernels.FOLDER / "preprocess.cu").read_text()
+    assert f"#define STAGE_BYTES {cuda_processing._STAGE_PIECES * 16} " in source
 
 
 @needs_nvcc

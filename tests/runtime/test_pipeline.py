@@ -99,6 +99,19 @@ def test_a_batch_without_room_is_halved(
     assert "going on with a batch of 2" in capsys.readouterr().err
 
 
+def test_room_for_fewer_lanes(
+    device: Any,  # noqa: F811
+    save_engine: Callable[..., Path],  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with open_engine(save_engine(contexts=3), device) as session:  # one is the session's own
+        made = [picture for _, picture in pictures(session, range(9), image, lanes=3)]
+    assert all(isinstance(picture, np.ndarray) for picture in made)
+    assert "going on with 2 of 3 batches at a time" in capsys.readouterr().err
+    with open_engine(save_engine(contexts=1), device) as session, pytest.raises(OutOfDeviceMemory):
+        list(pictures(session, range(9), image))
+
+
 def test_memory_does_not_grow_with_the_number_of_images(session: EngineSession) -> None:
     read: list[int] = []
 
