@@ -61,7 +61,7 @@ def test_published_weights_load(research: Path) -> None:
 def test_another_network_is_named(tmp_path: Path, trained: SaliencyNetwork) -> None:
     torch.save(trained.state_dict(), tmp_path / "w.pth")
     with pytest.raises(
-        UserError, match=r"w.pth does not fit u2netp: .*another shape.*it is a checkpoint of u2net_tiny"
+        UserError, match=r"w.pth does not fit u2netp: .*of another shape.*it is a checkpoint of u2net_tiny"
     ):
         load_checkpoint(tmp_path / "w.pth", build("u2netp"))
 
@@ -70,11 +70,16 @@ def test_differing_keys_are_named_and_nothing_is_loaded(tmp_path: Path, trained:
     state = trained.state_dict()
     del state["outconv.bias"]
     state["extra.weight"] = torch.zeros(1)
+    state["side1.bias"] = torch.zeros(2)
     torch.save(state, tmp_path / "w.pth")
     network = build("u2net_tiny")
     before = network.get_parameter("outconv.weight").clone()
-    with pytest.raises(UserError, match=r"it lacks outconv.bias; it has extra.weight; it fits none of our networks"):
+    with pytest.raises(UserError) as error:
         load_checkpoint(tmp_path / "w.pth", network)
+    assert str(error.value).endswith(
+        "w.pth does not fit u2net_tiny: it lacks outconv.bias; it has extra.weight; "
+        "of another shape is side1.bias ((2,), not (1,)); it fits none of our networks"
+    )
     assert torch.equal(network.get_parameter("outconv.weight"), before)
 
 
