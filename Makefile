@@ -24,4 +24,4 @@ lint: $(STAMP)
 
 # On a machine with an NVIDIA GPU, from whatever is installed there; writes benchmarks/results/<gpu>-<date>.{json,md}
 gpu-check:
-	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py
+	PYTHONPATH=$(CURDIR) $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py

@@ -1,5 +1,7 @@
 """Models opened for inference: one small interface, whatever engine is behind it."""
 
+import contextlib
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -166,6 +168,9 @@ def _load(path: Path, device: Device, threads: int | None, stream: int | None) -
             f"this onnxruntime cannot use {device}; install its GPU build: pip uninstall -y onnxruntime && "
             "pip install 'sodeploy[gpu]'"
         )
+    if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+        with contextlib.redirect_stdout(sys.stderr):  # it tells of its search, and stdout is for results
+            onnxruntime.preload_dlls()  # CUDA and cuDNN from the nvidia-* wheels, where the system has none
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: what matters of its warnings (a lost device) is checked below
     options.intra_op_num_threads = threads or 0

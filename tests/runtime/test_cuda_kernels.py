@@ -106,3 +106,17 @@ def test_without_a_compiler_one_line_says_what_to_install(monkeypatch: pytest.Mo
 def test_every_exported_kernel_is_known() -> None:
     names = [name for module in cuda_kernels.MODULES for name in cuda_kernels.kernel_names(module)]
     assert len(names) == len(set(names)) == 15
+
+
+def test_nvrtc_compiles_what_nvcc_does() -> None:
+    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
+    try:
+        nvrtc.nvrtcVersion()
+    except RuntimeError:
+        pytest.skip("NVRTC's library is not installed")
+    for module in cuda_kernels.MODULES:
+        code = cuda_kernels._by_nvrtc(module, "sm_90")
+        assert code.startswith(b"\x7fELF")
+        assert all(name.encode() in code for name in cuda_kernels.kernel_names(module))
+    with pytest.raises(UserError, match="NVRTC does not compile the CUDA kernels for sm_20"):
+        cuda_kernels._by_nvrtc("preprocess", "sm_20")

@@ -5,15 +5,16 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from emulated_device import imitated_driver, peek, poke
 
 from runtime import device as device_module
-from runtime.device import Device, OutOfDeviceMemory
+from runtime.device import Device, DeviceError, OutOfDeviceMemory
 from runtime.device_buffers import Buffer
 from runtime.gpu import driver_problem
 from sodeploy.errors import UserError
@@ -119,8 +120,60 @@ def test_a_recorded_graph_does_its_work_at_every_launch(gpu: Device) -> None:
 @pytest.mark.skipif(not IMITATED, reason="a real driver records graphs")
 def test_a_graph_that_cannot_be_recorded_is_one_line(gpu: Device) -> None:
     pytest.importorskip("cuda.bindings", reason="needs cuda-bindings")
-    with gpu.current(), pytest.raises(device_module.DeviceError, match="CUDA_ERROR_NOT_SUPPORTED"):
+    with gpu.current(), pytest.raises(DeviceError, match="CUDA_ERROR_NOT_SUPPORTED"):
         gpu.record(lambda: None, gpu.stream())
+
+
+class DriverCalls:
+    """Stands for cuda.bindings.driver: notes what is called; `fails` names the call that does not succeed."""
+
+    class CUresult:
+        CUDA_SUCCESS = 0
+
+    class CUstreamCaptureMode:
+        CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1
+
+    def __init__(self, fails: str = "") -> None:
+        self.called: list[str] = []
+        self._fails = fails
+
+    def __getattr__(self, name: str) -> Callable[..., tuple[object, ...]]:
+        def call(*_: object) -> tuple[object, ...]:
+            self.called.append(name)
+            return (1 if name == self._fails else 0, b"CUDA_ERROR" if name == "cuGetErrorName" else "result")
+
+        return call
+
+
+@pytest.mark.parametrize("fails", ["", "cuStreamEndCapture", "cuGraphInstantiate"])
+def test_recording_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    calls, device, stream = DriverCalls(fails), object.__new__(Device), SimpleNamespace(handle=7)
+    package = SimpleNamespace(driver=calls)
+    monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(bindings=package))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "cuda.bindings", package)  # type: ignore[arg-type]
+    if fails:
+        with pytest.raises(DeviceError, match="CUDA_ERROR"):
+            device.record(lambda: calls.called.append("work"), stream)
+    else:
+        graph = device.record(lambda: calls.called.append("work"), stream)
+        graph.launch(stream)
+        graph.free()
+        assert calls.called[-2:] == ["cuGraphLaunch", "cuGraphExecDestroy"]
+    assert calls.called[:3] == ["cuStreamBeginCapture", "work", "cuStreamEndCapture"]
+    assert ("cuGraphDestroy" in calls.called) == (fails != "cuStreamEndCapture")
+
+
+def test_a_recording_that_raises_ends_the_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, device = DriverCalls(), object.__new__(Device)
+    monkeypatch.setitem(sys.modules, "cuda", SimpleNamespace(bindings=None))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(driver=calls))  # type: ignore[arg-type]
+    with pytest.raises(DeviceError, match="does not run"):
+        device.record(lambda: refuse("the engine does not run"), SimpleNamespace(handle=7))
+    assert calls.called == ["cuStreamBeginCapture", "cuStreamEndCapture"]
+
+
+def refuse(reason: str) -> None:
+    raise DeviceError(reason)
 
 
 @needs_gpu
