@@ -46,9 +46,7 @@ def preprocess(image: np.ndarray, contract: Contract, size: tuple[int, int] | No
 def postprocess(output: np.ndarray, contract: Contract, size: tuple[int, int]) -> np.ndarray:
     """Turn one output of the network into a saliency map of the image's own size.
 
-    Sigmoid if the contract says logit; min-max stretch if it says so, at the network's size, where a constant map has
-    nothing to stretch and stays as it is (upstream: NaN); clipped to [0, 1]; resized bilinearly with half-pixel
-    centres; times 255, rounded half to even.
+    `to_saliency`, then resized bilinearly with half-pixel centres; times 255, rounded half to even.
 
     Args:
         output: (h, w) float, probability or logit as in the contract.
@@ -56,6 +54,27 @@ def postprocess(output: np.ndarray, contract: Contract, size: tuple[int, int]) -
 
     Returns:
         (H, W) uint8 saliency map.
+
+    Raises:
+        UserError: a value is NaN or infinite; a logit may be infinite.
+        ValueError: `output` is not (h, w).
+    """
+    height, width = size
+    saliency = cv2.resize(to_saliency(output, contract), (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.rint(saliency * 255.0).astype(np.uint8)
+
+
+def to_saliency(output: np.ndarray, contract: Contract) -> np.ndarray:
+    """What one output of the network says, at the network's size.
+
+    Sigmoid if the contract says logit; min-max stretch if it says so, where a constant map has nothing to stretch and
+    stays as it is (upstream: NaN); clipped to [0, 1].
+
+    Args:
+        output: (h, w) float, probability or logit as in the contract.
+
+    Returns:
+        (h, w) float32 in [0, 1].
 
     Raises:
         UserError: a value is NaN or infinite; a logit may be infinite.
@@ -75,10 +94,7 @@ def postprocess(output: np.ndarray, contract: Contract, size: tuple[int, int]) -
         )
     if contract.stretch and high > low:
         saliency = (saliency - low) / (high - low)
-    saliency = np.clip(saliency, 0.0, 1.0)
-    height, width = size
-    saliency = cv2.resize(saliency, (width, height), interpolation=cv2.INTER_LINEAR)
-    return np.rint(saliency * 255.0).astype(np.uint8)
+    return np.clip(saliency, 0.0, 1.0)
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
