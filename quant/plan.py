@@ -1,5 +1,9 @@
 """The plan: every decision of quantization, once, in a JSON file that a person can read, diff and edit.
 
+    python quant/plan.py show out/u2netp.plan.json
+    python quant/plan.py diff out/u2netp.plan.json edited.json
+    python quant/plan.py edit out/u2netp.plan.json --set /stage1/Conv=fp16 --reason "outliers" --output edited.json
+
 Emitters turn (float32 network, plan) into the graph each engine wants; none of them decides anything.
 """
 
@@ -11,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quant.graph import Network
 from quant.thresholds import Method
-from sodeploy.artifacts import write_text
+from sodeploy import terminal
+from sodeploy.artifacts import require_file, write_text
 from sodeploy.errors import UserError
 
 Precision = Literal["int8", "fp16", "fp32"]
@@ -88,20 +93,28 @@ def save_plan(plan: Plan, path: str | Path) -> None:
     write_text(path, text)
 
 
-def load_plan(path: str | Path, network: Network) -> Plan:
-    """Read a plan and check that it is one for `network`.
+def read_plan(path: str | Path) -> Plan:
+    """Read a plan, of whatever network.
 
     Raises:
-        UserError: missing, not a plan (the field is named), for another network, or naming a node that does not exist.
+        UserError: missing, or not a plan (the field is named).
     """
+    path = require_file(path, "make a plan with quant/build_engine.py --int8")
     try:
-        plan = Plan.model_validate_json(Path(path).read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; make a plan with quant/build_engine.py --int8") from None
+        return Plan.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = " / ".join(map(str, first["loc"])) or "the file"
         raise UserError(f"{path}: {where}: {first['msg']}; undo the edit or make the plan anew") from None
+
+
+def load_plan(path: str | Path, network: Network) -> Plan:
+    """Read a plan and check that it is one for `network`.
+
+    Raises:
+        UserError: as `read_plan`; or for another network, or naming a node that does not exist.
+    """
+    plan = read_plan(path)
     if plan.onnx_sha256 != network.digest:
         raise UserError(
             f"{path} was made for {plan.onnx} (sha256 {plan.onnx_sha256[:12]}), not for {network.path} "
@@ -148,3 +161,9 @@ def _separators() -> Any:
     yield ""
     while True:
         yield ","
+
+
+if __name__ == "__main__":
+    from quant.plan_commands import app  # which imports this module, under its own name
+
+    terminal.run(app)

@@ -38,7 +38,7 @@ def make_plan(
             raise UserError(f"{network.path} has no node {name!r}; names are as Netron or quant/plan.py show them")
 
     layers = decide(network, statistics, float_layers or {}) | overflowing(network, statistics)
-    ranges = [_range(tensors, statistics, method) for tensors in sharing_a_range(network, layers)]
+    ranges = [shared_range(tensors, statistics, method) for tensors in sharing_a_range(network, layers)]
     return Plan(
         network=network.contract.network,
         onnx=network.path.name,
@@ -90,8 +90,8 @@ def decide(network: Network, statistics: Statistics | None, float_layers: dict[s
     for node in network.nodes:
         if network.is_weighted(node):
             reason = float_layers.get(node.name) or _reason_for_float(network, node, heads)
-            layers[node.name] = _in_float(node, reason) if reason else _weighted(network, node, statistics)
-        elif _is_residual(network, node):
+            layers[node.name] = _in_float(node, reason) if reason else int8_layer(network, node, statistics)
+        elif is_residual(network, node):
             layers[node.name] = _in_float(node, float_layers.get(node.name, "not between int8 layers"))
     # An addition follows its neighbours: int8 where its sum is read in int8, or where both terms are int8 already.
     int8 = [node for node in network.nodes if node.name in layers and layers[node.name].precision == "int8"]
@@ -132,7 +132,7 @@ def _in_float(node: onnx.NodeProto, reason: str) -> Layer:
     return Layer(op=node.op_type, precision="fp16", reason=reason)
 
 
-def _is_residual(network: Network, node: onnx.NodeProto) -> bool:
+def is_residual(network: Network, node: onnx.NodeProto) -> bool:
     """An Add of two feature maps of one shape."""
     if node.op_type != "Add" or not all(name in network.float_tensors for name in node.input):
         return False
@@ -169,7 +169,8 @@ def _reason_for_float(network: Network, node: onnx.NodeProto, heads: set[str]) -
     return None
 
 
-def _weighted(network: Network, node: onnx.NodeProto, statistics: Statistics | None) -> Layer:
+def int8_layer(network: Network, node: onnx.NodeProto, statistics: Statistics | None) -> Layer:
+    """The entry of a node with weights: their scales and, given statistics, the correction of its bias."""
     weight, axis = _weight(network, node), channel_axis(node)
     largest = np.abs(weight).max(axis=tuple(a for a in range(weight.ndim) if a != axis))
     scales = fp16_scale(largest / 127)
@@ -236,7 +237,8 @@ def _groups(network: Network) -> dict[str, str]:
     return {name: find(name) for name in order if name in parent}
 
 
-def _range(tensors: list[str], statistics: Statistics, method: Method) -> Range:
+def shared_range(tensors: list[str], statistics: Statistics, method: Method) -> Range:
+    """The one range of tensors that pass on each other's values, from all of theirs."""
     histogram = MagnitudeHistogram()
     for tensor in tensors:
         if tensor in statistics.histograms:

@@ -1,0 +1,204 @@
+"""Reading, comparing and editing plans; the commands of quant/plan.py."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+
+from quant.calibrate import Statistics, load_statistics
+from quant.graph import Network, load_network
+from quant.plan import Layer, Plan, Precision, Range, load_plan, read_plan, save_plan
+from quant.planning import int8_layer, is_residual, shared_range, sharing_a_range
+from runtime.report import Table, show
+from sodeploy import terminal
+from sodeploy.errors import UserError
+
+app = terminal.application("Show a plan, compare two, or edit one.")
+
+
+def tables(plan: Plan) -> list[Table]:
+    """What `show` prints: every layer with its reason, every range, in the order of the graph."""
+    counts = Counter(layer.precision for layer in plan.layers.values())
+    layers = [[name, layer.op, layer.precision, layer.reason] for name, layer in plan.layers.items()]
+    ranges = [
+        [
+            _named(shared.tensors, shown=3),
+            "yes" if shared.signed else "no",
+            f"{shared.amax:.5g}",
+            _known(shared.maximum, "{:.5g}"),
+            _known(shared.clipped, "{:.3%}"),
+        ]
+        for shared in plan.ranges
+    ]
+    numbers = ", ".join(f"{counts[precision]} {precision}" for precision in get_args(Precision))
+    source = "no images were needed"
+    if plan.calibration is not None:
+        images = len(plan.calibration.images)
+        source = f"ranges by {plan.calibration.method}" + (f" from {images} images" if images else "")
+    return [
+        Table(f"{plan.network} ({plan.onnx}): {numbers}; {source}", ["layer", "op", "precision", "reason"], layers, 4),
+        Table("ranges", ["tensors", "signed", "amax", "maximum", "clipped"], ranges, 2),
+    ]
+
+
+def differences(old: Plan, new: Plan) -> Iterator[str]:
+    """A line for every decision in which two plans differ, in the order of the graph."""
+    if old.onnx_sha256 != new.onnx_sha256:
+        yield f"network: {old.onnx} ({old.onnx_sha256[:12]}) -> {new.onnx} ({new.onnx_sha256[:12]})"
+    if old.calibration != new.calibration:
+        yield f"calibration: {_calibration(old)} -> {_calibration(new)}"
+    for name in dict.fromkeys([*old.layers, *new.layers]):
+        yield from (f"layer {name}: {change}" for change in _changes(old.layers.get(name), new.layers.get(name)))
+    before, after = old.range_of(), new.range_of()
+    moved: dict[str, list[str]] = defaultdict(list)
+    for tensor in dict.fromkeys([*before, *after]):
+        one, other = _range_text(before.get(tensor)), _range_text(after.get(tensor))
+        if one != other:
+            moved[f"{one} -> {other}"].append(tensor)
+    for change, tensors in moved.items():
+        yield f"range of {_named(tensors, shown=3)}: {change}"
+
+
+def edit(
+    network: Network, plan: Plan, changes: dict[str, Precision], reason: str, statistics: Statistics | None = None
+) -> Plan:
+    """The plan with other precisions for some nodes, and with exactly the ranges that its int8 layers then need.
+
+    Ranges that stay keep their (perhaps edited) amax.
+
+    Args:
+        changes: node -> precision.
+        statistics: of this network; needed where a layer that was not int8 is to be, for its scales and ranges.
+
+    Raises:
+        UserError: no such node, a node that has no int8 form, or statistics are missing or of another network.
+    """
+    if statistics is not None and statistics.network != network.digest:
+        raise UserError(f"the statistics were gathered from another network than {network.path}; calibrate again")
+    nodes = {node.name: node for node in network.nodes}
+    layers = dict(plan.layers)
+    for name, precision in changes.items():
+        node = nodes.get(name)
+        if node is None:
+            raise UserError(f"{network.path} has no node {name!r}; quant/plan.py show lists those of a plan")
+        if precision != "int8":
+            layers[name] = Layer(op=node.op_type, precision=precision, reason=reason)
+        elif name not in layers or layers[name].precision != "int8":
+            if node.op_type in ("Conv", "Gemm") and network.is_weighted(node):
+                if statistics is None:
+                    raise UserError(f"{name} needs scales to become int8; give --statistics, the .npz of calibration")
+                layers[name] = int8_layer(network, node, statistics)
+            elif is_residual(network, node):
+                layers[name] = Layer(op="Add", precision="int8", reason=reason)
+            else:
+                raise UserError(f"{name} is a {node.op_type} that has no int8 form here; leave it in fp16")
+            layers[name].reason = reason
+    order = {name: index for index, name in enumerate(nodes)}
+    layers = dict(sorted(layers.items(), key=lambda entry: order[entry[0]]))
+    ranges = [shared for group in sharing_a_range(network, layers) for shared in _ranges(group, plan, statistics)]
+    return plan.model_copy(update={"layers": layers, "ranges": ranges})
+
+
+def _ranges(group: list[str], plan: Plan, statistics: Statistics | None) -> list[Range]:
+    """The ranges that the plan has for tensors of one scale, or a new one."""
+    if kept := [shared for shared in plan.ranges if not set(group).isdisjoint(shared.tensors)]:
+        return kept
+    if statistics is None or plan.calibration is None or plan.calibration.method == "calib.cache":
+        raise UserError(
+            f"{_named(group, shown=3)} has no range in the plan; give --statistics, the .npz of calibration, and "
+            "a plan that was made from it"
+        )
+    return [shared_range(group, statistics, plan.calibration.method)]
+
+
+def _changes(old: Layer | None, new: Layer | None) -> Iterator[str]:
+    if old is None or new is None or old.precision != new.precision:
+        yield f"{_precision(old)} -> {_precision(new)}"
+        return
+    if old.reason != new.reason:
+        yield f"reason: {old.reason} -> {new.reason}"
+    for field, name in (("weight_scales", "weight scales"), ("bias_correction", "bias corrections")):
+        one, other = getattr(old, field) or [], getattr(new, field) or []
+        changed = sum(a != b for a, b in zip(one, other, strict=False)) + abs(len(one) - len(other))
+        if changed:
+            yield f"{changed} of {max(len(one), len(other))} {name} differ"
+
+
+def _precision(layer: Layer | None) -> str:
+    return f"{layer.precision} ({layer.reason})" if layer else "no entry"
+
+
+def _calibration(plan: Plan) -> str:
+    calibration = plan.calibration
+    return f"{calibration.method}, {len(calibration.images)} images" if calibration else "none"
+
+
+def _range_text(shared: Range | None) -> str:
+    return f"{shared.amax:.6g}{' signed' if shared.signed else ''}" if shared else "none"
+
+
+def _named(names: list[str], shown: int) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def _known(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+@app.command("show")
+def show_command(plan: Annotated[Path, typer.Argument(help="a .plan.json")]) -> None:
+    """Print every layer with its precision and the reason, and every range."""
+    show(tables(read_plan(plan)))
+
+
+@app.command("diff")
+def diff_command(
+    old: Annotated[Path, typer.Argument(help="a .plan.json")], new: Annotated[Path, typer.Argument(help="another")]
+) -> None:
+    """Print a line for every decision in which two plans differ; nothing if they decide the same."""
+    for line in differences(read_plan(old), read_plan(new)):
+        terminal.results.print(line, soft_wrap=True, markup=False)
+
+
+@app.command("edit")
+def edit_command(
+    plan: Annotated[Path, typer.Argument(help="a .plan.json")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the plan to write")],
+    set_: Annotated[list[str], typer.Option("--set", metavar="NODE=PRECISION", help="NODE=int8|fp16|fp32; repeatable")],
+    reason: Annotated[str, typer.Option(help="why, for whoever reads the plan")] = "set by hand",
+    model: Annotated[
+        Path | None, typer.Option(help="the plan's float32 ONNX, if it does not lie beside the plan")
+    ] = None,
+    statistics: Annotated[
+        Path | None, typer.Option(help="the .statistics.npz of calibration, to make a layer int8")
+    ] = None,
+) -> None:
+    """Write the plan with other precisions for some nodes; quant/build_engine.py --plan follows it."""
+    old = read_plan(plan)
+    network = load_network(model or _beside(plan, old))
+    new = edit(
+        network, load_plan(plan, network), _parse(set_), reason, load_statistics(statistics) if statistics else None
+    )
+    save_plan(new, output)
+    for line in differences(old, new):
+        terminal.note(line)
+    terminal.note(f"wrote {output}; python quant/build_engine.py {network.path} --int8 --plan {output} follows it")
+
+
+def _parse(settings: list[str]) -> dict[str, Precision]:
+    changes: dict[str, Precision] = {}
+    for setting in settings:
+        node, separator, precision = setting.rpartition("=")
+        if not separator or precision not in get_args(Precision):
+            raise UserError(f"--set {setting} is not NODE=int8, NODE=fp16 or NODE=fp32")
+        changes[node] = precision  # type: ignore[assignment]
+    return changes
+
+
+def _beside(plan: Path, content: Plan) -> Path:
+    path = plan.parent / content.onnx
+    if not path.is_file():
+        raise UserError(f"{path}, which {plan} was made for, does not exist; say where it lies with --model")
+    return path

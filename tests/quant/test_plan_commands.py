@@ -1,0 +1,148 @@
+"""Plans shown, compared and edited, as functions and as the commands of quant/plan.py."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quant.calibrate import Statistics
+from quant.emit import emit_tensorrt
+from quant.graph import Network
+from quant.plan import Plan, load_plan, save_plan
+from quant.plan_commands import differences, edit, tables
+from quant.planning import make_plan
+from quant.rules import check_tensorrt
+from sodeploy.errors import UserError
+
+
+@pytest.fixture
+def plan_file(plan: Plan, unet_file: Path, tmp_path: Path) -> Path:
+    """The plan beside its network, where build_engine.py leaves both."""
+    (tmp_path / "unet.onnx").write_bytes(unet_file.read_bytes())
+    save_plan(plan, tmp_path / "unet.plan.json")
+    return tmp_path / "unet.plan.json"
+
+
+def command(repository: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    script = repository / "quant" / "plan.py"
+    return subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+def test_show_names_every_layer_and_range(plan: Plan) -> None:
+    layers, ranges = tables(plan)
+    assert layers.title == "unet (unet.onnx): 5 int8, 1 fp16, 0 fp32; ranges by kl from 6 images"
+    assert ["head/Conv", "Conv", "fp16", plan.layers["head/Conv"].reason] in layers.rows
+    assert len(layers.rows) == 6
+    assert ranges.rows[0][:2] == ["image", "yes"]
+    assert ranges.rows[1][0] == "a, pooled, total and 2 more"
+
+
+def test_a_plan_does_not_differ_from_itself(plan: Plan) -> None:
+    assert list(differences(plan, plan.model_copy(deep=True))) == []
+
+
+def test_every_kind_of_difference_has_a_line(unet: Network, statistics: Statistics, plan: Plan) -> None:
+    other = make_plan(unet, statistics, "max", {"c_pre/Conv": "outliers"})
+    other.layers["d_pre/Conv"].bias_correction[0] += 1.0  # type: ignore[index]
+    other.layers["head/Conv"].reason = "because"
+    lines = list(differences(plan, other))
+    assert "calibration: kl, 6 images -> max, 6 images" in lines
+    assert "layer c_pre/Conv: int8 (features) -> fp16 (outliers)" in lines
+    assert "layer d_pre/Conv: 1 of 16 bias corrections differ" in lines
+    assert any(line.startswith("layer head/Conv: reason: head") and line.endswith("-> because") for line in lines)
+    (image,) = [line for line in lines if line.startswith("range of image: ")]
+    assert image.endswith(f"{other.range_of()['image'].amax:.6g} signed")
+
+
+def test_a_layer_set_to_fp16_and_back_is_as_it_was(unet: Network, statistics: Statistics, plan: Plan) -> None:
+    changed = edit(unet, plan, {"c_pre/Conv": "fp16", "total/Add": "fp16"}, "outliers")
+    assert changed.layers["c_pre/Conv"].model_dump(exclude_none=True) == {
+        "op": "Conv",
+        "precision": "fp16",
+        "reason": "outliers",
+    }
+    assert "c" not in changed.range_of()  # nothing reads or writes it in int8 any more
+    check_tensorrt(emit_tensorrt(unet, changed))
+    back = edit(unet, changed, {"c_pre/Conv": "int8", "total/Add": "int8"}, "features", statistics)
+    assert {line.split(":")[0] for line in differences(plan, back)} == {"layer total/Add"}  # its reason alone
+
+
+def test_edited_ranges_are_kept(unet: Network, plan: Plan) -> None:
+    own = plan.model_copy(deep=True)
+    own.range_of()["d"].amax = 1.25
+    assert edit(unet, own, {"c_pre/Conv": "fp16"}, "?").range_of()["d"].amax == 1.25
+
+
+def test_a_node_without_an_entry_gets_one_in_its_place(unet: Network, plan: Plan) -> None:
+    changed = edit(unet, plan, {"up/Resize": "fp32"}, "overflows")
+    assert list(changed.layers) == [
+        "a_pre/Conv",
+        "b_pre/Conv",
+        "c_pre/Conv",
+        "total/Add",
+        "up/Resize",
+        "d_pre/Conv",
+        "head/Conv",
+    ]
+    assert changed.nodes("fp32") == {"up/Resize"}
+
+
+def test_a_head_can_be_forced_into_int8(unet: Network, statistics: Statistics, plan: Plan) -> None:
+    changed = edit(unet, plan, {"head/Conv": "int8"}, "to see what happens", statistics)
+    assert len(changed.layers["head/Conv"].weight_scales or []) == 1
+    assert "head" in changed.range_of()
+    check_tensorrt(emit_tensorrt(unet, changed))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nowhere": "fp16"}, r"has no node 'nowhere'"),
+        ({"up/Resize": "int8"}, "up/Resize is a Resize that has no int8 form"),
+        ({"head/Conv": "int8"}, r"head/Conv needs scales to become int8; give --statistics"),
+    ],
+)
+def test_edits_that_cannot_be(unet: Network, plan: Plan, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        edit(unet, plan, changes, "?")
+
+
+def test_statistics_of_another_network(unet: Network, plan: Plan) -> None:
+    with pytest.raises(UserError, match="another network"):
+        edit(unet, plan, {"head/Conv": "int8"}, "?", Statistics("another"))
+
+
+def test_the_commands(repository: Path, plan_file: Path, unet: Network) -> None:
+    shown = command(repository, "show", plan_file)
+    assert shown.returncode == 0, shown.stderr
+    assert "total/Add" in shown.stdout
+    edited = plan_file.with_name("edited.json")
+    done = command(repository, "edit", plan_file, "--set", "b_pre/Conv=fp16", "--reason", "odd [x]", "-o", edited)
+    assert done.returncode == 0, done.stderr
+    assert load_plan(edited, unet).layers["b_pre/Conv"].reason == "odd [x]"
+    compared = command(repository, "diff", plan_file, edited)
+    assert compared.stdout == "layer b_pre/Conv: int8 (features) -> fp16 (odd [x])\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["show", "{folder}/missing.json"], "missing.json does not exist"),
+        (["show", "{folder}"], "is a folder"),
+        (["show", "{folder}/unet.onnx"], "Invalid JSON"),
+        (["edit", "{plan}", "--set", "b_pre/Conv", "-o", "{folder}/x"], "--set b_pre/Conv is not NODE=int8"),
+        (["edit", "{plan}", "--set", "b_pre/Conv=int4", "-o", "{folder}/x"], "--set b_pre/Conv=int4 is not"),
+        (["edit", "{plan}", "--set", "x=fp16", "-o", "{folder}/x"], "has no node 'x'"),
+        (["edit", "{folder}/sub/moved.json", "--set", "x=fp16", "-o", "{folder}/x"], "say where it lies with --model"),
+    ],
+)
+def test_bad_input_is_one_line(repository: Path, plan_file: Path, arguments: list[str], message: str) -> None:
+    folder = plan_file.parent
+    (folder / "sub").mkdir()
+    (folder / "sub" / "moved.json").write_bytes(plan_file.read_bytes())
+    done = command(repository, *(argument.format(folder=folder, plan=plan_file) for argument in arguments))
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert message in done.stderr
+    assert not (folder / "x").exists()
