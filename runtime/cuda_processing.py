@@ -77,7 +77,8 @@ class CudaProcessing:
 
         Raises:
             OutOfDeviceMemory: the batch does not fit.
-            ValueError: an image is not (H, W, 3) uint8, or over 4000 times wider than the input.
+            UserError: an image is over 4000 times wider than the input.
+            ValueError: an image is not (H, W, 3) uint8.
         """
         for image in images:
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
@@ -229,7 +230,7 @@ def _stretch(resize: Resize) -> int:
     """How many output pixels of a row a block may make: the source bytes of one row must fit into its shared memory.
 
     Raises:
-        ValueError: not even those of one pixel do.
+        UserError: not even those of one pixel do.
     """
     if resize.rule is Rule.LINEAR:
         return _THREADS
@@ -241,7 +242,9 @@ def _stretch(resize: Resize) -> int:
         if ((last[end] - first[begin] + 1).max() * 3 + 30) // 16 <= _STAGE_PIECES:
             return stretch
         stretch //= 2
-    raise ValueError(f"an image {resize.source[1]} pixels wide cannot be shrunk to {resize.target[1]}")
+    raise UserError(
+        f"an image {resize.source[1]} pixels wide cannot be shrunk to {resize.target[1]} on the GPU; cut it into parts"
+    )
 
 
 def _normalisation(contract: Contract) -> np.ndarray:

@@ -135,19 +135,26 @@ class _Lane:
 
     def run(self, images: list[np.ndarray]) -> list[Picture]:
         """The pictures of a batch; errors in their stead."""
-        try:
-            with self._device.current():
+        with self._device.current():
+            try:
                 return self._run(images)
-        except OutOfDeviceMemory as error:
-            with self._device.current():
-                self._processing.release()
-            if len(images) == 1:
-                return [error]
-            half = len(images) // 2
-            warn(f"{error}; going on with a batch of {half}")
-            return self.run(images[:half]) + self.run(images[half:])
-        except DeviceError as error:
-            return [error] * len(images)
+            except DeviceError as error:
+                self._drain()
+                return [error] * len(images)
+            except UserError as error:  # there is no room for so many, or one of the images cannot be processed
+                self._drain()
+                if len(images) == 1:
+                    return [error]
+                half = len(images) // 2
+                if isinstance(error, OutOfDeviceMemory):
+                    self._processing.release()
+                    warn(f"{error}; going on with a batch of {half}")
+                return self.run(images[:half]) + self.run(images[half:])
+
+    def _drain(self) -> None:
+        """Wait for what is still under way, which reads and writes the buffers of the next batch."""
+        with contextlib.suppress(DeviceError):
+            self._device.wait(self._stream)
 
     def close(self) -> None:
         self._processing.release()

@@ -190,7 +190,7 @@ def test_buffers_serve_batches_of_any_size_in_turn(device: Any, make_contract: M
 
 
 def test_an_image_too_wide_for_a_block_is_refused(device: Any, make_contract: MakeContract) -> None:
-    with pytest.raises(ValueError, match="5000 pixels wide cannot be shrunk to 1"):
+    with pytest.raises(UserError, match="5000 pixels wide cannot be shrunk to 1 on the GPU"):
         network_input(device, make_contract(interpolation="area"), images([(1, 5000)]), (1, 1))
 
 

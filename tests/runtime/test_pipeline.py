@@ -83,6 +83,19 @@ def test_a_batch_the_gpu_fails_at_is_reported_and_the_others_arrive(
     assert "illegal memory access" in str(made[-1])
 
 
+def test_an_image_that_cannot_be_processed_fails_alone(session: EngineSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = pipeline.CudaProcessing.preprocess
+
+    def picky(self: Any, images: list[np.ndarray], **rest: Any) -> Any:
+        if any(one.shape[:2] == SIZES[4] for one in images):
+            raise UserError("an image 90 pixels wide cannot be shrunk")
+        return run(self, images, **rest)
+
+    monkeypatch.setattr(pipeline.CudaProcessing, "preprocess", picky)
+    made = [picture for _, picture in pictures(session, range(10), image, batch=4)]
+    assert [number for number, picture in enumerate(made) if isinstance(picture, UserError)] == [4, 9]
+
+
 def test_a_batch_without_room_is_halved(
     session: EngineSession, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
