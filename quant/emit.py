@@ -63,7 +63,6 @@ def _with_qdq(network: Network, plan: Plan, simulate: bool) -> onnx.ModelProto:
     model.CopyFrom(network.model)
     graph = Rewriter(model)
     ranges = plan.range_of()
-    depth = {name: index for index, node in enumerate(network.nodes) for name in node.output}
 
     def quantized(tensor: str) -> str:
         scale = fp16_scale(ranges[tensor].amax / 127)
@@ -73,12 +72,9 @@ def _with_qdq(network: Network, plan: Plan, simulate: bool) -> onnx.ModelProto:
         copy = graph.copy(node)
         layer = plan.layers.get(node.name)
         if layer is not None and layer.precision == "int8":
-            if node.op_type == "Add":
-                # The residual input: the older one. The other comes straight from a layer, which then adds in float.
-                residual = min((0, 1), key=lambda index: depth.get(node.input[index], -1))
-                copy.input[residual] = quantized(node.input[residual])
-            else:
-                copy.input[0] = quantized(node.input[0])
+            index = quantized_input(network, node)
+            copy.input[index] = quantized(node.input[index])
+            if node.op_type != "Add":
                 weight, scales, axis = quantized_weight(network, node, layer)
                 if simulate:
                     copy.input[1] = graph.constant(f"{node.name}/weight", dequantize_weight(weight, scales, axis))
@@ -87,6 +83,17 @@ def _with_qdq(network: Network, plan: Plan, simulate: bool) -> onnx.ModelProto:
                 set_bias(copy, graph.constant(f"{node.name}/bias", corrected_bias(network, node, layer)))
         graph.append(copy)
     return graph.finish()
+
+
+def quantized_input(network: Network, node: onnx.NodeProto) -> int:
+    """Which input an int8 layer reads through Q/DQ: of an addition the residual one, which is the older.
+
+    The other comes straight from a layer, which then adds in float.
+    """
+    if node.op_type != "Add":
+        return 0
+    age = {name: index for index, name in enumerate(network.producer)}
+    return min((0, 1), key=lambda index: age.get(node.input[index], -1))
 
 
 def quantized_weight(network: Network, node: onnx.NodeProto, layer: Layer) -> tuple[np.ndarray, np.ndarray, int]:

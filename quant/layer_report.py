@@ -1,0 +1,260 @@
+"""What each int8 layer of a plan costs: a row per ONNX node, the costliest first.
+
+    python quant/layer_report.py out/u2netp.onnx out/u2netp.plan.json --images DATA [--count 4] [--json report.json]
+
+For every layer: how well its input survives the plan's range and its weight the scales (signal to quantization noise),
+how much of the input is clipped, and how far the map moves when this layer alone is quantized. All of it is the
+simulation's arithmetic (quant/emit.py), on a few images.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import onnx
+import typer
+from onnx import TensorProto, helper, numpy_helper
+
+from calib_data import Dataset, Sample, open_dataset
+from quant.emit import emit_half_simulation, emit_simulation, quantized_input, quantized_weight
+from quant.graph import Network, load_network
+from quant.plan import Layer, Plan, load_plan
+from quant.planning import dequantize_weight, fp16_scale
+from runtime.processing import preprocess, to_saliency
+from runtime.report import Table, show
+from sodeploy import terminal
+from sodeploy.artifacts import write_text
+from sodeploy.errors import UserError
+
+Run = Callable[[np.ndarray], list[np.ndarray]]  # (1, 3, h, w) float32 -> the outputs
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One int8 layer. Ratios are of signal to quantization noise in dB, None where there is no noise.
+
+    Attributes:
+        node: name in the ONNX graph.
+        tensor: the activation that the layer reads in int8; of an addition, its residual input.
+        amax: where that is clipped.
+        clipped: share of its values beyond `amax`, on these images.
+        weight_sqnr: of the whole weight; None also for an addition, which has none.
+        map_error: root mean square difference of the map, in [0, 1], to that of the plan without int8, when only this
+            layer is quantized.
+        share: of the squares of `map_error`, in the sum over all layers.
+    """
+
+    node: str
+    op: str
+    tensor: str
+    amax: float
+    clipped: float
+    input_sqnr: float | None
+    weight_sqnr: float | None
+    map_error: float
+    share: float
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """The rows, the costliest first, and the map's error with all int8 layers together."""
+
+    rows: Sequence[LayerCost]
+    map_error: float
+    images: Sequence[str]
+
+
+@dataclass
+class _Stored:
+    """Sums over images of one quantized tensor."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+    clipped: float = 0.0
+
+
+def layer_report(network: Network, plan: Plan, images: Sequence[Sample]) -> LayerReport:
+    """Measure every int8 layer of `plan` on `images`, which are all held in memory.
+
+    Raises:
+        UserError: the plan has no int8 layer, there is no image, or the map is NaN or infinite without int8 already.
+    """
+    nodes = {node.name: node for node in network.nodes}
+    int8 = [name for name in nodes if name in plan.nodes("int8")]
+    if not int8:
+        raise UserError(f"the plan of {network.path} has no int8 layer to report on")
+    if not images:
+        raise UserError("there is no image to measure on; give --images a folder or a list with images")
+    inputs = [preprocess(sample.image(), network.contract)[None] for sample in images]
+    body = _maps(emit_half_simulation(network, plan), inputs)
+    references = [to_saliency(output, network.contract) for output in body]
+    reads = {name: nodes[name].input[quantized_input(network, nodes[name])] for name in int8}
+    amax = {tensor: plan.range_of()[tensor].amax for tensor in reads.values()}
+    stored = _measure(network, amax, inputs)
+
+    def error(layers: dict[str, Layer]) -> float:
+        model = emit_simulation(network, plan.model_copy(update={"layers": layers}))
+        return _map_error(_maps(model, inputs), references, network)
+
+    others = {name: layer for name, layer in plan.layers.items() if layer.precision != "int8"}
+    errors = {
+        name: error({**others, name: plan.layers[name]})
+        for name in terminal.progress(int8, "quantizing each layer alone")
+    }
+    total = sum(value**2 for value in errors.values())
+    rows = [
+        LayerCost(
+            node=name,
+            op=nodes[name].op_type,
+            tensor=reads[name],
+            amax=amax[reads[name]],
+            clipped=stored[reads[name]].clipped / len(inputs),
+            input_sqnr=_decibels(stored[reads[name]].signal, stored[reads[name]].noise),
+            weight_sqnr=_weight_sqnr(network, nodes[name], plan.layers[name]),
+            map_error=errors[name],
+            share=errors[name] ** 2 / total if total else 0.0,
+        )
+        for name in int8
+    ]
+    rows.sort(key=lambda row: -row.map_error)
+    return LayerReport(rows, error(plan.layers), [sample.name for sample in images])
+
+
+def table(report: LayerReport) -> Table:
+    """The report for a terminal, or as Markdown."""
+    rows = [
+        [
+            row.node,
+            row.op,
+            row.tensor,
+            f"{row.amax:.4g}",
+            f"{row.clipped:.3%}",
+            _shown(row.input_sqnr),
+            "" if row.op == "Add" else _shown(row.weight_sqnr),
+            f"{row.map_error:.5f}",
+            f"{row.share:.1%}",
+        ]
+        for row in report.rows
+    ]
+    return Table(
+        f"{len(rows)} int8 layers, on {len(report.images)} images",
+        ["layer", "op", "input", "amax", "clipped", "input dB", "weight dB", "map error", "share"],
+        rows,
+        text_columns=3,
+        caption=f"All layers together move the map by {report.map_error:.5f} (root mean square, of maps in [0, 1]).",
+    )
+
+
+def to_json(report: LayerReport) -> str:
+    """The report as a JSON document, ending in a newline."""
+    return json.dumps(asdict(report), indent=1) + "\n"
+
+
+def _measure(network: Network, amax: Mapping[str, float], inputs: Sequence[np.ndarray]) -> dict[str, _Stored]:
+    """What quantizing each tensor adds to it, summed inside the network so that no tensor has to leave it."""
+    model = onnx.ModelProto()
+    model.CopyFrom(network.model)
+    graph = model.graph
+
+    def node(op: str, inputs: list[str], output: str, **attributes: int) -> str:
+        graph.node.append(helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    def constant(name: str, value: np.ndarray) -> str:
+        graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    outputs = []
+    for tensor, limit in amax.items():
+        own = f"{tensor}/report"
+        parameters = [constant(f"{own}/scale", fp16_scale(limit / 127)), constant(f"{own}/zero", np.int8(0))]
+        steps = node("QuantizeLinear", [tensor, *parameters], f"{own}/steps")
+        error = node("Sub", [node("DequantizeLinear", [steps, *parameters], f"{own}/back"), tensor], f"{own}/error")
+        beyond = node(
+            "Greater",
+            [node("Abs", [tensor], f"{own}/abs"), constant(f"{own}/amax", np.float32(limit))],
+            f"{own}/beyond",
+        )
+        number = node("Cast", [beyond], f"{own}/number", to=TensorProto.FLOAT)
+        outputs += [
+            node("ReduceSumSquare", [tensor], f"{own}/signal", keepdims=0),
+            node("ReduceSumSquare", [error], f"{own}/noise", keepdims=0),
+            node("ReduceMean", [number], f"{own}/clipped", keepdims=0),
+        ]
+    del graph.output[:]
+    graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in outputs)
+    run = _session(model)
+    stored = {tensor: _Stored() for tensor in amax}
+    for image in inputs:
+        values = np.reshape([float(value) for value in run(image)], (-1, 3))
+        for sums, (signal, noise, clipped) in zip(stored.values(), values, strict=True):
+            sums.signal += signal
+            sums.noise += noise
+            sums.clipped += clipped
+    return stored
+
+
+def _weight_sqnr(network: Network, node: onnx.NodeProto, layer: Layer) -> float | None:
+    weight = network.weight(node) if network.is_weighted(node) else None
+    if weight is None:
+        return None
+    error = dequantize_weight(*quantized_weight(network, node, layer)) - weight
+    return _decibels(float(np.square(weight, dtype=np.float64).sum()), float(np.square(error, dtype=np.float64).sum()))
+
+
+def _map_error(outputs: Sequence[np.ndarray], references: Sequence[np.ndarray], network: Network) -> float:
+    """Root mean square over all pixels; where the map is NaN or infinite each pixel counts as wrong by 1."""
+    squares = []
+    for output, reference in zip(outputs, references, strict=True):
+        try:
+            squares.append(float(np.square(to_saliency(output, network.contract) - reference).mean()))
+        except UserError:
+            squares.append(1.0)
+    return math.sqrt(np.mean(squares))
+
+
+def _maps(model: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    run = _session(model)
+    return [run(image)[0][0, 0] for image in inputs]
+
+
+def _session(model: onnx.ModelProto) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda image: [np.asarray(value) for value in session.run(None, {name: image})]
+
+
+def _decibels(signal: float, noise: float) -> float | None:
+    return 10 * math.log10(signal / noise) if signal > 0 and noise > 0 else None
+
+
+def _shown(decibels: float | None) -> str:
+    return "exact" if decibels is None else f"{decibels:.1f}"
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="the float32 ONNX that the plan is for")],
+    plan: Annotated[Path, typer.Argument(help="its plan, from quant/build_engine.py --int8")],
+    images: Annotated[str, typer.Option(help="images to measure on: folder, list, or synthetic:eval[:N]")],
+    count: Annotated[int, typer.Option(help="use the first of them", min=1)] = 4,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here too")] = None,
+) -> None:
+    """Print what each int8 layer of a plan costs, the costliest first."""
+    network = load_network(model)
+    dataset: Dataset = open_dataset(images, masks=False)
+    report = layer_report(network, load_plan(plan, network), list(dataset)[:count])
+    if json_file is not None:
+        write_text(json_file, to_json(report))
+    show([table(report)])
+
+
+if __name__ == "__main__":
+    terminal.run(main)
