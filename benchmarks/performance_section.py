@@ -29,8 +29,9 @@ def section(results: Path = RESULTS) -> str:
             newest[record["gpu"]] = record
     if not newest:
         return (
-            f"No GPU has been measured yet. {', '.join(_PARTS)}: `make gpu-check` on a machine with an NVIDIA GPU "
-            "measures them, and this section then shows what it found."
+            "No GPU has been measured yet. `make gpu-check` on a machine with an NVIDIA GPU times the kernels against copy\n"
+            "bandwidth, pre- and post-processing against OpenCV and PyTorch, and the pipeline against the usual way; this\n"
+            "section is then generated from its results."
         )
     return "\n\n".join(_report(record) for _, record in sorted(newest.items()))
 
