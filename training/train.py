@@ -9,6 +9,7 @@ to resume from), loss.csv, scores.csv, pictures/. The recipe's batch is divided 
 same on any number of them.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +44,8 @@ def main(
 ) -> None:
     """Train a network as a recipe says."""
     best = train(config, data, output, resume, overrides or ())
-    terminal.results.print(str(best))
+    if os.environ.get("RANK", "0") == "0":  # once, however many processes torchrun started
+        terminal.results.print(str(best))
 
 
 def train(
