@@ -17,6 +17,10 @@ from sodeploy.artifacts import require_file, write_text
 from sodeploy.errors import UserError
 
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
+_NOTHING_YET = """\
+No GPU has been measured yet. `make gpu-check` on a machine with an NVIDIA GPU times the kernels against copy bandwidth,
+pre- and post-processing against OpenCV and PyTorch, and the pipeline against the usual way; this section is then
+generated from its results."""
 _PARTS = ("Kernels", "Pre- and post-processing", "End to end")
 
 
@@ -28,11 +32,7 @@ def section(results: Path = RESULTS) -> str:
         if record["date"] >= newest.get(record["gpu"], record)["date"]:
             newest[record["gpu"]] = record
     if not newest:
-        return (
-            "No GPU has been measured yet. `make gpu-check` on a machine with an NVIDIA GPU times the kernels against copy\n"
-            "bandwidth, pre- and post-processing against OpenCV and PyTorch, and the pipeline against the usual way; this\n"
-            "section is then generated from its results."
-        )
+        return _NOTHING_YET
     return "\n\n".join(_report(record) for _, record in sorted(newest.items()))
 
 

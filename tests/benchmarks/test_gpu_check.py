@@ -174,3 +174,11 @@ def test_the_readme_section_shows_the_newest_report_of_each_gpu(
     readme.write_text("no markers")
     with pytest.raises(performance_section.UserError, match="lacks the lines"):
         performance_section.main(readme)
+
+
+def test_the_readme_shows_what_the_results_say(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import performance_section as performance
+
+    section = f"{performance.BEGIN}\n{performance.section()}\n{performance.END}"
+    assert section in (repository / "README.md").read_text(), "run benchmarks/performance_section.py README.md"
