@@ -17,9 +17,17 @@ and, with --int8,
     out/u2netp.int8.sim.onnx    what the engine will compute, as fake quantization: its accuracy without a GPU
 
 and an engine per precision where a builder is installed.
+
+    python quant/build_engine.py out/u2netp.onnx --int8 --calib DATA --eval OTHER --max-drop s=0.002,mae=0.001
+
+leaves as few layers in fp16, and nodes in fp32, as keep the losses on OTHER within the budget (quant/search.py), and
+writes besides
+
+    out/u2netp.search.json, .npz    what was measured; the same command goes on from there after an interrupt
 """
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -33,10 +41,12 @@ from quant.calibrate import Statistics, calibrate, load_statistics
 from quant.emit import emit_half, emit_half_simulation, emit_simulation, emit_tensorrt
 from quant.emit_cpu import emit_cpu
 from quant.engine_profile import Profile, parse_profile
+from quant.gate import Budget, parse_budget, require_disjoint
 from quant.graph import Network, load_network
 from quant.plan import Plan, load_plan, save_plan
 from quant.planning import make_plan
 from quant.rules import check_cpu, check_tensorrt, unequal_scales
+from quant.search import find_plan
 from quant.thresholds import METHODS, Method
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_manifest
@@ -52,6 +62,8 @@ def build(
     engines: bool = True,
     profile: Profile | None = None,
     calib_cache: str | Path | None = None,
+    evaluation: Dataset | None = None,
+    budget: Budget | None = None,
 ) -> list[Path]:
     """Write the fp16 graph and, given a calibration set or a plan, the int8 graphs; then the engines.
 
@@ -62,6 +74,8 @@ def build(
         engines: build them with whatever builder is here.
         profile: the shapes an engine takes, where the network's are dynamic.
         calib_cache: of TensorRT <= 10, to take the ranges from instead of calibrating.
+        evaluation: images and masks to measure losses on, none of them in `calibration`; with a budget only.
+        budget: the most that may be lost, by metric; the plan is searched for.
 
     Returns:
         The files written, in the order in which they were made.
@@ -71,10 +85,14 @@ def build(
     """
     network = load_network(model)
     base = Path(output_dir) / Path(model).stem
-    plan, made = _plan(network, base, calibration, method, plan_file, calib_cache)
+    plan: Plan | None
+    if evaluation is not None and budget is not None:
+        plan, made = _plan_within(budget, evaluation, network, base, calibration, method)
+    else:
+        plan, made = _plan(network, base, calibration, method, plan_file, calib_cache)
     inputs = {"model": network.path, **({"plan": made[-1]} if plan else {})}
     graphs = {".fp16": emit_half(network, plan), ".fp16.sim": emit_half_simulation(network, plan)}
-    if plan is not None:
+    if plan is not None and plan.calibration is not None:
         graphs[".int8.trt"] = emit_tensorrt(network, plan)
         graphs[".int8.cpu"] = emit_cpu(network, plan)
         graphs[".int8.sim"] = emit_simulation(network, plan)
@@ -115,6 +133,26 @@ def _plan(
     save_plan(plan, path)
     terminal.note(f"wrote {path}: {_counted(plan)}, ranges by {method} from {len(statistics.images)} images")
     return plan, [file, path]
+
+
+def _plan_within(
+    budget: Budget, evaluation: Dataset, network: Network, base: Path, calibration: Dataset | None, method: Method
+) -> tuple[Plan, list[Path]]:
+    """The plan that loses no more than `budget`, of int8 if there are images to calibrate on, and its files."""
+    inputs = {"model": network.path}
+    statistics = None
+    if calibration is not None:
+        require_disjoint(calibration, evaluation)
+        inputs["statistics"] = _beside(base, ".statistics.npz")
+        statistics = gather(network, calibration, inputs["statistics"])
+    record = _beside(base, ".search.json")
+    found = find_plan(network, evaluation, budget, record, statistics, method)
+    path = _beside(base, ".plan.json")
+    save_plan(found.plan, path)
+    differences = {name: asdict(delta) for name, delta in found.verdict.deltas.items()}
+    write_manifest(path, inputs, evaluation=str(evaluation), budget=budget, differences=differences)
+    terminal.note(f"wrote {path}: {found.name}")
+    return found.plan, [*list(inputs.values())[1:], record, path]
 
 
 def _counted(plan: Plan) -> str:
@@ -188,6 +226,12 @@ def main(
     calib_cache: Annotated[
         Path | None, typer.Option(help="take ranges from this calib.cache of TensorRT <= 10 instead of calibrating")
     ] = None,
+    evaluate: Annotated[
+        str | None, typer.Option("--eval", help="images and masks to measure losses on, for --max-drop")
+    ] = None,
+    max_drop: Annotated[
+        str | None, typer.Option(help="lose no more than this on --eval, at 95 %: s=0.002,mae=0.001")
+    ] = None,
     engines: Annotated[bool, typer.Option(help="build engines where a builder is installed")] = True,
     profile: Annotated[str | None, typer.Option(help="for dynamic shapes: min:opt:max, each NxCxHxW")] = None,
 ) -> None:
@@ -201,6 +245,11 @@ def main(
         raise UserError(f"{' and '.join(given)} each say where the ranges come from; give one of them")
     if int8 and not given:
         raise UserError("--int8 needs images to read ranges from: --calib DATA, a folder or a list of images")
+    budget = parse_budget(max_drop) if max_drop is not None else None
+    if (evaluate is None) != (budget is None):
+        raise UserError("--max-drop, what may be lost, and --eval, the images to measure it on, need one another")
+    if budget is not None and int8 and calib is None:
+        raise UserError(f"--max-drop looks for a plan of its own, from images: give --calib instead of {given[0]}")
     calibration = None
     if int8 and calib is not None:
         found = open_dataset(calib, masks=False)
@@ -214,6 +263,8 @@ def main(
         engines,
         parse_profile(profile) if profile else None,
         calib_cache if int8 else None,
+        open_dataset(evaluate) if evaluate is not None else None,
+        budget,
     )
 
 
