@@ -1,7 +1,5 @@
 """Many images through a network, so that the GPU never waits: reading, copies, network and kernels overlap.
 
-    python runtime/pipeline.py out/u2netp.int8.engine --images photos/ --output out/masks [--style rgba]
-
 Reader threads decode images ahead. Each batch then takes a lane, which is a CUDA stream with an execution context and
 buffers of its own: up, kernels, network, kernels, down, one after another without the host in between. While one lane's
 network runs, the next one's images are copied up and the last one's pictures down.
@@ -10,25 +8,18 @@ network runs, the next one's images are copied up and the last one's pictures do
 import contextlib
 import queue
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-import cv2
 import numpy as np
-import typer
 
-from calib_data.images import read_image
-from calib_data.layouts import image_files
-from runtime.composition import STYLES, Style
+from runtime.composition import Style
 from runtime.cuda_processing import CudaProcessing
 from runtime.device import DeviceError, OutOfDeviceMemory
-from runtime.device_session import DeviceSession, open_on_device
+from runtime.device_session import DeviceSession
 from runtime.metrics import usable_cores
 from runtime.timeline import Timeline
-from sodeploy import terminal
-from sodeploy.artifacts import atomic_write
 from sodeploy.errors import UserError
 from sodeploy.terminal import warn
 
@@ -47,8 +38,8 @@ def pictures(
     lanes: int = 3,
     readers: int | None = None,
     timeline: Timeline | None = None,
-) -> Iterator[tuple[Source, Picture]]:
-    """Yield each source with its picture, in order.
+) -> Generator[tuple[Source, Picture], None, None]:
+    """Yield each source with its picture, in order; close it to stop early.
 
     An image that cannot be read, or whose batch the GPU fails at, comes with the error instead; the others go on. A
     batch that the GPU has no room for is halved, and a warning says so.
@@ -223,78 +214,3 @@ def _first(items: Iterator[Source], count: int) -> Iterator[Source]:
             yield next(items)
         except StopIteration:
             return
-
-
-def write_pictures(
-    model: str | Path,
-    images: str | Path,
-    output: str | Path,
-    *,
-    batch: int = 8,
-    style: Style = "map",
-    profile: str | Path | None = None,
-) -> int:
-    """Write a PNG for every image file of a folder, named as the image; returns how many.
-
-    An image that fails is warned of and left out.
-
-    Args:
-        profile: where to write the timeline, as JSON for Perfetto or chrome://tracing.
-
-    Raises:
-        UserError: there is no such folder, it has no images, two would become the same file, or the model is unfit.
-    """
-    folder, output = Path(images), Path(output)
-    if not folder.is_dir():
-        raise UserError(f"{images} is not a folder; give one with images")
-    targets = {path: output / f"{path.stem}.png" for path in image_files(folder)}
-    if not targets:
-        raise UserError(f"{images} has no images; give a folder with .jpg or .png files")
-    owners: dict[Path, Path] = {}
-    for path, target in targets.items():
-        if owners.setdefault(target, path) != path:
-            raise UserError(f"{owners[target]} and {path} would both become {target}; rename one")
-    timeline = Timeline() if profile else None
-    written = 0
-    with open_on_device(model) as session, ThreadPoolExecutor(usable_cores(), "writer") as writers:
-        made = pictures(session, targets, read_image, batch=batch, style=style, timeline=timeline)
-        writing: deque[Future[None]] = deque()
-        for path, picture in terminal.progress(made, "images", total=len(targets)):
-            if isinstance(picture, UserError):
-                warn(f"{path}: {picture}")
-                continue
-            writing.append(writers.submit(_write, targets[path], picture))
-            written += 1
-            if len(writing) > 4 * usable_cores():  # no more pictures in memory than the writers are about to take
-                writing.popleft().result()
-        for future in writing:
-            future.result()
-    if timeline and profile:
-        timeline.save(profile)
-    return written
-
-
-def _write(path: Path, picture: np.ndarray) -> None:
-    if picture.ndim == 3:
-        picture = cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR)
-    with atomic_write(path) as temporary:
-        cv2.imwrite(str(temporary), picture)
-
-
-def main(
-    model: Annotated[Path, typer.Argument(help="an .engine, or an .onnx to run with onnxruntime's GPU build")],
-    images: Annotated[Path, typer.Option(help="folder of images")],
-    output: Annotated[Path, typer.Option(help="folder for the pictures, PNG")],
-    style: Annotated[str, typer.Option(help=f"one of {', '.join(STYLES)}")] = "map",
-    batch: Annotated[int, typer.Option(help="images to one run of the network", min=1)] = 8,
-    profile: Annotated[Path | None, typer.Option(help="write a timeline for Perfetto or chrome://tracing")] = None,
-) -> None:
-    """Find the salient object in every image of a folder, on the GPU."""
-    if style not in STYLES:
-        raise UserError(f"no style is called {style}; choose from {', '.join(STYLES)}")
-    written = write_pictures(model, images, output, batch=batch, style=style, profile=profile)
-    terminal.results.print(f"{written} pictures in {output}", soft_wrap=True)
-
-
-if __name__ == "__main__":
-    terminal.run(main)

@@ -19,7 +19,7 @@ STAGES = {
     "build": ("quant.build_engine", "ONNX -> plan, fp16 and int8 graphs, engines"),
     "engine": ("quant.engine", "one graph -> one engine, with every option"),
     "bench": ("runtime.bench", "models x images -> accuracy, its loss, latency"),
-    "pipeline": ("runtime.pipeline", "a folder of images -> maps or pictures, on a GPU"),
+    "infer": ("runtime.infer", "a folder of images -> saliency maps or pictures"),
     "evaluate": ("runtime.evaluate", "folders of saliency maps -> the nine metrics"),
     "subset": ("calib_data.subset", "a folder of images -> a calibration set"),
 }

@@ -6,17 +6,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from test_engine_session import device, imitation, save_engine  # noqa: F401  (fixtures)
 
 from runtime import pipeline
-from runtime.composition import compose
 from runtime.contract import Contract
 from runtime.device import OutOfDeviceMemory
 from runtime.engine_session import EngineSession, open_engine
-from runtime.pipeline import pictures, write_pictures
+from runtime.pipeline import pictures
 from runtime.processing import postprocess, preprocess
 from runtime.timeline import Timeline
 from sodeploy.errors import UserError
@@ -164,46 +162,3 @@ def test_the_timeline_shows_every_stage(session: EngineSession, tmp_path: Path) 
     names = {event["args"]["name"] for event in events if event["ph"] == "M"}
     assert "GPU stream 0" in names
     assert any(name.startswith("reader") for name in names)
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(5):
-        cv2.imwrite(str(folder / f"{number}.png"), image(number)[..., ::-1])
-    return folder
-
-
-@pytest.mark.parametrize("style", ["map", "rgba", "overlay"])
-def test_a_folder_becomes_pictures(
-    session: EngineSession,
-    photos: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    style: Any,
-) -> None:
-    monkeypatch.setattr(pipeline, "open_on_device", lambda path: session)
-    (photos / "broken.jpg").write_bytes(b"no picture")
-    count = write_pictures("tiny.engine", photos, tmp_path / "out", style=style, profile=tmp_path / "trace.json")
-    assert count == 5
-    assert "broken.jpg" in capsys.readouterr().err
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{n}.png" for n in range(5)]
-    made = cv2.imread(str(tmp_path / "out/3.png"), cv2.IMREAD_UNCHANGED)
-    if made.ndim == 3:
-        made = cv2.cvtColor(made, cv2.COLOR_BGRA2RGBA if style == "rgba" else cv2.COLOR_BGR2RGB)
-    wanted = compose(image(3), expected(3, session.contract), style)
-    assert np.abs(made.astype(int) - wanted).max() <= 1
-    assert (tmp_path / "trace.json").exists()
-
-
-def test_folders_that_cannot_be_used(tmp_path: Path, photos: Path) -> None:
-    with pytest.raises(UserError, match="is not a folder"):
-        write_pictures("tiny.engine", tmp_path / "none", tmp_path / "out")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="has no images"):
-        write_pictures("tiny.engine", tmp_path / "empty", tmp_path / "out")
-    cv2.imwrite(str(photos / "3.bmp"), image(3))
-    with pytest.raises(UserError, match=r"3.bmp and .*3.png would both become"):
-        write_pictures("tiny.engine", photos, tmp_path / "out")

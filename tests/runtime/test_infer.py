@@ -1,0 +1,106 @@
+"""Folders of images to pictures, on the CPU, and on the GPU as far as emulation goes."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from test_engine_session import device, imitation, save_engine  # noqa: F401  (fixtures)
+
+from runtime import infer as script
+from runtime.composition import compose
+from runtime.contract import Contract
+from runtime.engine_session import open_engine
+from runtime.gpu import driver_problem
+from runtime.infer import infer
+from runtime.processing import postprocess, preprocess
+from sodeploy.errors import UserError
+
+SaveModel = Callable[..., Path]
+
+
+def image(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, (20 + number, 30, 3), dtype=np.uint8)
+
+
+def picture(number: int, contract: Contract, style: Any) -> np.ndarray:
+    """By the CPU path, of saliency = clip(0.3 R + 0.4 G + 0.3 B, 0, 1)."""
+    tensor = preprocess(image(number), contract)
+    saliency = np.clip(np.einsum("chw,c->hw", tensor, np.float32([0.3, 0.4, 0.3])), 0, 1)
+    return compose(image(number), postprocess(saliency, contract, (20 + number, 30)), style)
+
+
+def read(path: Path) -> np.ndarray:
+    stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if stored.ndim == 2:
+        return stored
+    return cv2.cvtColor(stored, cv2.COLOR_BGRA2RGBA if stored.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(5):
+        cv2.imwrite(str(folder / f"{number}.png"), image(number)[..., ::-1])
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder
+
+
+@pytest.mark.parametrize("style", ["map", "rgba", "green", "blur", "overlay"])
+def test_on_the_cpu(
+    save_model: SaveModel, make_contract: Any, photos: Path, capsys: pytest.CaptureFixture[str], style: Any
+) -> None:
+    output = photos.parent / "out"
+    assert infer(save_model(), photos, output, style=style) == 5
+    assert "broken.jpg" in capsys.readouterr().err
+    assert sorted(path.name for path in output.iterdir()) == [f"{number}.png" for number in range(5)]
+    difference = read(output / "3.png").astype(int) - picture(3, make_contract(), style)
+    assert np.abs(difference).max() <= 1  # onnxruntime adds in another order
+
+
+@pytest.mark.parametrize("style", ["map", "rgba", "overlay"])
+def test_on_an_emulated_gpu(
+    device: Any,  # noqa: F811
+    save_engine: Callable[..., Path],  # noqa: F811
+    make_contract: Any,
+    photos: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    style: Any,
+) -> None:
+    monkeypatch.setattr(script, "open_on_device", lambda path: open_engine(path, device))
+    output, profile = photos.parent / "out", photos.parent / "trace.json"
+    assert infer(save_engine(), photos, output, device="cuda", style=style, profile=profile) == 5
+    assert "broken.jpg" in capsys.readouterr().err
+    difference = read(output / "3.png").astype(int) - picture(3, make_contract(), style)
+    assert np.abs(difference).max() <= 1
+    assert json.loads(profile.read_text())["traceEvents"]
+
+
+def test_folders_that_cannot_be_used(save_model: SaveModel, tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(UserError, match="is not a folder"):
+        infer(save_model(), tmp_path / "none", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="has no images"):
+        infer(save_model(), tmp_path / "empty", tmp_path / "out")
+    cv2.imwrite(str(photos / "3.bmp"), image(3))
+    with pytest.raises(UserError, match=r"3.bmp and .*3.png would both become"):
+        infer(save_model(), photos, tmp_path / "out")
+
+
+def test_what_only_a_gpu_can_do(save_model: SaveModel, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="runs on a GPU; choose the device cuda"):
+        infer("u2netp.engine", photos, tmp_path / "out")
+    with pytest.raises(UserError, match="choose the device cuda, or leave it out"):
+        infer(save_model(), photos, tmp_path / "out", profile=tmp_path / "trace.json")
+
+
+@pytest.mark.skipif(driver_problem() is None, reason="there is a GPU")
+def test_without_a_gpu_cuda_is_an_error_not_the_cpu(save_model: SaveModel, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a GPU is needed, but no NVIDIA driver is installed"):
+        infer(save_model(), photos, tmp_path / "out", device="cuda")
+    assert not (tmp_path / "out").exists()
