@@ -1,26 +1,33 @@
 """One streaming pass over the calibration images: the statistics from which every plan is made.
 
 Memory does not grow with the number of images, and nothing depends on their order or on how they were divided over
-processes: counts are integers, and channel means are summed in fixed point, so that sums are exact.
+processes: counts are integers, and channel means are summed in fixed point, so that sums are exact. Many images can so
+be divided over processes or machines:
+
+    python quant/calibrate.py out/u2netp.onnx --calib DATA --shard 1/4 --output part1.npz     (2/4, 3/4, 4/4 elsewhere)
+    python quant/calibrate.py --merge part1.npz part2.npz part3.npz part4.npz --output all.npz
+    python quant/build_engine.py out/u2netp.onnx --int8 --statistics all.npz
 """
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import onnx
+import typer
 from onnx import numpy_helper
 
-from calib_data import Sample
-from quant.graph import PASSING, Network
+from calib_data import Sample, open_dataset
+from quant.graph import PASSING, Network, load_network
 from quant.histogram import MagnitudeHistogram
 from runtime.processing import preprocess
 from sodeploy.artifacts import atomic_write
 from sodeploy.errors import UserError
-from sodeploy.terminal import progress
+from sodeploy.terminal import note, progress, run
 
 _FIXED_POINT = 2.0**24
 _CHECKPOINT_SECONDS = 20.0  # the most work that an interrupt can cost
@@ -36,12 +43,15 @@ class Statistics:
         channel_sums: input tensor of a weighted layer -> (C,) int64, the sum over images of each channel's mean, in
             units of 2**-24.
         images: image digest -> name, of the images that were counted.
+        half: tensor -> magnitudes in about half of the images, those that `is_in_half`: how far the ranges of these are
+            from the ranges of all says whether the images were enough (quant/drift.py).
     """
 
     network: str
     histograms: dict[str, MagnitudeHistogram] = field(default_factory=dict)
     channel_sums: dict[str, np.ndarray] = field(default_factory=dict)
     images: dict[str, str] = field(default_factory=dict)
+    half: dict[str, MagnitudeHistogram] = field(default_factory=dict)
 
     def channel_means(self, tensor: str) -> np.ndarray:
         """`(C,) float64`: the mean of each channel over all images and positions."""
@@ -62,8 +72,9 @@ class Statistics:
             raise UserError(
                 f"both statistics counted the same {len(common)} image(s), e.g. {name}; make the shards disjoint"
             )
-        for tensor, histogram in other.histograms.items():
-            self.histograms[tensor] = self.histograms.get(tensor, MagnitudeHistogram()) + histogram
+        for ours, theirs in ((self.histograms, other.histograms), (self.half, other.half)):
+            for tensor, histogram in theirs.items():
+                ours[tensor] = ours.get(tensor, MagnitudeHistogram()) + histogram
         for tensor, sums in other.channel_sums.items():
             self.channel_sums[tensor] = self.channel_sums.get(tensor, 0) + sums
         self.images |= other.images
@@ -71,12 +82,12 @@ class Statistics:
     def save(self, path: str | Path) -> None:
         """Write to an .npz file, atomically."""
         arrays: dict[str, np.ndarray] = {}
-        tensors: list[tuple[str, float, bool]] = []
-        for index, (tensor, histogram) in enumerate(sorted(self.histograms.items())):
+        tensors: list[tuple[str, float, bool, bool]] = []
+        for index, (tensor, in_half, histogram) in enumerate(self._all_histograms()):
             (occupied,) = np.nonzero(histogram.counts)
             arrays[f"bins_{index}"] = occupied.astype(np.int32)
             arrays[f"counts_{index}"] = histogram.counts[occupied]
-            tensors.append((tensor, histogram.maximum, histogram.signed))
+            tensors.append((tensor, histogram.maximum, histogram.signed, in_half))
         for index, tensor in enumerate(channels := sorted(self.channel_sums)):
             arrays[f"channels_{index}"] = self.channel_sums[tensor]
         images = dict(sorted(self.images.items()))
@@ -84,6 +95,17 @@ class Statistics:
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
         with atomic_write(path) as temporary:
             np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+
+    def _all_histograms(self) -> Iterator[tuple[str, bool, MagnitudeHistogram]]:
+        """(tensor, whether of the half, histogram)"""
+        for in_half, histograms in ((False, self.histograms), (True, self.half)):
+            for tensor, histogram in sorted(histograms.items()):
+                yield tensor, in_half, histogram
+
+
+def is_in_half(digest: str) -> bool:
+    """Whether an image is one of those counted a second time: by its content, whenever and wherever it is met."""
+    return int(digest[-1], 16) % 2 == 0
 
 
 def load_statistics(path: str | Path) -> Statistics:
@@ -96,8 +118,9 @@ def load_statistics(path: str | Path) -> Statistics:
         with np.load(path) as arrays:
             header = json.loads(arrays["header"].tobytes())
             statistics = Statistics(header["network"], images=header["images"])
-            for index, (tensor, maximum, signed) in enumerate(header["tensors"]):
-                histogram = statistics.histograms[tensor] = MagnitudeHistogram()
+            for index, (tensor, maximum, signed, in_half) in enumerate(header["tensors"]):
+                histogram = MagnitudeHistogram()
+                (statistics.half if in_half else statistics.histograms)[tensor] = histogram
                 histogram.counts[arrays[f"bins_{index}"]] = arrays[f"counts_{index}"]
                 histogram.maximum, histogram.signed = maximum, signed
             for index, tensor in enumerate(header["channels"]):
@@ -157,7 +180,7 @@ def calibrate(
             continue
         values, means = observer.run(sample)
         for tensor, array in values.items():
-            histogram = statistics.histograms.setdefault(tensor, MagnitudeHistogram())
+            histogram = MagnitudeHistogram()
             try:
                 histogram.add(array)
             except ValueError as error:
@@ -165,6 +188,8 @@ def calibrate(
                     f"image {sample.name}, tensor {tensor}: {error}; the float32 network itself overflows there, so "
                     "check the checkpoint and the contract's mean, std and divide_by"
                 ) from None
+            for counted in (statistics.histograms, statistics.half) if is_in_half(digest) else (statistics.histograms,):
+                counted[tensor] = counted[tensor] + histogram if tensor in counted else histogram
         for tensor, mean in means.items():
             fixed = np.rint(mean.astype(np.float64) * _FIXED_POINT).astype(np.int64)
             statistics.channel_sums[tensor] = statistics.channel_sums.get(tensor, 0) + fixed
@@ -219,3 +244,71 @@ class Observer:
             dict(zip(self.observed, values[:count], strict=True)),
             dict(zip(self.averaged, values[count:], strict=True)),
         )
+
+
+def gather(network: Network, images: Iterable[Sample], file: Path) -> Statistics:
+    """Statistics over exactly `images`: from `file` as far as it holds them, the rest by running the network.
+
+    `file` holds them all afterwards, and so far as they were counted if this is interrupted.
+    """
+    samples = _distinct(images)
+    statistics = Statistics(network.digest)
+    if file.exists():
+        found = load_statistics(file)
+        if found.network == network.digest and found.images.keys() <= samples.keys():
+            statistics = found
+            note(f"{file}: {len(found.images)} of {len(samples)} images are counted already")
+        else:
+            note(f"{file} is of another network or of other images; calibrating anew")
+    if statistics.images.keys() != samples.keys() or not samples:
+        left = [sample for digest, sample in samples.items() if digest not in statistics.images]
+        statistics = calibrate(network, left, statistics, checkpoint=lambda so_far: so_far.save(file))
+    return statistics
+
+
+def select_shard(images: Iterable[Sample], shard: str) -> list[Sample]:
+    """The part of a set that `shard`, "2/4" for the second of four, names: of equal sizes, no image in two of them.
+
+    Raises:
+        UserError: not such a text.
+    """
+    part, _, parts = shard.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise UserError(f"--shard {shard} is not a part such as 1/4, the first of four")
+    samples = _distinct(images)  # a copy of an image must not stand in another shard
+    return [samples[digest] for digest in sorted(samples)][int(part) - 1 :: int(parts)]
+
+
+def _distinct(images: Iterable[Sample]) -> dict[str, Sample]:
+    """Digest -> the first sample that has it."""
+    samples: dict[str, Sample] = {}
+    for sample in images:
+        samples.setdefault(sample.digest(), sample)
+    return samples
+
+
+def main(
+    files: Annotated[list[Path], typer.Argument(help="float32 ONNX with a contract; with --merge the parts, .npz")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the .npz to write; completed if it was interrupted")],
+    calib: Annotated[str | None, typer.Option(help="images: folder, list, or synthetic:calib[:N]")] = None,
+    shard: Annotated[str | None, typer.Option(help="count this part of them alone, such as 1/4")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="add up parts that were counted apart")] = False,
+) -> None:
+    """Count what a network's tensors hold over images, or add up such counts; quant/build_engine.py reads them."""
+    if merge:
+        if calib is not None or shard is not None:
+            raise UserError("--merge adds up files of statistics; leave --calib and --shard out")
+        statistics = load_statistics(files[0])
+        for part in files[1:]:
+            statistics.merge(load_statistics(part))
+        statistics.save(output)
+    else:
+        if len(files) > 1 or calib is None:
+            raise UserError("give one ONNX file and --calib DATA, or files of statistics and --merge")
+        images: Iterable[Sample] = open_dataset(calib, masks=False)
+        statistics = gather(load_network(files[0]), select_shard(images, shard) if shard else images, output)
+    note(f"wrote {output}: {len(statistics.images)} images, {len(statistics.histograms)} tensors")
+
+
+if __name__ == "__main__":
+    run(main)

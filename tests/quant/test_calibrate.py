@@ -1,14 +1,18 @@
 """Calibration: constant, mergeable, resumable, and loud about values that are not numbers."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
 
-from quant.calibrate import Observer, Statistics, calibrate, load_statistics, observed_tensors
+from calib_data import open_dataset
+from quant.calibrate import Observer, Statistics, calibrate, gather, load_statistics, observed_tensors
 from quant.graph import Network, load_network
 from sodeploy.errors import UserError
 
@@ -21,6 +25,9 @@ def assert_equal(a: Statistics, b: Statistics) -> None:
         other = b.histograms[tensor]
         assert np.array_equal(histogram.counts, other.counts), tensor
         assert (histogram.maximum, histogram.signed) == (other.maximum, other.signed)
+    assert a.half.keys() == b.half.keys()
+    for tensor, histogram in a.half.items():
+        assert np.array_equal(histogram.counts, b.half[tensor].counts), tensor
     assert a.channel_sums.keys() == b.channel_sums.keys()
     for tensor, sums in a.channel_sums.items():
         assert np.array_equal(sums, b.channel_sums[tensor]), tensor
@@ -91,3 +98,54 @@ def test_a_broken_file_of_statistics(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"x\.npz holds no calibration statistics"):
         load_statistics(path)
+
+
+class TestCommand:
+    @pytest.fixture
+    def images(self, pictures: list, tmp_path: Path) -> Path:
+        folder = tmp_path / "images"
+        folder.mkdir()
+        for index, picture in enumerate([*pictures, pictures[0]]):  # one of them twice
+            cv2.imwrite(str(folder / f"{index}.png"), picture.image())
+        return folder
+
+    def run(self, repository: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+        script = repository / "quant" / "calibrate.py"
+        return subprocess.run(
+            [sys.executable, script, *map(str, arguments)], capture_output=True, text=True, check=False
+        )
+
+    def test_shards_counted_apart_are_the_whole(
+        self, repository: Path, unet_file: Path, images: Path, tmp_path: Path
+    ) -> None:
+        parts = [tmp_path / f"part{part}.npz" for part in (1, 2)]
+        for part, file in enumerate(parts, start=1):
+            done = self.run(repository, unet_file, "--calib", images, "--shard", f"{part}/2", "--output", file)
+            assert done.returncode == 0, done.stderr
+            assert len(load_statistics(file).images) == 3
+        done = self.run(repository, "--merge", *parts, "--output", tmp_path / "all.npz")
+        assert done.returncode == 0, done.stderr
+        assert "6 images" in done.stderr
+        whole = calibrate(load_network(unet_file), open_dataset(images, masks=False), threads=1)
+        assert_equal(load_statistics(tmp_path / "all.npz"), whole)
+
+    def test_a_shard_goes_on_where_it_stood(self, unet: Network, pictures: list, tmp_path: Path) -> None:
+        calibrate(unet, pictures[:2], threads=1).save(tmp_path / "x.npz")
+        assert_equal(gather(unet, pictures, tmp_path / "x.npz"), calibrate(unet, pictures, threads=1))
+
+    def test_bad_input_is_one_line(self, repository: Path, unet_file: Path, images: Path, tmp_path: Path) -> None:
+        whole = tmp_path / "whole.npz"
+        calibrate(load_network(unet_file), open_dataset(images, masks=False), threads=1).save(whole)
+        for arguments, message in (
+            ([unet_file, "--calib", images, "--shard", "3/2"], "--shard 3/2 is not a part such as 1/4"),
+            ([unet_file, "--calib", images, "--shard", "half"], "--shard half is not a part"),
+            ([unet_file], "give one ONNX file and --calib DATA"),
+            (["--merge", whole, whole], "both statistics counted the same 6 image(s)"),
+            (["--merge", whole, unet_file], "holds no calibration statistics"),
+            (["--merge", whole, "--calib", images], "leave --calib and --shard out"),
+        ):
+            done = self.run(repository, *arguments, "--output", tmp_path / "out.npz")
+            assert done.returncode == 1
+            assert done.stderr.count("\n") == 1, done.stderr
+            assert message in done.stderr
+        assert not (tmp_path / "out.npz").exists()
