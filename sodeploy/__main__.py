@@ -21,6 +21,7 @@ STAGES = {
     "bench": ("runtime.bench", "models x images -> accuracy, its loss, latency"),
     "infer": ("runtime.infer", "a folder of images -> saliency maps or pictures"),
     "evaluate": ("runtime.evaluate", "folders of saliency maps -> the nine metrics"),
+    "masks": ("calib_data.masks", "masks -> grown, shrunk, and their boundaries"),
     "subset": ("calib_data.subset", "a folder of images -> a calibration set"),
 }
 _EXTRAS = {"torch": "train", "onnx": "quant", "onnxruntime": "cpu", "py_sod_metrics": "bench", "matplotlib": "report"}

@@ -16,6 +16,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from export import to_onnx
+from sodeploy.artifacts import read_manifest
 from training.models import build, entry
 from training.models.network import SaliencyNetwork
 from training.networks import channels, macs
@@ -94,6 +96,20 @@ class NetworkCase:
         image = torch.rand(1, channels(self.name), 64, 64)
         with torch.no_grad():
             assert torch.equal(network(image)[0], again(image)[0])
+
+    def test_exported_it_answers_the_same_at_any_batch_and_size(
+        self, fill: ModuleType, golden: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        if entry(self.name).sees == "masks":
+            pytest.skip("a network that sees masks is not deployed")
+        torch.save(self.filled(fill, golden).state_dict(), tmp_path / "w.pth")
+        # Random weights magnify rounding, up to single pixels of the other sign; a wrong graph is off in the mean too.
+        monkeypatch.setattr(to_onnx, "require", lambda *_: None)
+        output = tmp_path / "network.onnx"
+        to_onnx.export(self.name, tmp_path / "w.pth", output, size=(64, 64), batch=None, dynamic_size=True)
+        parity = read_manifest(output)["parity"]
+        assert len({tuple(shape) for shape in parity["shapes"]}) == 3  # the native one, more images, another size
+        assert parity["mean_abs"] < 1e-4
 
     def loss(self, network: SaliencyNetwork, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """What a training step minimises; networks with maps of other sizes extend this."""

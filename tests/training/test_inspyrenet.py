@@ -57,3 +57,5 @@ class TestSwinB(InSPyReNetCase):
     params_m, gmacs = 90.721, 104.79
     cases = ("C64x128",)
     steps = 2
+    # A minute, for the operators of Swin-T once more.
+    test_exported_it_answers_the_same_at_any_batch_and_size = None  # type: ignore[assignment]
