@@ -11,7 +11,7 @@ writes
 and, with --int8,
 
     out/u2netp.statistics.npz   what calibration saw; another --method reads it instead of running the network again
-    out/u2netp.plan.json        every decision, to read, diff and edit (--plan takes an edited one)
+    out/u2netp.plan.json        every decision; quant/plan.py shows, compares and edits it (--plan takes an edited one)
     out/u2netp.int8.trt.onnx    for TensorRT and TensorRT-RTX
     out/u2netp.int8.cpu.onnx    for onnxruntime on a CPU
     out/u2netp.int8.sim.onnx    what the engine will compute, as fake quantization: its accuracy without a GPU
@@ -37,7 +37,8 @@ import typer
 from calib_data import Dataset, open_dataset
 from quant import engine
 from quant.calib_cache import plan_from_cache
-from quant.calibrate import Statistics, calibrate, load_statistics
+from quant.calibrate import Statistics, gather, load_statistics
+from quant.drift import drift
 from quant.emit import emit_half, emit_half_simulation, emit_simulation, emit_tensorrt
 from quant.emit_cpu import emit_cpu
 from quant.engine_profile import Profile, parse_profile
@@ -64,6 +65,7 @@ def build(
     calib_cache: str | Path | None = None,
     evaluation: Dataset | None = None,
     budget: Budget | None = None,
+    statistics_file: str | Path | None = None,
 ) -> list[Path]:
     """Write the fp16 graph and, given a calibration set or a plan, the int8 graphs; then the engines.
 
@@ -76,6 +78,7 @@ def build(
         calib_cache: of TensorRT <= 10, to take the ranges from instead of calibrating.
         evaluation: images and masks to measure losses on, none of them in `calibration`; with a budget only.
         budget: the most that may be lost, by metric; the plan is searched for.
+        statistics_file: what calibration saw already (quant/calibrate.py), instead of images.
 
     Returns:
         The files written, in the order in which they were made.
@@ -85,11 +88,14 @@ def build(
     """
     network = load_network(model)
     base = Path(output_dir) / Path(model).stem
+    statistics, counted = _statistics(network, base, calibration, statistics_file, evaluation)
     plan: Plan | None
     if evaluation is not None and budget is not None:
-        plan, made = _plan_within(budget, evaluation, network, base, calibration, method)
+        plan, made = _plan_within(budget, evaluation, network, base, statistics, counted, method)
     else:
-        plan, made = _plan(network, base, calibration, method, plan_file, calib_cache)
+        plan, made = _plan(network, base, statistics, counted, method, plan_file, calib_cache)
+    if plan is not None and statistics is not None and (moved := drift(plan, statistics)) is not None:
+        terminal.note(str(moved))
     inputs = {"model": network.path, **({"plan": made[-1]} if plan else {})}
     graphs = {".fp16": emit_half(network, plan), ".fp16.sim": emit_half_simulation(network, plan)}
     if plan is not None and plan.calibration is not None:
@@ -111,7 +117,8 @@ def build(
 def _plan(
     network: Network,
     base: Path,
-    calibration: Dataset | None,
+    statistics: Statistics | None,
+    counted: Path,
     method: Method,
     plan_file: str | Path | None,
     calib_cache: str | Path | None,
@@ -125,26 +132,27 @@ def _plan(
         save_plan(plan, path)
         terminal.note(f"wrote {path}: {_counted(plan)}, ranges from {calib_cache}")
         return plan, [Path(calib_cache), path]
-    if calibration is None:
+    if statistics is None:
         return None, []
-    file = _beside(base, ".statistics.npz")
-    statistics = gather(network, calibration, file)
     plan = make_plan(network, statistics, method)
     save_plan(plan, path)
     terminal.note(f"wrote {path}: {_counted(plan)}, ranges by {method} from {len(statistics.images)} images")
-    return plan, [file, path]
+    return plan, [counted, path]
 
 
 def _plan_within(
-    budget: Budget, evaluation: Dataset, network: Network, base: Path, calibration: Dataset | None, method: Method
+    budget: Budget,
+    evaluation: Dataset,
+    network: Network,
+    base: Path,
+    statistics: Statistics | None,
+    counted: Path,
+    method: Method,
 ) -> tuple[Plan, list[Path]]:
     """The plan that loses no more than `budget`, of int8 if there are images to calibrate on, and its files."""
     inputs = {"model": network.path}
-    statistics = None
-    if calibration is not None:
-        require_disjoint(calibration, evaluation)
-        inputs["statistics"] = _beside(base, ".statistics.npz")
-        statistics = gather(network, calibration, inputs["statistics"])
+    if statistics is not None:
+        inputs["statistics"] = counted
     record = _beside(base, ".search.json")
     found = find_plan(network, evaluation, budget, record, statistics, method)
     path = _beside(base, ".plan.json")
@@ -159,20 +167,25 @@ def _counted(plan: Plan) -> str:
     return f"{len(plan.nodes('int8'))} of {len(plan.layers)} layers int8"
 
 
-def gather(network: Network, images: Dataset, file: Path) -> Statistics:
-    """Statistics over exactly `images`: from `file` as far as it holds them, the rest by running the network."""
-    wanted = {sample.digest() for sample in images}
-    statistics = Statistics(network.digest)
-    if file.exists():
-        found = load_statistics(file)
-        if found.network == network.digest and found.images.keys() <= wanted:
-            statistics = found
-            terminal.note(f"{file}: {len(found.images)} of {len(wanted)} images are counted already")
-        else:
-            terminal.note(f"{file} is of another network or of other images; calibrating anew")
-    if statistics.images.keys() != wanted:
-        statistics = calibrate(network, images, statistics, checkpoint=lambda so_far: so_far.save(file))
-    return statistics
+def _statistics(
+    network: Network, base: Path, calibration: Dataset | None, counted: str | Path | None, evaluation: Dataset | None
+) -> tuple[Statistics | None, Path]:
+    """What calibration saw, and the file that holds it; None if int8 is not wanted, or not from images.
+
+    None of the images may be in `evaluation`.
+    """
+    if counted is not None:
+        statistics = load_statistics(counted)
+        if evaluation is not None:
+            common = [sample for sample in evaluation if sample.digest() in statistics.images]
+            require_disjoint(Dataset(str(counted), common), evaluation)
+        return statistics, Path(counted)
+    file = _beside(base, ".statistics.npz")
+    if calibration is None:
+        return None, file
+    if evaluation is not None:
+        require_disjoint(calibration, evaluation)
+    return gather(network, calibration, file), file
 
 
 def _check(base: Path, graphs: dict[str, onnx.ModelProto]) -> None:
@@ -226,6 +239,7 @@ def main(
     calib_cache: Annotated[
         Path | None, typer.Option(help="take ranges from this calib.cache of TensorRT <= 10 instead of calibrating")
     ] = None,
+    statistics: Annotated[Path | None, typer.Option(help="what quant/calibrate.py counted, instead of --calib")] = None,
     evaluate: Annotated[
         str | None, typer.Option("--eval", help="images and masks to measure losses on, for --max-drop")
     ] = None,
@@ -240,7 +254,8 @@ def main(
         raise UserError("say what to build: --int8 (with --calib DATA), --fp16, or both")
     if method not in METHODS:
         raise UserError(f"--method {method} is not one of {', '.join(METHODS)}")
-    given = [name for name, value in (("--plan", plan), ("--calib-cache", calib_cache), ("--calib", calib)) if value]
+    sources = {"--plan": plan, "--calib-cache": calib_cache, "--statistics": statistics, "--calib": calib}
+    given = [name for name, value in sources.items() if value]
     if int8 and len(given) > 1:
         raise UserError(f"{' and '.join(given)} each say where the ranges come from; give one of them")
     if int8 and not given:
@@ -248,7 +263,7 @@ def main(
     budget = parse_budget(max_drop) if max_drop is not None else None
     if (evaluate is None) != (budget is None):
         raise UserError("--max-drop, what may be lost, and --eval, the images to measure it on, need one another")
-    if budget is not None and int8 and calib is None:
+    if budget is not None and int8 and calib is None and statistics is None:
         raise UserError(f"--max-drop looks for a plan of its own, from images: give --calib instead of {given[0]}")
     calibration = None
     if int8 and calib is not None:
@@ -265,6 +280,7 @@ def main(
         calib_cache if int8 else None,
         open_dataset(evaluate) if evaluate is not None else None,
         budget,
+        statistics if int8 else None,
     )
 
 

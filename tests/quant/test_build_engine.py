@@ -12,7 +12,8 @@ import pytest
 
 from calib_data import Dataset
 from quant import build_engine
-from quant.calibrate import calibrate, load_statistics
+from quant import calibrate as calibrate_module
+from quant.calibrate import calibrate, gather, load_statistics
 from quant.graph import load_network
 from quant.plan import load_plan
 from sodeploy.errors import UserError
@@ -59,7 +60,7 @@ def test_another_method_reads_the_saved_statistics(
     calibration = Dataset("pictures", pictures)
     build_engine.build(unet_file, tmp_path, calibration, "kl", engines=False)
     kl = (tmp_path / "unet.plan.json").read_text()
-    monkeypatch.setattr(build_engine, "calibrate", None)  # running the network again would fail
+    monkeypatch.setattr(calibrate_module, "calibrate", None)  # running the network again would fail
     build_engine.build(unet_file, tmp_path, calibration, "max", engines=False)
     assert (tmp_path / "unet.plan.json").read_text() != kl
     build_engine.build(unet_file, tmp_path, calibration, "kl", engines=False)
@@ -76,10 +77,28 @@ def test_other_images_are_calibrated_anew(unet_file: Path, pictures: list, tmp_p
 def test_an_interrupted_calibration_goes_on(unet_file: Path, pictures: list, tmp_path: Path) -> None:
     network = load_network(unet_file)
     calibrate(network, pictures[:2], threads=1).save(tmp_path / "unet.statistics.npz")
-    resumed = build_engine.gather(network, Dataset("pictures", pictures), tmp_path / "unet.statistics.npz")
+    resumed = gather(network, Dataset("pictures", pictures), tmp_path / "unet.statistics.npz")
     whole = calibrate(network, pictures, threads=1)
     assert resumed.images == whole.images
     assert all(np.array_equal(resumed.histograms[t].counts, h.counts) for t, h in whole.histograms.items())
+
+
+def test_statistics_counted_elsewhere(
+    unet_file: Path, pictures: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = [calibrate(load_network(unet_file), half, threads=1) for half in (pictures[:3], pictures[3:])]
+    parts[0].merge(parts[1])
+    parts[0].save(tmp_path / "all.npz")
+    capsys.readouterr()
+    build_engine.build(unet_file, tmp_path / "a", statistics_file=tmp_path / "all.npz", engines=False)
+    assert "from 3 to all 6 images ranges moved by" in capsys.readouterr().err
+    build_engine.build(unet_file, tmp_path / "b", Dataset("pictures", pictures), engines=False)
+    assert (tmp_path / "a" / "unet.plan.json").read_bytes() == (tmp_path / "b" / "unet.plan.json").read_bytes()
+    some = Dataset("some", pictures[:3])
+    with pytest.raises(UserError, match=r"3 of the calibration images .*all\.npz are also in some"):
+        build_engine.build(
+            unet_file, tmp_path, evaluation=some, budget={"mae": 0.01}, statistics_file=tmp_path / "all.npz"
+        )
 
 
 def test_the_same_inputs_give_the_same_bytes(unet_file: Path, pictures: list, tmp_path: Path) -> None:
@@ -106,6 +125,9 @@ def test_an_edited_plan_is_followed(unet_file: Path, pictures: list, tmp_path: P
         (["{model}"], "say what to build"),
         (["{model}", "--int8"], "--calib DATA"),
         (["{model}", "--int8", "--calib", "{empty}"], "{empty}"),
+        (["{model}", "--int8", "--calib", "{images}", "--statistics", "x.npz"], "--statistics and --calib each say"),
+        (["{model}", "--int8", "--statistics", "missing.npz"], "missing.npz does not exist"),
+        (["{model}", "--int8", "--calib-cache", "{model}"], "is no calib.cache"),
         (["{model}", "--int8", "--calib", "nowhere"], "nowhere"),
         (["{model}", "--int8", "--calib", "{images}", "--method", "best"], "--method best is not one of kl"),
         (["{model}", "--int8", "--plan", "missing.json"], "missing.json does not exist"),
