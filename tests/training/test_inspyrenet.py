@@ -4,14 +4,17 @@ from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from calibrated_case import CalibratedCase
 from network_case import sum_of_bce
 
+from training.models import build
 from training.models.inspyrenet import InSPyReNet
 from training.models.network import SaliencyNetwork
 from training.models.swin import TINY, Swin
+from training.networks import macs
 
 
 class InSPyReNetCase(CalibratedCase):
@@ -50,6 +53,18 @@ class TestSwinT(InSPyReNetCase):
         for key, logit in zip(self.maps, logits, strict=True):
             expected = golden[f"C64x96_base512.{key}"]
             np.testing.assert_allclose(logit, expected, atol=self.logit_atol, rtol=0, err_msg=key)
+
+
+def test_checkpoints_of_high_resolution_have_a_network_of_their_own() -> None:
+    """The weights fit either; what they are summed over differs."""
+    with torch.device("meta"):
+        low, high = build("inspyrenet_swinb"), build("inspyrenet_swinb_1024")
+    assert list(low.state_dict()) == list(high.state_dict())
+    assert isinstance(low, InSPyReNet)
+    assert isinstance(high, InSPyReNet)
+    assert [low.attention0.grid, low.attention2.grid] == [(384, 384), (96, 96)]
+    assert [high.attention0.grid, high.attention2.grid] == [(1024, 1024), (256, 256)]
+    assert macs(high, 3, 1024, 1024) / 1e9 == pytest.approx(782.49, rel=5e-3)
 
 
 class TestSwinB(InSPyReNetCase):

@@ -16,7 +16,7 @@ from training.recipe import load_recipe
 from training.train import train
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
-RECIPES = ("csnet_x1", "csf_res2net", "ras_v1", "ras_v2", "inspyrenet_res2net50", "inspyrenet_swint", "isnet_integrity")
+RECIPES = ("csnet_x1", "csf_res2net", "ras_v1", "ras_v2", "inspyrenet_res2net50", "isnet_integrity")
 
 
 def smaller(value: Any) -> Any:

@@ -74,6 +74,9 @@ NETWORKS: dict[str, Entry] = {
     "inspyrenet_res2net50": Entry(inspyrenet_res2net50, _imagenet("inspyrenet_res2net50", 384, "area", stretch=True)),
     "inspyrenet_swint": Entry(inspyrenet_swint, _imagenet("inspyrenet_swint", 384, "area", stretch=True)),
     "inspyrenet_swinb": Entry(inspyrenet_swinb, _imagenet("inspyrenet_swinb", 384, "area", stretch=True)),
+    "inspyrenet_swinb_1024": Entry(
+        lambda: inspyrenet_swinb(grid=1024), _imagenet("inspyrenet_swinb_1024", 1024, "area", stretch=True)
+    ),
     "isnet_integrity": Entry(ISNetIntegrity, _duts("isnet_integrity", 320)),
 }
 

@@ -81,6 +81,6 @@ def inspyrenet_swint() -> InSPyReNet:
     return InSPyReNet(Swin(TINY))
 
 
-def inspyrenet_swinb() -> InSPyReNet:
-    """On Swin-B, with windows of 12: the authors' best, and the network of their background remover."""
-    return InSPyReNet(Swin(BASE))
+def inspyrenet_swinb(grid: int = 384) -> InSPyReNet:
+    """On Swin-B, with windows of 12: the authors' best, and, with a grid of 1024, that of their background remover."""
+    return InSPyReNet(Swin(BASE), grid)
