@@ -17,6 +17,8 @@ from training.models import NETWORKS, entry
 from training.optimizers import Constant, Optimizer, Schedule
 
 FEATURE_SYNC = "feature_sync"
+ACTIVITY_DECAY = "activity_decay"
+_TERMS = (*MAP_LOSSES, FEATURE_SYNC, ACTIVITY_DECAY)
 
 
 class Validation(BaseModel):
@@ -66,6 +68,9 @@ class Recipe(BaseModel):
     freeze: tuple[str, ...] = Field(
         default=(), description="regular expressions: parameters whose names begin with a match are not trained"
     )
+    undecayed: tuple[str, ...] = Field(
+        default=(), description="regular expressions: such parameters are trained without weight decay"
+    )
     teacher: str | None = Field(
         default=None,
         description="of feature synchronisation: a recipe, beside this one, that is trained first, or a checkpoint",
@@ -90,6 +95,9 @@ class Recipe(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="auto: on a GPU bf16, or fp16 with loss scaling where it has no bf16; else fp32"
     )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of the network, per training process; PyTorch's choice by default"
+    )
     workers: int = Field(default=4, ge=0, description="processes that load data, per training process")
     log_every: int = Field(default=50, ge=1, description="steps")
     seed: int = Field(default=0, ge=0)
@@ -100,8 +108,10 @@ class Recipe(BaseModel):
             raise ValueError(f"no network is called {self.network}; known: {', '.join(sorted(NETWORKS))}")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
-        if unknown := [term for term in self.loss if term not in (*MAP_LOSSES, FEATURE_SYNC)]:
-            raise ValueError(f"no loss is called {unknown[0]}; known: {', '.join((*MAP_LOSSES, FEATURE_SYNC))}")
+        if unknown := [term for term in self.loss if term not in _TERMS]:
+            raise ValueError(f"no loss is called {unknown[0]}; known: {', '.join(_TERMS)}")
+        if ACTIVITY_DECAY in self.loss and not self.network.startswith("csnet_"):
+            raise ValueError(f"the loss {ACTIVITY_DECAY} is of CSNet, not of {self.network}")
         if (FEATURE_SYNC in self.loss) != (self.teacher is not None):
             raise ValueError(f"the loss {FEATURE_SYNC} needs a teacher, and a teacher needs that loss")
         if self.teacher is not None and self.network != "isnet_dis":

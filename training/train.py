@@ -9,8 +9,9 @@ to resume from), loss.csv, scores.csv, pictures/. The recipe's batch is divided 
 same on any number of them.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,8 @@ from training.recipe import Recipe, load_recipe
 from training.run import Run
 from training.run_state import BEST, LAST, RunState, facts_of, load_state
 from training.splits import open_splits
+
+TEACHER = "teacher"  # the first stage's folder, in that of the second
 
 
 def main(
@@ -68,11 +71,24 @@ def train(
     folder = Path(output) if output else Path("runs") / config.stem
     with join_processes() as process:
         try:
-            return _train_stage(recipe, config, data, folder, resume, process)
+            with _threads(recipe.threads):
+                return _train_stage(recipe, config, data, folder, resume, process)
         except KeyboardInterrupt:
-            if process.leads and (folder / LAST).exists():
-                terminal.note(f"{folder / LAST} is intact; the same command with --resume continues from it")
+            saved = [last for last in (folder / LAST, folder / TEACHER / LAST) if last.exists()]
+            if process.leads and saved:
+                terminal.note(f"{saved[0]} is intact; the same command with --resume continues from it")
             raise
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """PyTorch's CPU threads, where a recipe says how many, until the block ends."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _train_stage(
@@ -94,7 +110,7 @@ def _train_stage(
     network.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = RunState(
         network,
-        recipe.optimizer.build(parameter_groups(network, recipe.backbone.lr, recipe.freeze)),
+        recipe.optimizer.build(parameter_groups(network, recipe.backbone.lr, recipe.freeze, recipe.undecayed)),
         torch.amp.GradScaler(process.device.type, enabled=precision == torch.float16),
         facts=facts_of(recipe, len(splits.training)),
     )
@@ -120,7 +136,7 @@ def _teacher(
         its_recipe = load_recipe(its_config)
         if its_recipe.network != "isnet_gt_encoder":
             raise UserError(f"{its_config} trains {its_recipe.network}; a teacher is an isnet_gt_encoder")
-        weights = _train_stage(its_recipe, its_config, data, folder / "teacher", resume, process)
+        weights = _train_stage(its_recipe, its_config, data, folder / TEACHER, resume, process)
     network = build("isnet_gt_encoder")
     load_checkpoint(weights, network)
     assert isinstance(network, ISNetGTEncoder)
