@@ -11,38 +11,41 @@ import numpy as np
 
 from quant.calibrate import Statistics, is_in_half
 from quant.histogram import MagnitudeHistogram
-from quant.plan import Plan
-from quant.thresholds import threshold
+from quant.plan import Plan, Range
+from quant.thresholds import expected_error, threshold
 
-_ENOUGH = 0.12  # a range off by this adds 1 dB of rounding noise to its tensors, or clips as little more
+_ENOUGH = 1.0  # dB
 
 
 @dataclass(frozen=True)
 class Drift:
-    """How far the ranges of half of the images are from those of all, relative to the latter.
+    """How far the ranges of half of the images are from those of all.
 
     Attributes:
-        ninth: nine of ten ranges moved less.
-        tensor: the first of the range that moved most.
+        largest: of the range that moved most, `tensor` its first: relative to the range of all images.
+        median: of all ranges.
+        noise: the quantization noise, in dB, that nine of ten ranges of the half stay below in what they add to all
+            images, against the ranges of all.
         images: how many there are in all; `half` of them make the half.
     """
 
     largest: float
-    ninth: float
-    median: float
     tensor: str
+    median: float
+    noise: float
     images: int
     half: int
 
     @property
     def enough(self) -> bool:
-        return self.ninth <= _ENOUGH
+        return self.noise <= _ENOUGH
 
     def __str__(self) -> str:
-        verdict = "that is enough" if self.enough else "more images would make them steadier"
+        verdict = "these images are enough" if self.enough else "more images would make ranges steadier"
+        noise = max(self.noise, 0.1)
         return (
-            f"from {self.half} to all {self.images} images ranges moved by {self.median:.1%} (median), nine of ten by "
-            f"under {self.ninth:.1%}, {self.tensor} most, by {self.largest:.1%}: {verdict}"
+            f"from {self.half} to all {self.images} images ranges moved by {self.median:.1%} (median; {self.tensor} "
+            f"most, by {self.largest:.1%}), nine of ten by under {noise:.1f} dB of quantization noise: {verdict}"
         )
 
 
@@ -55,16 +58,29 @@ def drift(plan: Plan, statistics: Statistics) -> Drift | None:
     images = len(statistics.images)
     if plan.calibration is None or plan.calibration.method == "calib.cache" or not images / 4 <= half <= images * 3 / 4:
         return None
-    moved = {}
+    moved, noise = {}, []
     for shared in plan.ranges:
-        histogram = MagnitudeHistogram()
-        for tensor in shared.tensors:
-            if tensor in statistics.half:
-                histogram = histogram + statistics.half[tensor]
-        if shared.amax > 0:
-            moved[shared.tensors[0]] = abs(threshold(histogram, plan.calibration.method) / shared.amax - 1)
+        in_half, in_all = _sum(statistics.half, shared), _sum(statistics.histograms, shared)
+        amax = threshold(in_half, plan.calibration.method)
+        if shared.amax > 0 and amax > 0:
+            moved[shared.tensors[0]] = abs(amax / shared.amax - 1)
+            noise.append(expected_error(in_all, amax) / expected_error(in_all, shared.amax))
     if not moved:
         return None
     worst = max(moved, key=lambda tensor: moved[tensor])
-    median, ninth = np.quantile(list(moved.values()), (0.5, 0.9))
-    return Drift(moved[worst], float(ninth), float(median), worst, images, half)
+    return Drift(
+        largest=moved[worst],
+        tensor=worst,
+        median=float(np.median(list(moved.values()))),
+        noise=float(10 * np.log10(np.quantile(noise, 0.9))),
+        images=images,
+        half=half,
+    )
+
+
+def _sum(histograms: dict[str, MagnitudeHistogram], shared: Range) -> MagnitudeHistogram:
+    total = MagnitudeHistogram()
+    for tensor in shared.tensors:
+        if tensor in histograms:
+            total = total + histograms[tensor]
+    return total

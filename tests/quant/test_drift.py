@@ -87,5 +87,8 @@ def test_too_few_images_to_say(unet: Network, pictures: list) -> None:
 
 
 def test_the_line_names_the_tensor_and_the_figures() -> None:
-    line = str(Drift(largest=0.3, ninth=0.2, median=0.05, tensor="/conv1/Conv_output_0", images=16, half=7))
-    assert line.startswith("from 7 to all 16 images ranges moved by 5.0% (median), nine of ten by under 20.0%, /conv1")
+    line = str(Drift(largest=0.3, tensor="/conv1/Conv_output_0", median=0.05, noise=1.26, images=16, half=7))
+    assert line == (
+        "from 7 to all 16 images ranges moved by 5.0% (median; /conv1/Conv_output_0 most, by 30.0%), nine of ten by "
+        "under 1.3 dB of quantization noise: more images would make ranges steadier"
+    )

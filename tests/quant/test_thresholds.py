@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from quant.histogram import MagnitudeHistogram
-from quant.thresholds import METHODS, kl_threshold, threshold
+from quant.thresholds import METHODS, expected_error, kl_threshold, threshold
 
 
 def histogram_of(values: np.ndarray) -> MagnitudeHistogram:
@@ -104,3 +104,11 @@ def test_values_that_are_not_finite_are_refused_and_not_counted(bad: float) -> N
 
 def test_share_above() -> None:
     assert histogram_of(np.array([1.0, 2.0, 4.0, 8.0])).share_above(3.0) == 0.5
+
+
+@pytest.mark.parametrize("clip", [0.5, 2.0, 4.5])
+def test_expected_error_is_that_of_rounding_and_clipping(clip: float) -> None:
+    values = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
+    step = clip / 127
+    rounded = np.clip(np.rint(values / step), -127, 127) * step
+    assert expected_error(histogram_of(values), clip) == pytest.approx(np.square(rounded - values).sum(), rel=0.03)
