@@ -1,4 +1,4 @@
-"""Reading, comparing and editing plans; the commands of quant/plan.py."""
+"""Reading, comparing and editing plans; the commands of quant/plan.py, which hands its command line on to here."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -202,3 +202,7 @@ def _beside(plan: Path, content: Plan) -> Path:
     if not path.is_file():
         raise UserError(f"{path}, which {plan} was made for, does not exist; say where it lies with --model")
     return path
+
+
+if __name__ == "__main__":
+    terminal.run(app)
