@@ -6,10 +6,12 @@ from typing import cast
 import torch
 from torch import nn
 
+from training.activity_decay import forward_with_activity_decay
 from training.losses import MAP_LOSSES, NEED_MARGINS, feature_distance
+from training.models.csnet import CSNet
 from training.models.isnet import ISNetDIS, ISNetGTEncoder
 from training.models.network import SaliencyNetwork
-from training.recipe import FEATURE_SYNC
+from training.recipe import ACTIVITY_DECAY, FEATURE_SYNC
 
 
 class Objective(nn.Module):
@@ -50,6 +52,8 @@ class Objective(nn.Module):
             with torch.no_grad():
                 _, targets = self._teacher[0].forward_with_features(mask)
             terms[FEATURE_SYNC] = feature_distance(features, targets)
+        elif ACTIVITY_DECAY in self.weights:
+            logits, terms[ACTIVITY_DECAY] = forward_with_activity_decay(cast(CSNet, self.network), image)
         else:
             logits = self.network(mask if self.sees_masks else image)
         with torch.autocast(image.device.type, enabled=False):

@@ -16,31 +16,38 @@ LR_SHARE = "lr_share"  # of a parameter group: what the learning rate is multipl
 
 
 def parameter_groups(
-    network: SaliencyNetwork, backbone_lr: float = 1.0, freeze: Sequence[str] = ()
+    network: SaliencyNetwork,
+    backbone_lr: float = 1.0,
+    freeze: Sequence[str] = (),
+    undecayed: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """What an optimizer is built from: the head's parameters, and the backbone's, which learn at a share of the rate.
+    """What an optimizer is built from: the parameters by their share of the learning rate and by weight decay.
 
     Args:
+        backbone_lr: the share of the backbone's parameters.
         freeze: regular expressions; parameters whose names begin with a match are not trained.
+        undecayed: the same of parameters that are trained without weight decay.
 
     Raises:
-        UserError: one of them matches nothing.
+        UserError: an expression matches nothing.
     """
     names = [name for name, _ in network.named_parameters()]
-    for pattern in freeze:
-        if not any(re.match(pattern, name) for name in names):
-            raise UserError(f"freeze: no parameter of {type(network).__name__} begins with {pattern}; correct it")
-    inside: list[torch.nn.Parameter] = []
-    outside: list[torch.nn.Parameter] = []
+    for key, patterns in (("freeze", freeze), ("undecayed", undecayed)):
+        for pattern in patterns:
+            if not any(re.match(pattern, name) for name in names):
+                raise UserError(f"{key}: no parameter of {type(network).__name__} begins with {pattern}; correct it")
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
         if any(re.match(pattern, name) for pattern in freeze):
             parameter.requires_grad_(False)
-        elif network.backbone_name and name.startswith(f"{network.backbone_name}."):
-            inside.append(parameter)
-        else:
-            outside.append(parameter)
-    groups = [{"params": outside, LR_SHARE: 1.0}, {"params": inside, LR_SHARE: backbone_lr}]
-    return [group for group in groups if group["params"]]
+            continue
+        inside = bool(network.backbone_name) and name.startswith(f"{network.backbone_name}.")
+        decays = not any(re.match(pattern, name) for pattern in undecayed)
+        groups.setdefault((backbone_lr if inside else 1.0, decays), []).append(parameter)
+    return [
+        {"params": parameters, LR_SHARE: share, **({} if decays else {"weight_decay": 0.0})}
+        for (share, decays), parameters in groups.items()
+    ]
 
 
 class _Choice(BaseModel):

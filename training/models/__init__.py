@@ -10,7 +10,7 @@ from typing import Literal
 from runtime.contract import Contract
 from sodeploy.errors import UserError
 from training.models.csf import CSF
-from training.models.csnet import L_X1, L_X2, CSNet
+from training.models.csnet import L_X1, L_X2, CSNet, unpruned
 from training.models.inspyrenet import inspyrenet_res2net50, inspyrenet_swinb, inspyrenet_swint
 from training.models.isnet import ISNetDIS, ISNetGTEncoder
 from training.models.isnet_integrity import ISNetIntegrity
@@ -68,6 +68,8 @@ NETWORKS: dict[str, Entry] = {
     "isnet_gt_encoder": Entry(ISNetGTEncoder, _isnet("isnet_gt_encoder", mean=0.0), sees="masks"),
     "csnet_x1": Entry(lambda: CSNet(L_X1), _imagenet("csnet_x1", 224)),
     "csnet_x2": Entry(lambda: CSNet(L_X2), _imagenet("csnet_x2", 224)),
+    "csnet_x1_unpruned": Entry(lambda: CSNet(unpruned(20)), _imagenet("csnet_x1_unpruned", 224)),
+    "csnet_x2_unpruned": Entry(lambda: CSNet(unpruned(40)), _imagenet("csnet_x2_unpruned", 224)),
     "csf_res2net": Entry(CSF, _imagenet("csf_res2net", 320)),
     "ras_v1": Entry(lambda: RAS(1), _imagenet("ras_v1", 352, "area", stretch=True)),
     "ras_v2": Entry(lambda: RAS(2), _duts("ras_v2", 352, stretch=True)),
