@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from sodeploy.errors import UserError
 
 Budget = dict[str, float]  # metric, as in runtime.metrics.LABELS -> the most of it that may be lost
 
-_PROBES = 5  # images on which the map error of a candidate is measured
+_PROBES = 4  # images on which the map error of a candidate is measured
 
 
 def parse_budget(text: str) -> Budget:
@@ -90,6 +91,19 @@ class Verdict:
 
     def fits(self, budget: Budget) -> bool:
         return all(self.bound(metric) <= allowed for metric, allowed in budget.items())
+
+    def images_to_fit(self, budget: Budget, images: int) -> int | None:
+        """About how many images like the `images` measured would make this loss fit; None: it is too large on average.
+
+        An interval narrows with the square root of their number.
+        """
+        if any(self.loss(metric) >= allowed for metric, allowed in budget.items()):
+            return None
+        widths = [
+            (self.bound(metric) - self.loss(metric)) / (allowed - self.loss(metric))
+            for metric, allowed in budget.items()
+        ]
+        return math.ceil(images * max(widths) ** 2)
 
 
 class Gate:

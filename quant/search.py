@@ -174,6 +174,11 @@ def _descend(network: Network, gate: Gate, step: _Step) -> list[Candidate]:
         f"with every layer in {step.lower} {network.path.name} loses {_explain(lowered.verdict, gate.budget)}; "
         f"looking for the layers to leave in {step.higher}"
     )
+    if images := lowered.verdict.images_to_fit(gate.budget, len(gate.images)):
+        terminal.warn(
+            f"on average that is within the budget, but {len(gate.images)} images leave it uncertain; with "
+            f"about {images} the budget may hold as it is"
+        )
     errors = {
         layer: gate.map_error(emit_simulation(network, step.alone(layer)))
         for layer in terminal.progress(step.layers, f"each layer alone in {step.lower}")

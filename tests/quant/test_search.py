@@ -236,6 +236,9 @@ def test_budgets() -> None:
     assert verdict.fits({"s": 0.002})
     assert not verdict.fits({"s": 0.002, "mae": 0.001})
     assert not Verdict({}).fits({"s": 0.002})
+    assert Verdict({"s": Delta(-0.001, -0.004, 0.002)}).images_to_fit({"s": 0.002, "mae": 0.1}, 20) is None  # no mae
+    assert Verdict({"s": Delta(-0.001, -0.004, 0.002)}).images_to_fit({"s": 0.002}, 20) == 180  # a third of the width
+    assert Verdict({"s": Delta(-0.003, -0.004, 0.002)}).images_to_fit({"s": 0.002}, 20) is None
 
 
 @pytest.mark.parametrize(
