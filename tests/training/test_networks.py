@@ -1,0 +1,19 @@
+"""The table of networks."""
+
+import pytest
+
+from training import networks
+from training.models import NETWORKS
+
+
+def test_the_table_prints_parameters_and_macs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    chosen = {name: NETWORKS[name] for name in ("u2netp", "isnet_gt_encoder", "csnet_x2", "ras_v1")}
+    monkeypatch.setattr(networks, "NETWORKS", chosen)
+    networks.main(size=None)
+    cells = [[cell.strip() for cell in line.strip("│\n").split("│")] for line in capsys.readouterr().out.splitlines()]
+    assert ["u2netp", "320x320", "1.131", "19.756"] in cells
+    assert ["csnet_x2", "224x224", "0.141", "0.496"] in cells
+    assert ["ras_v1", "352x352", "24.698", "15.091"] in cells
+    assert [row.macs for row in networks.table(320) if row.name == "isnet_gt_encoder"] == [
+        pytest.approx(2.295e9, rel=1e-3)
+    ]
