@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -154,8 +155,10 @@ class Gate:
     def __enter__(self) -> "Gate":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._processes.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._processes.__exit__(kind, error, trace)
 
     def judge(self, model: onnx.ModelProto, label: str) -> Verdict:
         """What `model`, a candidate to take the place of the fp32 network, loses."""

@@ -1,6 +1,8 @@
 """The search for the fewest layers in higher precision, on networks that really break in int8 and in fp16."""
 
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -189,6 +191,26 @@ def test_an_interrupted_search_goes_on_where_it_stood(tmp_path: Path, monkeypatc
     monkeypatch.setattr(gate_module, "_opened", None)  # to run any network again would fail
     with open_gate(network, tmp_path) as gate:
         assert [candidate.plan for candidate in search(network, gate, statistics)] == [one.plan for one in whole]
+
+
+@dataclass(frozen=True)
+class Deadly(Scene):
+    """Ends the process that scores it, as a system short of memory does."""
+
+    def mask(self) -> np.ndarray:
+        if multiprocessing.parent_process() is not None:
+            os._exit(1)
+        return super().mask()
+
+
+def test_a_killed_process_is_one_line(tmp_path: Path) -> None:
+    network = brightness_network(tmp_path / "net.onnx", {})
+    images = Dataset("deadly", [Deadly("d", 0)])
+    with (
+        pytest.raises(UserError, match="a scoring process was killed"),
+        Gate(network, images, {"s": 0.1}, tmp_path / "net.search.json", threads=1, workers=2) as gate,
+    ):
+        search(network, gate)
 
 
 def test_a_record_of_other_images_is_not_used(tmp_path: Path) -> None:
