@@ -89,8 +89,8 @@ def decide(network: Network, statistics: Statistics | None, float_layers: dict[s
     heads = _heads(network)
     for node in network.nodes:
         if network.is_weighted(node):
-            reason = float_layers.get(node.name) or _reason_for_float(network, node, heads)
-            layers[node.name] = _in_float(node, reason) if reason else int8_layer(network, node, statistics)
+            reason = float_layers.get(node.name, _reason_for_float(network, node, heads))
+            layers[node.name] = int8_layer(network, node, statistics) if reason is None else _in_float(node, reason)
         elif is_residual(network, node):
             layers[node.name] = _in_float(node, float_layers.get(node.name, "not between int8 layers"))
     # An addition follows its neighbours: int8 where its sum is read in int8, or where both terms are int8 already.
@@ -118,12 +118,16 @@ def sharing_a_range(network: Network, layers: dict[str, Layer]) -> list[list[str
 
 
 def overflowing(network: Network, statistics: Statistics) -> dict[str, Layer]:
-    """An fp32 entry for every node whose result came near fp16's end in calibration."""
+    """An fp32 entry for every node that makes or reads values which came near fp16's end in calibration."""
+    reach = {name: histogram.maximum for name, histogram in statistics.histograms.items()}
     layers = {}
     for node in network.nodes:
-        histogram = statistics.histograms.get(network.scope(node))
-        if histogram is not None and histogram.maximum > FP16_HEADROOM:
-            reason = f"reaches {histogram.maximum:.3g} in calibration; fp16 ends at {LARGEST:.0f}"
+        read = max((reach.get(name, 0.0) for name in node.input), default=0.0)
+        if node.op_type in (*PASSING, "Concat"):
+            reach[node.output[0]] = read
+        largest = max(read, reach.get(network.scope(node), 0.0))
+        if largest > FP16_HEADROOM:
+            reason = f"values reach {largest:.3g} in calibration; fp16 ends at {LARGEST:.0f}"
             layers[node.name] = Layer(op=node.op_type, precision="fp32", reason=reason)
     return layers
 
