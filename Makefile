@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/sodeploy demo --output out/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --durations 15
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# The tests run side by side, a process per core: more threads than cores mostly wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
