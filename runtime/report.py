@@ -155,9 +155,9 @@ def _deltas(record: Record, names: dict[str, str]) -> Table:
 
 
 def _interval(delta: Record) -> str:
-    low, high = delta["ci95"]
-    mark = "* " if low > 0 or high < 0 else ""
-    return f"{mark}{decimal(delta['value'], signed=True)} [{decimal(low, signed=True)}, {decimal(high, signed=True)}]"
+    value, low, high = (decimal(number, signed=True) for number in (delta["value"], *delta["ci95"]))
+    mark = "* " if low.startswith("+") or high.startswith("-") else ""  # as shown: what rounds to 0 is no difference
+    return f"{mark}{value} [{low}, {high}]"
 
 
 def _cost(record: Record, names: dict[str, str]) -> Table:

@@ -57,8 +57,8 @@ def demo(output: Path) -> Path:
         lambda: publish(bench(models, EVALUATION), markdown=table),
     )
     terminal.note(
-        "fp16 and int8 accuracy is what an engine would give: .fp16.sim rounds as fp16 does, and int8 was run on "
-        f"integer kernels of this CPU. The plan to read: {output / NETWORK}.plan.json. The tables: {table}"
+        "The fp16 row has an engine's roundings, simulated; the int8 row ran on integer kernels of this CPU, and "
+        f".int8.sim.onnx beside it computes what an engine will. Plan: {output / NETWORK}.plan.json; tables: {table}"
     )
     return table
 

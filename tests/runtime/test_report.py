@@ -4,7 +4,8 @@ import pytest
 from rich.console import Console
 
 from runtime import report
-from runtime.report import Table, show, to_markdown
+from runtime.metrics import LABELS
+from runtime.report import Table, bench_tables, show, to_markdown
 
 TABLE = Table(
     "A title",
@@ -35,3 +36,25 @@ def test_markdown_is_a_table_under_a_title():
     assert lines[3] == "| :-- | --: | --: | --: | --: | --: | --: |"
     assert len(lines) == 8
     assert lines[-1] == "a caption"
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "shown"),
+    [
+        (-0.002, -0.003, -0.001, "* -.0020 [-.0030, -.0010]"),
+        (0.002, -0.001, 0.004, "+.0020 [-.0010, +.0040]"),
+        (3e-7, 1e-8, 6e-7, "0 [0, 0]"),
+    ],
+)
+def test_only_a_difference_that_shows_is_marked(value: float, low: float, high: float, shown: str) -> None:
+    row = {"model": "a.onnx", "metrics": dict.fromkeys(LABELS, 0.5), "calibrated_on": None}
+    delta = {key: {"value": value, "ci95": [low, high]} for key in LABELS}
+    record = {"rows": [{**row, "delta": delta}, {**row, "model": "b.onnx", "delta": delta}]}
+    for row in record["rows"]:
+        row |= {"network": "n", "precision": "fp32", "device": "cpu", "params_m": 1, "macs_g": 1, "size_mib": 1}
+        row |= {
+            "input_shape": [1],
+            "latency_ms": dict.fromkeys(("pre", "infer", "post", "total"), {"p50": 1, "p99": 1}),
+        }
+    (_, difference, _) = bench_tables({**record, "dataset": "d", "images": 3, "threads": 1, "hardware": "h"})
+    assert {cells[2] for cells in difference.rows} == {shown}
