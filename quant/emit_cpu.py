@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 
 from quant.emit import Rewriter, corrected_bias, label, quantized_weight, set_bias
-from quant.graph import Network
+from quant.graph import Network, attribute
 from quant.plan import Layer, Plan, Range
-from quant.planning import SMALLEST_SCALE
+from quant.planning import HEAD_CHANNELS, SMALLEST_SCALE
 
 _LARGEST_BIAS = 2.0**30  # in steps; leaves the int32 accumulator as much again
 
@@ -31,6 +31,8 @@ def emit_cpu(network: Network, plan: Plan) -> onnx.ModelProto:
         layer = plan.layers.get(node.name)
         if layer is not None and layer.precision == "int8" and node.op_type != "Add":
             _integer_layer(graph, network, copy, node, layer, ranges[node.input[0]])
+        elif _is_narrow(network, node):
+            _as_shifted_planes(graph, network, copy, node)
         graph.append(copy)
     return label(graph.finish(), "int8", "cpu", plan)
 
@@ -59,3 +61,29 @@ def _integer_layer(
     copy.input[1] = graph.dequantized_constant(f"{node.name}/weight", weight, scales, axis)
     steps = np.rint(bias / bias_scales.astype(np.float64)).astype(np.int32)
     set_bias(copy, graph.dequantized_constant(f"{node.name}/bias", steps, bias_scales, axis=0))
+
+
+def _is_narrow(network: Network, node: onnx.NodeProto) -> bool:
+    """A convolution with a window but hardly an output channel, as heads are."""
+    if node.op_type != "Conv" or not network.is_weighted(node) or attribute(node, "group", 1) != 1:
+        return False
+    strides = next((list(a.ints) for a in node.attribute if a.name == "strides"), [1])
+    weight = network.constants[node.input[1]]
+    return weight.ndim == 4 and weight.shape[0] < HEAD_CHANNELS and weight[0, 0].size > 1 and set(strides) == {1}
+
+
+def _as_shifted_planes(graph: Rewriter, network: Network, copy: onnx.NodeProto, node: onnx.NodeProto) -> None:
+    """Write a narrow convolution as a 1 x 1 one that makes a plane per tap, and a sum of these planes, shifted.
+
+    It is the same sum in another order. onnxruntime's kernels work on blocks of 8 or 16 output channels, so that a head
+    with one takes as long as 16 would; its taps fill the block.
+    """
+    weight = network.constants[node.input[1]]
+    outputs, inputs, height, width = weight.shape
+    taps = outputs * height * width
+    planes, name = f"{node.name}/planes", f"{node.name}/taps"
+    by_tap = graph.constant(f"{node.name}/weight", weight.transpose(0, 2, 3, 1).reshape(taps, inputs, 1, 1))
+    graph.append(onnx.helper.make_node("Conv", [copy.input[0], by_tap], [planes], name=name))
+    shifts = np.eye(taps, dtype=np.float32).reshape(outputs, height, width, taps).transpose(0, 3, 1, 2)
+    copy.input[0] = planes
+    copy.input[1] = graph.constant(f"{node.name}/shifts", np.ascontiguousarray(shifts))

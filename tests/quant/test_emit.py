@@ -17,7 +17,7 @@ from quant.graph import Network
 from quant.half import round_to_half, to_half
 from quant.plan import Plan
 from quant.planning import fp16_scale, make_plan
-from runtime.contract import CALIBRATION_KEY, DIALECT_KEY, METADATA_KEY, PRECISION_KEY
+from runtime.contract import CALIBRATION_KEY, DIALECT_KEY, METADATA_KEY, PRECISION_KEY, Contract
 from runtime.processing import preprocess
 
 Run = Callable[[onnx.ModelProto, np.ndarray], np.ndarray]
@@ -117,8 +117,36 @@ def test_cpu_graph_runs_on_integer_kernels_throughout(unet: Network, plan: Plan,
     onnxruntime.InferenceSession(emit_cpu(unet, plan).SerializeToString(), options, ["CPUExecutionProvider"])
     operators = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     assert operators["QLinearConv"] == 4
-    assert operators["Conv"] == 1  # the head
+    assert operators["Conv"] == 2  # the head, its taps and their sum
     assert (operators["QLinearAdd"], operators["QLinearConcat"], operators["Relu"]) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(("outputs", "dilation"), [(1, 1), (3, 2)])
+def test_a_head_as_shifted_planes_is_the_same_convolution(run: Run, outputs: int, dilation: int) -> None:
+    rng = np.random.default_rng(0)
+    tensor = onnx.helper.make_tensor_value_info
+    constants = {
+        "w": rng.standard_normal((outputs, 5, 3, 3)).astype(np.float32),
+        "b": rng.standard_normal(outputs).astype(np.float32),
+    }
+    window = {"pads": [dilation] * 4, "dilations": [dilation] * 2, "kernel_shape": [3, 3]}
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["x", "w", "b"], ["y"], name="head", **window)],
+        "head",
+        [tensor("x", TensorProto.FLOAT, [1, 5, 9, 11])],
+        [tensor("y", TensorProto.FLOAT, [1, outputs, 9, 11])],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=9)
+    contract = Contract(
+        network="head", input_name="x", output_name="y", height=9, width=11, mean=(0,) * 3, std=(1,) * 3
+    )
+    network = Network(model, contract, "0" * 64, Path("head.onnx"))
+    plan = Plan(network="head", onnx="head.onnx", onnx_sha256="0" * 64, calibration=None, ranges=[], layers={})
+    rewritten = emit_cpu(network, plan)
+    assert [node.name for node in rewritten.graph.node] == ["head/taps", "head"]
+    image = rng.standard_normal((1, 5, 9, 11)).astype(np.float32)
+    assert run(rewritten, image) == pytest.approx(run(model, image), abs=1e-5)
 
 
 def test_dead_channels(unet: Network, statistics: Statistics, image: np.ndarray, run: Run) -> None:
