@@ -18,12 +18,10 @@ from export import upgrade
 from export.parity import Parity, Shape, compare, require, runner
 from export.simplify import simplify
 from export.size_option import HELP, SizedCommand, parse_size
-from runtime.contract import PRECISION_KEY, Contract, embed
+from runtime.contract import PRECISION_KEY, Contract, annotate, embed
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_manifest
 from sodeploy.errors import UserError
-
-IR_VERSION = 10  # onnxruntime 1.20 reads no newer
 
 
 def adopt(
@@ -65,7 +63,6 @@ def adopt(
     if upgrade.is_half(graph):
         upgrade.to_float32(graph)
     graph = simplify(upgrade.raise_opset(graph, model), str(model))
-    graph.ir_version = IR_VERSION
 
     contract = Contract(
         **preprocessing,
@@ -78,7 +75,7 @@ def adopt(
         output="logit" if logit else "probability",
     )
     embed(graph, contract)
-    _set_precision(graph)
+    annotate(graph, {PRECISION_KEY: "fp32"})
     onnx.checker.check_model(graph, full_check=True)
 
     parity = _parity(original, graph, contract, model)
@@ -113,12 +110,6 @@ def _parity(original: onnx.ModelProto, graph: onnx.ModelProto, contract: Contrac
     if contract.dynamic_size:
         shapes.append((contract.batch or 1, 3, contract.height + 32, contract.width + 64))
     return compare(reference, runner(graph, contract.output_name), shapes, str(source), half=upgrade.is_half(original))
-
-
-def _set_precision(graph: onnx.ModelProto) -> None:
-    for entry in [entry for entry in graph.metadata_props if entry.key == PRECISION_KEY]:
-        graph.metadata_props.remove(entry)
-    graph.metadata_props.add(key=PRECISION_KEY, value="fp32")
 
 
 def preprocessing_like(network: str) -> tuple[dict[str, Any], tuple[int, int]]:

@@ -10,9 +10,13 @@ from onnx import numpy_helper
 from export.batch_norm import absorb_batch_norms
 from sodeploy.errors import UserError
 
+IR_VERSION = 10  # onnxruntime 1.20 reads no newer
+
 
 def simplify(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
     """`model` with constants folded, batch norm merged into convolutions and what nothing reads dropped.
+
+    Written in the IR version that all our engines read.
 
     Raises:
         UserError: the simplifier cannot read the graph; `source` is named.
@@ -30,6 +34,7 @@ def simplify(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
     for entry in [entry for entry in model.metadata_props if entry.key.startswith("onnxsim.")]:
         model.metadata_props.remove(entry)  # its log; of a large graph it is long
     del model.graph.value_info[:]
+    model.ir_version = IR_VERSION
     return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
 

@@ -20,7 +20,7 @@ import typer
 from export.parity import Parity, Shape, compare, require, runner
 from export.simplify import simplify, strip_module_prefix
 from export.size_option import HELP, SizedCommand, parse_size
-from runtime.contract import PRECISION_KEY, Contract, embed
+from runtime.contract import PRECISION_KEY, Contract, annotate, embed
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, require_file, write_manifest
 from sodeploy.errors import UserError
@@ -30,7 +30,6 @@ from training.models.network import SaliencyNetwork
 
 OPSET = 17
 OPSETS = range(17, 22)  # what onnxruntime 1.20 and TensorRT 10.8 read, and the exporter writes
-IR_VERSION = 10  # onnxruntime 1.20 reads no newer
 
 
 class Prediction(torch.nn.Module):
@@ -88,10 +87,9 @@ def export(
     )
     graph = _trace(network, contract, opset)
     graph = simplify(graph, f"the graph of {model}")
-    graph.ir_version = IR_VERSION
     graph.graph.name = model
     embed(graph, contract)
-    graph.metadata_props.add(key=PRECISION_KEY, value="fp32")
+    annotate(graph, {PRECISION_KEY: "fp32"})
     onnx.checker.check_model(graph, full_check=True)
 
     parity = _parity(network, graph, contract)

@@ -16,7 +16,7 @@ from quant.graph import Network, channel_axis
 from quant.half import round_to_half, to_half
 from quant.plan import Layer, Plan, Precision
 from quant.planning import dequantize_weight, fp16_scale, quantize_weight
-from runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY
+from runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY, annotate
 
 
 def emit_tensorrt(network: Network, plan: Plan) -> onnx.ModelProto:
@@ -51,10 +51,7 @@ def label(
     if plan is not None and plan.calibration is not None:
         images = plan.calibration.images
         facts[CALIBRATION_KEY] = json.dumps({"method": plan.calibration.method, "digests_sha256": sorted(images)})
-    kept = [entry for entry in model.metadata_props if entry.key not in facts]
-    entries = [*kept, *(onnx.StringStringEntryProto(key=key, value=value) for key, value in facts.items())]
-    del model.metadata_props[:]
-    model.metadata_props.extend(entries)
+    annotate(model, facts)
     return model
 
 
@@ -98,11 +95,9 @@ def quantized_input(network: Network, node: onnx.NodeProto) -> int:
 
 def quantized_weight(network: Network, node: onnx.NodeProto, layer: Layer) -> tuple[np.ndarray, np.ndarray, int]:
     """An int8 layer's weight in steps, the scales, and the axis they run along."""
-    weight = network.weight(node)
-    assert weight is not None
     assert layer.weight_scales is not None
     scales, axis = np.array(layer.weight_scales, np.float32), channel_axis(node)
-    return quantize_weight(weight, scales, axis), scales, axis
+    return quantize_weight(network.weight(node), scales, axis), scales, axis
 
 
 def corrected_bias(network: Network, node: onnx.NodeProto, layer: Layer) -> np.ndarray:

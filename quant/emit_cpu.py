@@ -68,7 +68,7 @@ def _is_narrow(network: Network, node: onnx.NodeProto) -> bool:
     if node.op_type != "Conv" or not network.is_weighted(node) or attribute(node, "group", 1) != 1:
         return False
     strides = next((list(a.ints) for a in node.attribute if a.name == "strides"), [1])
-    weight = network.constants[node.input[1]]
+    weight = network.weight(node)
     return weight.ndim == 4 and weight.shape[0] < HEAD_CHANNELS and weight[0, 0].size > 1 and set(strides) == {1}
 
 
@@ -78,7 +78,7 @@ def _as_shifted_planes(graph: Rewriter, network: Network, copy: onnx.NodeProto, 
     It is the same sum in another order. onnxruntime's kernels work on blocks of 8 or 16 output channels, so that a head
     with one takes as long as 16 would; its taps fill the block.
     """
-    weight = network.constants[node.input[1]]
+    weight = network.weight(node)
     outputs, inputs, height, width = weight.shape
     taps = outputs * height * width
     planes, name = f"{node.name}/planes", f"{node.name}/taps"

@@ -19,6 +19,8 @@ OPSET = 19  # the first in which QuantizeLinear takes fp16, which a strongly typ
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
+QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
+
 # Operators whose output holds values of (or between the values of) their first input, so that one scale serves both
 # and a quantization step may move across them.
 PASSING = ("MaxPool", "Resize", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Identity", "Split")
@@ -85,13 +87,14 @@ class Network:
         typed = {name for name, info in self._infos.items() if info.type.tensor_type.elem_type == float32}
         return typed - self.constants.keys()
 
-    def weight(self, node: onnx.NodeProto) -> np.ndarray | None:
-        """The constant float weight of a Conv, ConvTranspose, Gemm or MatMul, as the node lays it out, or None."""
-        weight = self.constants.get(node.input[1])
-        return weight if weight is not None and weight.dtype == np.float32 and weight.ndim >= 2 else None
-
     def is_weighted(self, node: onnx.NodeProto) -> bool:
-        return node.op_type in WEIGHTED and self.weight(node) is not None
+        """Whether it is a Conv, ConvTranspose, Gemm or MatMul with a constant float weight."""
+        weight = self.constants.get(node.input[1]) if node.op_type in WEIGHTED else None
+        return weight is not None and weight.dtype == np.float32 and weight.ndim >= 2
+
+    def weight(self, node: onnx.NodeProto) -> np.ndarray:
+        """The weight of a node that `is_weighted`, as the node lays it out."""
+        return self.constants[node.input[1]]
 
     def bias(self, node: onnx.NodeProto) -> np.ndarray | None:
         return self.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
@@ -133,7 +136,7 @@ def load_network(path: str | Path) -> Network:
     except Exception as error:  # protobuf and onnx raise types of their own, undocumented
         raise UserError(f"{path} is not a valid ONNX model: {str(error).splitlines()[0]}; export it again") from None
     contract = contract_of({entry.key: entry.value for entry in model.metadata_props}, path)
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+    if any(node.op_type in QUANTIZING for node in model.graph.node):
         raise UserError(f"{path} is quantized already; give the float32 model it was made from")
     if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
         raise UserError(f"{path} holds fp16 weights; give the float32 model, or raise it with export/adopt.py")

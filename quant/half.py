@@ -11,7 +11,7 @@ from quant.graph import Network
 LARGEST = 65504.0  # fp16's largest finite number
 
 # Inputs that an operator wants in float32 whatever the type of its data.
-_FLOAT32_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
+_FLOAT32_INPUTS = {"Resize": (1, 2)}
 
 
 def to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:

@@ -199,9 +199,9 @@ def _measure(network: Network, amax: Mapping[str, float], inputs: Sequence[np.nd
 
 
 def _weight_sqnr(network: Network, node: onnx.NodeProto, layer: Layer) -> float | None:
-    weight = network.weight(node) if network.is_weighted(node) else None
-    if weight is None:
+    if not network.is_weighted(node):
         return None
+    weight = network.weight(node)
     error = dequantize_weight(*quantized_weight(network, node, layer)) - weight
     return _decibels(float(np.square(weight, dtype=np.float64).sum()), float(np.square(error, dtype=np.float64).sum()))
 

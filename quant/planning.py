@@ -150,7 +150,7 @@ def _heads(network: Network) -> set[str]:
     made_into_features: set[str] = set()  # tensors that a layer which is no head reads, directly or not
     for node in reversed(network.model.graph.node):
         if network.is_weighted(node):
-            few = _weight(network, node).shape[channel_axis(node)] < HEAD_CHANNELS
+            few = network.weight(node).shape[channel_axis(node)] < HEAD_CHANNELS
             if few and node.output[0] not in made_into_features:
                 heads.add(node.name)
             else:
@@ -175,7 +175,7 @@ def _reason_for_float(network: Network, node: onnx.NodeProto, heads: set[str]) -
 
 def int8_layer(network: Network, node: onnx.NodeProto, statistics: Statistics | None) -> Layer:
     """The entry of a node with weights: their scales and, given statistics, the correction of its bias."""
-    weight, axis = _weight(network, node), channel_axis(node)
+    weight, axis = network.weight(node), channel_axis(node)
     largest = np.abs(weight).max(axis=tuple(a for a in range(weight.ndim) if a != axis))
     scales = fp16_scale(largest / 127)
     layer = Layer(
@@ -185,12 +185,6 @@ def int8_layer(network: Network, node: onnx.NodeProto, statistics: Statistics | 
         correction = bias_correction(node, weight, scales, statistics.channel_means(node.input[0]))
         layer.bias_correction = [_short(value) for value in correction]
     return layer
-
-
-def _weight(network: Network, node: onnx.NodeProto) -> np.ndarray:
-    weight = network.weight(node)
-    assert weight is not None, node.name
-    return weight
 
 
 def bias_correction(node: onnx.NodeProto, weight: np.ndarray, scales: np.ndarray, means: np.ndarray) -> np.ndarray:

@@ -14,10 +14,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from quant.graph import PASSING, WEIGHTED, attribute, channel_axis
+from quant.graph import PASSING, QUANTIZING, WEIGHTED, attribute, channel_axis
 from sodeploy.errors import UserError
 
-QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 # Operators whose float inputs must be of one type; the sizes and scales of a Resize, for one, need not be.
 _ONE_TYPE = (*WEIGHTED, "Add", "Sub", "Mul", "Div", "Concat", "PRelu", "Max", "Min")
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)

@@ -5,6 +5,7 @@ bench, inference, serving and the CUDA kernels all read it from the model; no fl
 keys that our graphs carry are listed here too.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -68,11 +69,17 @@ def parse_contract(text: str, source: str | Path) -> Contract:
 
 def embed(model: "onnx.ModelProto", contract: Contract) -> None:
     """Put `contract` into the metadata of `model`, in the place of an older one."""
-    for entry in model.metadata_props:
-        if entry.key == METADATA_KEY:
-            entry.value = contract.to_json()
-            return
-    model.metadata_props.add(key=METADATA_KEY, value=contract.to_json())
+    annotate(model, {METADATA_KEY: contract.to_json()})
+
+
+def annotate(model: "onnx.ModelProto", facts: Mapping[str, str]) -> None:
+    """Put `facts` into the metadata of `model`, each in the place of an older one of its key; a key stands once."""
+    entries = {entry.key: entry for entry in model.metadata_props}
+    for key, value in facts.items():
+        if key in entries:
+            entries[key].value = value
+        else:
+            model.metadata_props.add(key=key, value=value)
 
 
 def contract_of(metadata: dict[str, str], source: str | Path) -> Contract:
