@@ -18,9 +18,10 @@ from onnx import numpy_helper
 
 from calib_data import open_dataset
 from quant.calibrate import gather
-from quant.gate import parse_budget, require_disjoint
+from quant.gate import require_disjoint
 from quant.graph import Network, load_network
 from quant.search import find_plan
+from runtime.budget import parse_budget
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write
 from sodeploy.errors import UserError

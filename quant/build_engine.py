@@ -42,13 +42,14 @@ from quant.drift import drift
 from quant.emit import emit_half, emit_half_simulation, emit_simulation, emit_tensorrt
 from quant.emit_cpu import emit_cpu
 from quant.engine_profile import Profile, parse_profile
-from quant.gate import Budget, parse_budget, require_disjoint
+from quant.gate import require_disjoint
 from quant.graph import Network, load_network
 from quant.plan import Plan, load_plan, save_plan
 from quant.planning import make_plan
 from quant.rules import check_cpu, check_tensorrt, unequal_scales
 from quant.search import find_plan
 from quant.thresholds import METHODS, Method
+from runtime.budget import Budget, parse_budget
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_manifest
 from sodeploy.errors import UserError

@@ -3,11 +3,10 @@
 import contextlib
 import hashlib
 import json
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,6 +17,7 @@ import onnx
 from calib_data import Dataset, Sample, overlap
 from quant.graph import Network
 from runtime import metrics
+from runtime.budget import Budget, Verdict
 from runtime.contract import Contract
 from runtime.processing import postprocess, preprocess, to_saliency
 from runtime.session import Session, open_session
@@ -25,33 +25,7 @@ from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_text
 from sodeploy.errors import UserError
 
-Budget = dict[str, float]  # metric, as in runtime.metrics.LABELS -> the most of it that may be lost
-
 _PROBES = 4  # images on which the map error of a candidate is measured
-
-
-def parse_budget(text: str) -> Budget:
-    """The budget in `s=0.002,mae=0.001`.
-
-    Raises:
-        UserError: another form, an unknown metric, or a loss that is not above zero.
-    """
-    budget: Budget = {}
-    for part in text.split(","):
-        name, _, number = (piece.strip() for piece in part.partition("="))
-        if name not in metrics.LABELS:
-            known = ", ".join(metrics.LABELS)
-            raise UserError(f"--max-drop {text}: {name!r} is no metric; write for example s=0.002 with one of {known}")
-        try:
-            budget[name] = float(number)
-        except ValueError:
-            raise UserError(f"--max-drop {text}: {number!r} is no number; write for example {name}=0.002") from None
-        if not 0 < budget[name] < 1:
-            raise UserError(
-                f"--max-drop {text}: {name}={number} cannot be kept, as every rounding changes a map a little; give "
-                f"the least loss that matters to you, between 0 and 1, for example {name}=0.001"
-            )
-    return budget
 
 
 def require_disjoint(calibration: Dataset, evaluation: Dataset) -> None:
@@ -66,45 +40,6 @@ def require_disjoint(calibration: Dataset, evaluation: Dataset) -> None:
             f"{len(common)} of the calibration images {calibration.name} are also in {evaluation.name} ({names}); "
             "scores on images that the ranges were fitted to flatter: take them out of one of the two"
         )
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a candidate loses against fp32 on the evaluation images.
-
-    Attributes:
-        deltas: candidate - fp32, by metric; empty if its maps were NaN or infinite.
-    """
-
-    deltas: dict[str, metrics.Delta]
-
-    def loss(self, metric: str) -> float:
-        """How much worse the metric is; below zero: better."""
-        if metric not in self.deltas:
-            return float("inf")
-        return self.deltas[metric].value * (1 if metric == "mae" else -1)
-
-    def bound(self, metric: str) -> float:
-        """The upper end of the loss's 95 % interval."""
-        if metric not in self.deltas:
-            return float("inf")
-        return self.deltas[metric].high if metric == "mae" else -self.deltas[metric].low
-
-    def fits(self, budget: Budget) -> bool:
-        return all(self.bound(metric) <= allowed for metric, allowed in budget.items())
-
-    def images_to_fit(self, budget: Budget, images: int) -> int | None:
-        """About how many images like the `images` measured would make this loss fit; None: it is too large on average.
-
-        An interval narrows with the square root of their number.
-        """
-        if any(self.loss(metric) >= allowed for metric, allowed in budget.items()):
-            return None
-        widths = [
-            (self.bound(metric) - self.loss(metric)) / (allowed - self.loss(metric))
-            for metric, allowed in budget.items()
-        ]
-        return math.ceil(images * max(widths) ** 2)
 
 
 class Gate:

@@ -19,12 +19,13 @@ import numpy as np
 from calib_data import Dataset
 from quant.calibrate import Statistics
 from quant.emit import emit_simulation
-from quant.gate import Budget, Gate, Verdict
+from quant.gate import Gate
 from quant.graph import PASSING, Network
 from quant.histogram import LOWER_EDGES, MagnitudeHistogram
 from quant.plan import Layer, Plan, Precision
 from quant.planning import make_plan, overflowing
 from quant.thresholds import Method
+from runtime.budget import Budget, Verdict
 from runtime.metrics import LABELS
 from runtime.report import Table, decimal, show
 from sodeploy import terminal

@@ -18,10 +18,11 @@ from calib_data import Dataset, Sample
 from quant import build_engine
 from quant import gate as gate_module
 from quant.calibrate import calibrate
-from quant.gate import Gate, Verdict, parse_budget, require_disjoint
+from quant.gate import Gate, require_disjoint
 from quant.graph import Network, load_network
 from quant.plan import load_plan
 from quant.search import Candidate, fewest, search, summary
+from runtime.budget import Verdict, parse_budget
 from runtime.contract import Contract, embed
 from runtime.metrics import Delta, Scores
 from sodeploy.errors import UserError
@@ -249,34 +250,6 @@ def test_one_bad_layer_among_many_is_found_at_once() -> None:
     judge, asked = judged({"0"})
     assert list(fewest([str(index) for index in range(200)], judge, lambda verdict: verdict.fits({"s": 0.5}))) == ["0"]
     assert len(asked) == 2
-
-
-def test_budgets() -> None:
-    assert parse_budget("s=0.002, mae=0.001") == {"s": 0.002, "mae": 0.001}
-    verdict = Verdict({"s": Delta(-0.001, -0.0019, 0), "mae": Delta(0.0005, 0, 0.0012)})
-    assert verdict.fits({"s": 0.002})
-    assert not verdict.fits({"s": 0.002, "mae": 0.001})
-    assert not Verdict({}).fits({"s": 0.002})
-    assert Verdict({"s": Delta(-0.001, -0.004, 0.002)}).images_to_fit({"s": 0.002, "mae": 0.1}, 20) is None  # no mae
-    assert Verdict({"s": Delta(-0.001, -0.004, 0.002)}).images_to_fit({"s": 0.002}, 20) == 180  # a third of the width
-    assert Verdict({"s": Delta(-0.003, -0.004, 0.002)}).images_to_fit({"s": 0.002}, 20) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "'' is no metric"),
-        ("fscore=0.1", "'fscore' is no metric; .* mae, mean_f"),
-        ("s", "'' is no number"),
-        ("s=little", "'little' is no number"),
-        ("s=0", "s=0 cannot be kept, as every rounding changes a map"),
-        ("s=-0.1", "s=-0.1 cannot be kept"),
-        ("s=nan", "s=nan cannot be kept"),
-    ],
-)
-def test_a_budget_gone_wrong(text: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        parse_budget(text)
 
 
 def test_evaluation_images_in_the_calibration_set_are_refused() -> None:
