@@ -21,7 +21,8 @@ def parameter_groups(
     freeze: Sequence[str] = (),
     undecayed: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """What an optimizer is built from: the parameters by their share of the learning rate and by weight decay.
+    """What an optimizer is built from: the parameters by their share of the learning rate and by weight decay, without
+    those that the network itself does not train.
 
     Args:
         backbone_lr: the share of the backbone's parameters.
@@ -40,6 +41,7 @@ def parameter_groups(
     for name, parameter in network.named_parameters():
         if any(re.match(pattern, name) for pattern in freeze):
             parameter.requires_grad_(False)
+        if not parameter.requires_grad:
             continue
         inside = bool(network.backbone_name) and name.startswith(f"{network.backbone_name}.")
         decays = not any(re.match(pattern, name) for pattern in undecayed)

@@ -50,7 +50,7 @@ class Run:
         """Train; best.pth and last.pth are written at every validation.
 
         Raises:
-            UserError: a sample cannot be read, or the loss is no longer finite.
+            UserError: a sample cannot be read, the loss is no longer finite, or does not reach every parameter.
         """
         recipe, state, process = self.recipe, self.state, self.process
         total = recipe.total_steps(len(self.splits.training))
@@ -67,7 +67,12 @@ class Run:
                 group["lr"] = group[LR_SHARE] * recipe.optimizer.lr * recipe.schedule.factor(step, total)
             # Random numbers of the step's own, so that resuming needs no generator's state.
             torch.manual_seed(int(np.random.SeedSequence([recipe.seed, step, process.rank]).generate_state(1)[0]))
-            self._step(module, loaded, meter)
+            self._accumulate_gradients(module, loaded, meter)
+            if step == steps.start:
+                self._require_gradients()
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.optimizer.zero_grad(set_to_none=True)
             state.step = step + 1
 
             validates = state.step % recipe.validation.every == 0 or state.step == total
@@ -99,13 +104,13 @@ class Run:
             pin_memory=process.device.type == "cuda",
         )
 
-    def _step(
+    def _accumulate_gradients(
         self,
         module: torch.nn.Module,
         loaded: Iterator[tuple[torch.Tensor, torch.Tensor]],
         meter: Meter,
     ) -> None:
-        """One optimizer step over `accumulate` passes."""
+        """Those of one optimizer step, over `accumulate` passes."""
         state, device, passes = self.state, self.process.device, self.recipe.accumulate
         for number in range(passes):
             image, mask = next(loaded)
@@ -121,14 +126,23 @@ class Run:
                     terms = module(image, mask)
                 state.scaler.scale(terms["loss"] / passes).backward()
             meter.add(terms)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
 
     def _side(self) -> int:
         """That of this step's images where the recipe has several: the same in all processes and passes."""
         random = np.random.default_rng([self.recipe.seed, self.state.step])
         return int(random.choice(self.recipe.multi_scale))
+
+    def _require_gradients(self) -> None:
+        """Of every parameter that trains: DistributedDataParallel waits for each, so that a run which works in one
+        process would break in two."""
+        trained = [(name, one) for name, one in self.state.network.named_parameters() if one.requires_grad]
+        missed = [name for name, parameter in trained if parameter.grad is None]
+        if missed:
+            raise UserError(
+                f"{len(missed)} of {len(trained)} parameters of {self.recipe.network} get no gradient from the loss "
+                f"{' + '.join(self.recipe.loss)}, the first {missed[0]}; add a loss that reaches them, or name them "
+                "under the recipe's key freeze"
+            )
 
     def _require_finite(self, loss: float) -> None:
         if not np.isfinite(loss):

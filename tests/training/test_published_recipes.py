@@ -65,7 +65,7 @@ def test_it_trains(name: str, tmp_path: Path) -> None:
     before = build(recipe.network)  # as the run begins with
     after = torch.load(train(path, output=tmp_path / "run"), weights_only=True)
     frozen = {key for key, parameter in groups_of(before, name)[1].items() if not parameter.requires_grad}
-    assert bool(frozen) == bool(recipe.freeze)
+    assert frozen or not recipe.freeze
     changed = {key for key, parameter in before.named_parameters() if not torch.equal(parameter, after[key])}
     assert not changed & frozen
     assert len(changed) > 0.7 * (len(list(before.parameters())) - len(frozen))

@@ -129,16 +129,36 @@ def test_passes_accumulate_to_the_whole_batch(recipe: Path, tmp_path: Path) -> N
 def test_two_processes_are_one_with_the_doubled_batch(recipe: Path, tmp_path: Path) -> None:
     fixed = ["batch_norm=frozen", "steps=3", "optimizer={name: sgd, lr: 0.01}"]
     settings = [part for override in fixed for part in ("--set", override)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    done = subprocess.run(
-        [*torchrun, *command(recipe, tmp_path / "two", *settings)], capture_output=True, text=True, timeout=300
-    )
+    done = in_two_processes(recipe, tmp_path / "two", *settings)
     assert done.returncode == 0, done.stderr
     train(recipe, output=tmp_path / "one", overrides=fixed)
     assert_close(weights(tmp_path / "two"), weights(tmp_path / "one"))
     one, two = (rows(tmp_path / name / "loss.csv") for name in ("one", "two"))
     assert [row["step"] for row in two] == ["1", "2", "3"]
     assert [float(row["loss"]) for row in two] == pytest.approx([float(row["loss"]) for row in one], rel=1e-4)
+
+
+def in_two_processes(recipe: Path, output: Path, *arguments: str) -> subprocess.CompletedProcess:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    return subprocess.run(
+        [*torchrun, *command(recipe, output, *arguments)], capture_output=True, text=True, timeout=300
+    )
+
+
+def test_two_processes_train_a_network_that_does_not_use_all_its_parameters(recipe: Path, tmp_path: Path) -> None:
+    text = RECIPE.replace("u2net_tiny", "isnet_integrity")
+    recipe.write_text(text.replace("bce: 1", "hierarchical_difference: 1, expanded_region: 1"))
+    done = in_two_processes(recipe, tmp_path / "run", "--set", "steps=2")  # the second waits for the first's gradients
+    assert done.returncode == 0, done.stderr
+    assert len(rows(tmp_path / "run" / "loss.csv")) == 2
+
+
+def test_parameters_that_no_loss_reaches_are_named(recipe: Path, tmp_path: Path) -> None:
+    """One process would leave them as they are; several would wait for their gradients."""
+    recipe.write_text(RECIPE.replace("u2net_tiny", "csnet_x1_unpruned").replace("bce: 1", "activity_decay: 1"))
+    message = r"\d+ of \d+ parameters of csnet_x1_unpruned get no gradient from the loss activity_decay, the first "
+    with pytest.raises(UserError, match=message):
+        train(recipe, output=tmp_path / "run")
 
 
 def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:

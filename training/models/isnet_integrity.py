@@ -94,7 +94,7 @@ class ISNetIntegrity(SaliencyNetwork):
     """Returns five maps of logits of the image's size: four of the object, from fine to coarse, then one of the object
     with a margin, to be trained against the expanded mask.
 
-    `ca55`, `conv_p`, `bn` and `bn256` are in every checkpoint and never used.
+    `ca55`, `conv_p`, `bn` and `bn256` are in every checkpoint and never used: they do not train.
     """
 
     backbone_name = "bkbone"
@@ -133,6 +133,8 @@ class ISNetIntegrity(SaliencyNetwork):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        for unused in (self.ca55, self.conv_p, self.bn, self.bn256):
+            unused.requires_grad_(False)
 
     def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
         _, r2, r3, r4, r5 = self.bkbone(image)
