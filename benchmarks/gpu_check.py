@@ -24,6 +24,7 @@ import typer
 from kernel_times import copy_bandwidth, kernel_rows
 
 from runtime.device import Device
+from runtime.gpu import gpu_state
 from sodeploy import terminal
 from sodeploy.artifacts import versions, write_text
 from sodeploy.errors import UserError
@@ -34,7 +35,6 @@ LAST_START = 360  # seconds after which no part is begun
 TEST_LIMIT = 150  # seconds for the GPU tests
 GPU_TESTS = ["test_device.py", "test_cuda_processing.py", "test_engine_session.py"]
 _ON_GPU = "not emulated and not stay_within"  # these run on the CPU
-_STATE = ("driver_version", "clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
 
 Row = dict[str, Any]
 
@@ -147,7 +147,7 @@ def to_markdown(record: dict[str, Any]) -> str:
 
 
 def _measure(name: str, work: Callable[[], Iterable[Row]]) -> Part:
-    done = Part(name, "measured", gpu_before=_gpu_state())
+    done = Part(name, "measured", gpu_before=gpu_state())
     begin = time.monotonic()
     try:
         for row in work():
@@ -157,7 +157,7 @@ def _measure(name: str, work: Callable[[], Iterable[Row]]) -> Part:
     except Exception as error:  # whatever it is, the other parts may still succeed, and the report says so
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         done.status, done.reason = "failed", kind + " ".join(str(error).split())
-    done.seconds, done.gpu_after = time.monotonic() - begin, _gpu_state()
+    done.seconds, done.gpu_after = time.monotonic() - begin, gpu_state()
     return done
 
 
@@ -172,17 +172,6 @@ def _tests() -> Iterable[Row]:
     yield {"tests": " ".join(GPU_TESTS), "result": lines[-1].strip("= ")}
     if run.returncode:
         raise UserError("GPU tests failed: " + "; ".join(line for line in lines if line.startswith("FAILED")))
-
-
-def _gpu_state() -> dict[str, str]:
-    """Driver, clocks (MHz), temperature (degrees Celsius), power (W); nothing where there is no nvidia-smi."""
-    query = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(_STATE)}", "--format=csv,noheader,nounits"]
-    try:
-        run = subprocess.run(query, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return {}
-    values = [value.strip() for value in run.stdout.strip().split(",")]
-    return dict(zip(_STATE, values, strict=True)) if len(values) == len(_STATE) else {}
 
 
 def _end_to_end() -> Any:

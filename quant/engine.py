@@ -7,12 +7,13 @@ kernels on the GPU at hand and builds for that one; TensorRT-RTX compiles for co
 """
 
 import importlib.util
+import json
 import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 import onnx
 import typer
@@ -21,7 +22,7 @@ from quant.engine_profile import Profile, checked_profile, parse_profile
 from quant.kernels_report import Kernel, summary
 from quant.rules import check_tensorrt, unequal_scales
 from quant.trt_builder import Options, compile_engine, load
-from runtime.contract import DIALECT_KEY, PRECISION_KEY, Contract, contract_of
+from runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY, Contract, contract_of
 from runtime.engine_record import INSTALL, Builder
 from runtime.gpu import current_gpu, driver_problem
 from sodeploy import terminal
@@ -114,8 +115,8 @@ def build(
         UserError: the graph, the options or the machine do not allow it; nothing is written.
     """
     onnx_path = require_file(onnx_path, "make it with quant/build_engine.py")
-    contract, precision, dims, slow = _read_graph(onnx_path)
-    profile = checked_profile(profile, dims, contract, onnx_path)
+    graph = _read_graph(onnx_path)
+    profile = checked_profile(profile, graph.dims, graph.contract, onnx_path)
     trt = load(builder)
     if builder == "tensorrt":
         if targets:
@@ -137,7 +138,7 @@ def build(
         builder,
         onnx_path,
         Options(
-            contract.input_name,
+            graph.contract.input_name,
             [target.upper() for target in built_for],
             profile,
             workspace_mib,
@@ -148,7 +149,7 @@ def build(
         cache_file.read_bytes() if cache_file is not None and cache_file.exists() else b"",
     )
     seconds = time.perf_counter() - started
-    warnings = [*slow, *compiled.warnings]
+    warnings = [*graph.slow, *compiled.warnings]
     with atomic_write(engine_path) as temporary:
         temporary.write_bytes(compiled.engine)
     if cache_file is not None:
@@ -163,8 +164,9 @@ def build(
     write_manifest(
         engine_path,
         {"onnx": onnx_path},
-        contract=contract.model_dump(mode="json"),
-        precision=precision,
+        contract=graph.contract.model_dump(mode="json"),
+        precision=graph.precision,
+        calibration=graph.calibration,
         builder=builder,
         builder_version=trt.__version__,
         targets=built_for,
@@ -182,7 +184,7 @@ def build(
         Path(engine_path),
         builder,
         trt.__version__,
-        precision,
+        graph.precision,
         built_for,
         gpu_name,
         seconds,
@@ -191,8 +193,17 @@ def build(
     )
 
 
-def _read_graph(path: Path) -> tuple[Contract, str, list[int | None], list[str]]:
-    """A graph's contract, its precision, the dimensions of its input, None for a dynamic one, and what may be slow."""
+class _Graph(NamedTuple):
+    """What an ONNX file says of itself."""
+
+    contract: Contract
+    precision: str
+    calibration: dict[str, Any] | None
+    dims: list[int | None]  # of its input; None: dynamic
+    slow: list[str]  # what may be slow in it
+
+
+def _read_graph(path: Path) -> _Graph:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own types, undocumented
@@ -206,7 +217,8 @@ def _read_graph(path: Path) -> tuple[Contract, str, list[int | None], list[str]]
         if tensor.name == contract.input_name:
             dims = tensor.type.tensor_type.shape.dim
             shape = [dim.dim_value or None for dim in dims]
-            return contract, metadata.get(PRECISION_KEY, "fp32"), shape, unequal_scales(model)
+            calibration = json.loads(metadata.get(CALIBRATION_KEY, "null"))
+            return _Graph(contract, metadata.get(PRECISION_KEY, "fp32"), calibration, shape, unequal_scales(model))
     raise UserError(f"{path} has no input {contract.input_name}, which its contract names; see export/adopt.py")
 
 

@@ -102,7 +102,7 @@ def search(
     if body.nodes("fp32") >= {node.name for node in network.nodes if network.is_weighted(node)}:
         raise UserError(
             f"{network.path} cannot keep the budget on {gate.images.name} below fp32: with every layer in fp16 it "
-            f"loses {_explain(found[0].verdict, gate.budget)}, and so does every layer alone; raise --max-drop"
+            f"loses {found[0].verdict.explain(gate.budget)}, and so does every layer alone; raise --max-drop"
         )
     if statistics is None:
         return found
@@ -172,7 +172,7 @@ def _descend(network: Network, gate: Gate, step: _Step) -> list[Candidate]:
     if fits(lowered.verdict):
         return [lowered]
     terminal.warn(
-        f"with every layer in {step.lower} {network.path.name} loses {_explain(lowered.verdict, gate.budget)}; "
+        f"with every layer in {step.lower} {network.path.name} loses {lowered.verdict.explain(gate.budget)}; "
         f"looking for the layers to leave in {step.higher}"
     )
     if images := lowered.verdict.images_to_fit(gate.budget, len(gate.images)):
@@ -186,7 +186,7 @@ def _descend(network: Network, gate: Gate, step: _Step) -> list[Candidate]:
     }
     costs = fewest(sorted(step.layers, key=lambda layer: -errors[layer]), judge, fits)
     reasons = {
-        layer: f"{step.lower} here costs {_explain(cost, gate.budget)}{step.remark(layer)}"
+        layer: f"{step.lower} here costs {cost.explain(gate.budget)}{step.remark(layer)}"
         for layer, cost in costs.items()
     }
     found = Candidate(_name(step, len(costs)), step.plan(reasons), judge(list(costs)))
@@ -277,16 +277,6 @@ def _remark(network: Network, statistics: Statistics, plan: Plan, layer: str) ->
     if cumulative[-1] and histogram.maximum > _OUTLIER * usual:
         return f"; {tensor} reaches {histogram.maximum / usual:.0f} times its 99.9th percentile"
     return ""
-
-
-def _explain(verdict: Verdict, budget: Budget) -> str:
-    """The loss in the metric that is furthest beyond its budget, in words."""
-    if not verdict.deltas:
-        return "the whole map, which becomes NaN or infinite"
-    metric = max(budget, key=lambda name: verdict.bound(name) / budget[name])
-    numbers = (verdict.loss(metric), verdict.bound(metric), budget[metric])
-    loss, bound, allowed = (decimal(number) if budget[metric] >= 0.0005 else f"{number:.1e}" for number in numbers)
-    return f"{loss} {LABELS[metric]}, at 95 % up to {bound} ({allowed} allowed)"
 
 
 def _interval(verdict: Verdict, metric: str) -> str:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from runtime import metrics
+from runtime.report import decimal
 from sodeploy.errors import UserError
 
 Budget = dict[str, float]  # metric, as in runtime.metrics.LABELS -> the most of it that may be lost
@@ -31,6 +32,16 @@ def parse_budget(text: str) -> Budget:
                 f"the least loss that matters to you, between 0 and 1, for example {name}=0.001"
             )
     return budget
+
+
+def in_words(budget: Budget) -> str:
+    """A budget as tables and sentences write it: S .0020, MAE .0010."""
+    return ", ".join(f"{metrics.LABELS[metric]} {_amount(allowed, allowed)}" for metric, allowed in budget.items())
+
+
+def _amount(value: float, allowed: float) -> str:
+    """A loss, in as many digits as what is allowed of it needs."""
+    return decimal(value) if allowed >= 0.0005 else f"{value:.1e}"
 
 
 @dataclass(frozen=True)
@@ -70,3 +81,12 @@ class Verdict:
             for metric, allowed in budget.items()
         ]
         return math.ceil(images * max(widths) ** 2)
+
+    def explain(self, budget: Budget) -> str:
+        """The loss in the metric that is furthest beyond its budget, in words."""
+        if not self.deltas:
+            return "the whole map, which becomes NaN or infinite"
+        metric = max(budget, key=lambda name: self.bound(name) / budget[name])
+        numbers = (self.loss(metric), self.bound(metric), budget[metric])
+        loss, bound, allowed = (_amount(number, budget[metric]) for number in numbers)
+        return f"{loss} {metrics.LABELS[metric]}, at 95 % up to {bound} ({allowed} allowed)"

@@ -23,6 +23,14 @@ class DeviceSession(Protocol):
     def device(self) -> Device: ...
 
     @property
+    def precision(self) -> str:
+        """fp32, fp16 or int8."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What else the model says about itself, for example what it was calibrated on."""
+
+    @property
     def smallest_batch(self) -> int:
         """Images to one run, at least."""
 
@@ -83,6 +91,7 @@ class OnnxDeviceSession:
             self._stream = device.stream() if stream is None else stream
             self._session = OnnxRuntimeSession(path, "cuda", stream=self._stream.handle)
         self.contract = self._session.contract
+        self.precision, self.metadata = self._session.precision, self._session.metadata
         self.input_dtype, self.output_dtype = self._session.input_dtype, self._session.output_dtype
         self.smallest_batch, self.largest_batch = self.contract.batch or 1, self.contract.batch
 

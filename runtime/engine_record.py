@@ -28,6 +28,7 @@ class EngineRecord(BaseModel):
         any_newer_gpu: runs on every GPU from Ampere on (TensorRT's hardware compatibility).
         any_newer_version: runs on this and newer TensorRT versions of the same major, and TensorRT 10's on 11.
         rebuild: the command that builds it again.
+        calibration: what its int8 ranges were measured on, as its graph said (`runtime.contract.CALIBRATION_KEY`).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,6 +43,7 @@ class EngineRecord(BaseModel):
     any_newer_gpu: bool
     any_newer_version: bool
     rebuild: str
+    calibration: dict[str, Any] | None = None
 
 
 def read_record(engine: str | Path) -> EngineRecord:

@@ -5,6 +5,7 @@ it, pre-processing, network and post-processing follow each other on the GPU (ru
 again is recorded as a CUDA graph, where the engine allows that, and launched as one from then on.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from runtime.contract import PRECISION_KEY, Contract
+from runtime.contract import CALIBRATION_KEY, PRECISION_KEY, Contract
 from runtime.device import Device, DeviceError, Graph, OutOfDeviceMemory
 from runtime.device_buffers import Buffer
 from runtime.engine_record import Builder, EngineRecord, check_engine
@@ -118,6 +119,8 @@ class EngineSession:
         self.smallest_batch, self.largest_batch = engine.shapes.least[0], engine.shapes.most[0]
         self.contract, self.precision = engine.record.contract, engine.record.precision
         self.metadata = {PRECISION_KEY: engine.record.precision}
+        if engine.record.calibration is not None:
+            self.metadata[CALIBRATION_KEY] = json.dumps(engine.record.calibration)
         self._context: trt.IExecutionContext | None = engine.context()
         self._stream, self._owns_stream = stream, stream is None
         if self._owns_stream:

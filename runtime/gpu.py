@@ -6,10 +6,12 @@ it asks here first.
 
 import ctypes
 import functools
+import subprocess
 from typing import NamedTuple
 
 from sodeploy.errors import UserError
 
+_STATE = ("driver_version", "clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h
 
 
@@ -58,3 +60,22 @@ def current_gpu() -> Gpu:
     if failed:
         raise UserError(f"the NVIDIA driver does not describe its GPU (error {failed}); see nvidia-smi")
     return Gpu(name.value.decode(), f"sm{major.value}{minor.value}")
+
+
+def gpu_state() -> dict[str, str]:
+    """The GPU of `current_gpu` at this moment, as nvidia-smi writes it: driver version, clocks (MHz), temperature (°C),
+    power (W); {} where there is no nvidia-smi."""
+    if driver_problem():
+        return {}
+    driver = ctypes.CDLL("libcuda.so.1")
+    device, bus = ctypes.c_int(), ctypes.create_string_buffer(32)
+    if driver.cuDeviceGet(ctypes.byref(device), 0) or driver.cuDeviceGetPCIBusId(bus, len(bus), device):
+        return {}
+    # By its place on the bus: nvidia-smi numbers GPUs in another order, and knows nothing of CUDA_VISIBLE_DEVICES.
+    query = ["nvidia-smi", f"--id={bus.value.decode()}", f"--query-gpu={','.join(_STATE)}"]
+    try:
+        run = subprocess.run([*query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return {}
+    values = [value.strip() for value in run.stdout.strip().split(",")]
+    return dict(zip(_STATE, values, strict=True)) if len(values) == len(_STATE) else {}

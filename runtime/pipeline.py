@@ -58,7 +58,7 @@ def pictures(
     batch = min(batch, session.largest_batch or batch)
     readers = readers or usable_cores()
     device = session.device
-    free: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+    free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
     lanes = _open_lanes(free, session, lanes, style, timeline)
     reading: deque[tuple[Source, Future[Picture]]] = deque()
     running: deque[tuple[list[Source], Future[list[Picture]]]] = deque()
@@ -87,13 +87,13 @@ def pictures(
 
 
 def _open_lanes(
-    free: "queue.SimpleQueue[_Lane]", session: DeviceSession, lanes: int, style: Style, timeline: Timeline | None
+    free: "queue.SimpleQueue[Lane]", session: DeviceSession, lanes: int, style: Style, timeline: Timeline | None
 ) -> int:
     """Fill `free` with as many lanes as there is room for, `lanes` at most; returns how many."""
     with session.device.current():
         for number in range(lanes):
             try:
-                free.put(_Lane(session, style, f"GPU stream {number}", timeline))
+                free.put(Lane(session, style, f"GPU stream {number}", timeline))
             except OutOfDeviceMemory as error:
                 if number == 0:
                     raise
@@ -102,10 +102,14 @@ def _open_lanes(
     return lanes
 
 
-class _Lane:
-    """A stream with everything a batch needs on its way."""
+class Lane:
+    """A stream with everything a batch needs on its way; made and closed while the device is current."""
 
     def __init__(self, session: DeviceSession, style: Style, name: str, timeline: Timeline | None) -> None:
+        """
+        Args:
+            name: of its track on the timeline.
+        """
         self._device, self._name, self._timeline = session.device, name, timeline
         self._stream = self._device.stream()
         self._session = session.fork(self._stream)
@@ -181,13 +185,15 @@ class _Lane:
         if not self._timeline:
             return
         origin, *events = self._events.values()
-        times = [self._origin_time + origin.time_till(event) / 1e3 for event in events]
-        stages = [stage for stage in self._events if stage != _ORIGIN]
-        for stage, begin, end in zip(stages[1:], times, times[1:], strict=False):
-            self._timeline.add(self._name, stage, begin, end - begin)
+        begin = self._origin_time + origin.time_till(events[0]) / 1e3
+        # Each stage from its own two events: time since the origin is a float32, which gets coarse within minutes.
+        for stage, before, after in zip([*self._events][2:], events, events[1:], strict=False):
+            seconds = before.time_till(after) / 1e3
+            self._timeline.add(self._name, stage, begin, seconds)
+            begin += seconds
 
 
-def _take_lane(free: "queue.SimpleQueue[_Lane]", images: list[Picture]) -> list[Picture]:
+def _take_lane(free: "queue.SimpleQueue[Lane]", images: list[Picture]) -> list[Picture]:
     """Send those that are images through a free lane; errors stay where they are."""
     whole = [image for image in images if not isinstance(image, UserError)]
     lane = free.get()

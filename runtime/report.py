@@ -29,11 +29,12 @@ class Table:
 
 
 def bench_tables(record: Record) -> list[Table]:
-    """Accuracy, differences to the baseline if there is anything to compare with it, and cost."""
+    """Accuracy, differences to the baseline if there is anything to compare with it, cost, and the GPU's part of it."""
     rows = record["rows"]
     names = dict(zip((row["model"] for row in rows), labels([row["model"] for row in rows]), strict=True))
     deltas = [_deltas(record, names)] if len(rows) > 1 else []
-    return [_accuracy(record, names), *deltas, _cost(record, names)]
+    on_gpu = [_on_gpu(record, names)] if any(row["device"] == "cuda" for row in rows) else []
+    return [_accuracy(record, names), *deltas, _cost(record, names), *on_gpu]
 
 
 def evaluation_table(record: Record) -> Table:
@@ -143,7 +144,7 @@ def _calibration_warnings(record: Record, names: dict[str, str]) -> list[str]:
 def _deltas(record: Record, names: dict[str, str]) -> Table:
     baseline, *others = record["rows"]
     rows = [
-        [label, decimal(baseline["metrics"][key]), *(_interval(row["delta"][key]) for row in others)]
+        [label, decimal(baseline["metrics"][key]), *(interval(row["delta"][key]) for row in others)]
         for key, label in LABELS.items()
     ]
     return Table(
@@ -154,7 +155,7 @@ def _deltas(record: Record, names: dict[str, str]) -> Table:
     )
 
 
-def _interval(delta: Record) -> str:
+def interval(delta: Record) -> str:
     value, low, high = (decimal(number, signed=True) for number in (delta["value"], *delta["ci95"]))
     mark = "* " if low.startswith("+") or high.startswith("-") else ""  # as shown: what rounds to 0 is no difference
     return f"{mark}{value} [{low}, {high}]"
@@ -169,7 +170,7 @@ def _cost(record: Record, names: dict[str, str]) -> Table:
         spread = [_spread(row["latency_ms"][stage]) for stage in stages]
         rows.append([names[row["model"]], row["device"], *counts, shape, f"{row['size_mib']:.2f}", *spread])
     threads = f"{record['threads']} CPU thread{'s' if record['threads'] > 1 else ''}"
-    caption = f"p50 / p99 in ms per image over {record['images']} images, models interleaved, decoding not counted"
+    caption = f"p50 / p90 / p99 in ms per image over {record['images']} images, models in turn, decoding not counted"
     batches = [
         f"{names[row['model']]} computes {row['input_shape'][0]} images whenever it is given one"
         for row in record["rows"]
@@ -184,5 +185,35 @@ def _cost(record: Record, names: dict[str, str]) -> Table:
     )
 
 
+def _on_gpu(record: Record, names: dict[str, str]) -> Table:
+    """What the cost table has no room for: copies, the CPU's share, and all images in batches."""
+    stages = ("host", "upload", "download")
+    rows = [
+        [
+            names[row["model"]],
+            *(_spread(row["latency_ms"][stage]) for stage in stages),
+            f"{row['images_per_s']:.1f}",
+            f"{row['device_memory_mib']:.0f}",
+        ]
+        for row in record["rows"]
+        if row["device"] == "cuda"
+    ]
+    caption = [
+        "upload, pre, inference, post and download are GPU time; host is the CPU's, copying and enqueueing; total is "
+        "from an image in memory to its map there",
+        f"images/s are those of the pipeline in batches of {record['batch']}, reading counted",
+    ]
+    before, after = record["gpu"]["before"], record["gpu"]["after"]
+    if before:
+        caption.append("; ".join(f"{key} {value} -> {after.get(key, '?')}" for key, value in before.items()))
+    return Table(
+        "On the GPU",
+        ["model", "host", "upload", "download", "images/s", "memory (MiB)"],
+        rows,
+        caption="\n".join(caption),
+    )
+
+
 def _spread(times: Record) -> str:
-    return " / ".join(f"{times[key]:.2f}" if times[key] < 10 else f"{times[key]:.1f}" for key in ("p50", "p99"))
+    values = (times[key] for key in ("p50", "p90", "p99"))
+    return " / ".join(f"{value:.2f}" if value < 10 else f"{value:.1f}" for value in values)

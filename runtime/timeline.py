@@ -34,6 +34,10 @@ class Timeline:
         finally:
             self.add(threading.current_thread().name, name, begin, self.now() - begin)
 
+    def clear(self) -> None:
+        """Forget all spans; time goes on."""
+        self._spans.clear()
+
     def seconds(self, name: str) -> list[float]:
         """How long each span called `name` took."""
         return [seconds for _, span, _, seconds in self._spans if span == name]

@@ -20,7 +20,7 @@ from typed_graphs import write
 from quant import engine, trt_builder
 from quant.engine_profile import Profile, parse_profile
 from quant.kernels_report import summary
-from runtime.contract import DIALECT_KEY
+from runtime.contract import CALIBRATION_KEY, DIALECT_KEY, annotate
 from runtime.engine_record import read_record
 from runtime.gpu import Gpu, driver_problem
 from sodeploy.errors import UserError
@@ -51,12 +51,17 @@ def test_engine_runs_convolutions_in_the_precision_of_the_graph(
 
 @needs_rtx
 def test_record_says_what_was_built_and_how_to_build_it_again(tmp_path: Path) -> None:
-    graph = write(tmp_path / "small.onnx", "int8", stretch=True)
+    calibration = {"method": "kl", "digests_sha256": ["0" * 64]}
+    graph = edited(
+        write(tmp_path / "small.onnx", "int8", stretch=True),
+        lambda model: annotate(model, {CALIBRATION_KEY: json.dumps(calibration)}),
+    )
     built = engine.build(graph, tmp_path / "out" / "small.engine", "tensorrt_rtx", targets=["sm89"], workspace_mib=256)
     record = read_record(built.path)
     assert (record.builder, record.builder_version) == ("tensorrt_rtx", built.builder_version)
     assert (record.precision, record.targets, record.gpu) == ("int8", ("sm89",), None)
     assert record.contract.stretch
+    assert record.calibration == calibration
     first = built.path.read_bytes()
     built.path.unlink()
     subprocess.run(

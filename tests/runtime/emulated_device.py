@@ -132,6 +132,10 @@ class EmulatedDevice:
     def record(self, enqueue: Callable[[], None], stream: Any) -> "EmulatedGraph":
         return EmulatedGraph(enqueue)
 
+    def memory(self) -> tuple[int, int]:
+        """(free, total) bytes of 1 GiB."""
+        return 2**30 - sum(memory.size for memory in self._allocated if memory.address != 0), 2**30
+
     def live(self) -> int:
         """How many pieces of memory have not been freed."""
         return sum(memory.address != 0 for memory in self._allocated)

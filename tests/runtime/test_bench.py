@@ -9,16 +9,21 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from test_engine_session import device, imitation, save_engine  # noqa: F401  (fixtures)
 
+from runtime import bench as script
+from runtime import device_session
 from runtime.bench import bench
+from runtime.gpu import Gpu
 from runtime.metrics import LABELS
 from runtime.report import bench_tables, decimal, labels, to_markdown
+from runtime.session import OnnxRuntimeSession
 from sodeploy.errors import UserError
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("py_sod_metrics")
 
-IMAGES = 5
+IMAGES = 6
 
 
 @pytest.fixture
@@ -60,11 +65,14 @@ def test_the_record_holds_what_is_documented(models, data):
         assert set(row["metrics"]) == set(row["delta"]) == set(LABELS)
         latency = row["latency_ms"]
         assert set(latency) == {"pre", "infer", "post", "total"}
-        assert all(0 < times["p50"] <= times["p99"] for times in latency.values())
+        assert all(0 < times["p50"] <= times["p90"] <= times["p99"] for times in latency.values())
         assert latency["total"]["p50"] >= max(latency[stage]["p50"] for stage in ("pre", "infer", "post"))
     assert all(delta == {"value": 0, "ci95": [0, 0]} for delta in good["delta"].values())
     assert bad["delta"]["mae"]["value"] == pytest.approx(bad["metrics"]["mae"] - good["metrics"]["mae"])
     assert bad["delta"]["mae"]["ci95"][0] > 0
+    assert good["time_ratio"] == {"value": 1, "ci95": [1, 1]}
+    assert (bad["images_per_s"], bad["device_memory_mib"], record["gpu"]) == (None, None, {"before": {}, "after": {}})
+    assert (record["recommendation"]["budget"], record["recommendation"]["model"]) == (None, None)
     json.dumps(record, allow_nan=False)
 
 
@@ -83,11 +91,91 @@ def test_images_it_was_calibrated_on_are_refused_or_told(save_model, data):
     digests = [sample.digest() for sample in open_dataset(data)][:3]
     metadata = {"sodeploy.calibration": json.dumps({"images": 3, "digests_sha256": [*digests, "0" * 64]})}
     model = save_model(metadata=metadata)
-    with pytest.raises(UserError, match=r"tiny\.onnx was calibrated on 3 of the 5 images"):
+    with pytest.raises(UserError, match=r"tiny\.onnx was calibrated on 3 of the 6 images"):
         bench([model], data, threads=1, workers=1)
     record = bench([model], data, threads=1, workers=1, allow_overlap=True)
     assert record["rows"][0]["calibrated_on"] == 3
     assert "calibrated on 3 of these images" in to_markdown(bench_tables(record)[0])
+
+
+def test_what_is_within_the_budget_is_recommended(save_model, models, data):
+    budget = {"s": 0.5, "mae": 0.001}
+    record = bench([*models, save_model("sim.onnx", (1.2, 0, 0), metadata={"sodeploy.dialect": "simulation"})], data,
+                   threads=1, workers=1, budget=budget)  # fmt: skip
+    advice = record["recommendation"]
+    assert (advice["budget"], advice["model"]) == (budget, str(models[0]))
+    assert advice["text"][0] == "Recommended: good. Nothing that keeps to the budget (S .5000, MAE .0010) is faster."
+    assert "loses too much: " in advice["text"][1]
+    assert advice["text"][-1] == "sim simulates an engine, so its time says nothing; it keeps to the budget."
+    assert [row["stand_in"] for row in record["rows"]] == ["", "", "simulates an engine"]
+
+
+@pytest.fixture
+def gpu(device, monkeypatch):  # noqa: F811
+    """What bench takes for the GPU; onnxruntime's CPU provider stands for its CUDA provider."""
+    monkeypatch.setattr(script, "Gpu", lambda: device)
+    monkeypatch.setattr(script, "current_gpu", lambda: Gpu("NVIDIA L4", "sm89"))
+    states = iter([{"clocks.sm": "2040", "temperature.gpu": "41"}, {"clocks.sm": "1980", "temperature.gpu": "52"}])
+    monkeypatch.setattr(script, "gpu_state", lambda: next(states))
+    monkeypatch.setattr(device_session, "OnnxRuntimeSession", lambda path, *_, **__: OnnxRuntimeSession(path, "cpu"))
+    return device
+
+
+def test_on_an_emulated_gpu(gpu, save_model, save_engine, data, tmp_path):  # noqa: F811
+    """Everything runs through the kernels and the pipeline; the figures mean nothing here."""
+    models = [save_model(batch=None), save_engine()]
+    record = bench(models, data, device="cuda", threads=1, workers=1, batch=2, profile=tmp_path / "trace.json")
+    on_cpu = bench(models[:1], data, threads=1, workers=1)["rows"][0]
+    assert record["gpu"]["after"] == {"clocks.sm": "1980", "temperature.gpu": "52"}
+    assert record["hardware"].endswith("and NVIDIA L4")
+    for row in record["rows"]:
+        assert row["device"] == "cuda"
+        assert list(row["latency_ms"]) == ["host", "upload", "pre", "infer", "post", "download", "total"]
+        assert all(0 < times["p50"] <= times["p99"] for times in row["latency_ms"].values())
+        parts = sum(row["latency_ms"][stage]["p50"] for stage in ("upload", "pre", "infer", "post", "download"))
+        assert parts < 2 * row["latency_ms"]["total"]["p99"]
+        assert row["images_per_s"] > 0
+        assert 0 < row["device_memory_mib"] < 1024
+        assert row["metrics"] == pytest.approx(on_cpu["metrics"], abs=0.02)  # maps are within one grey level
+    (table,) = (table for table in bench_tables(record) if table.title == "On the GPU")
+    assert [cells[0] for cells in table.rows] == list(map(str, models))  # both are called tiny
+    assert "in batches of 2" in table.caption
+    assert "clocks.sm 2040 -> 1980; temperature.gpu 41 -> 52" in table.caption
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert {str(model) for model in models} <= {event["name"] for event in events}
+    assert sum(event["name"] == "infer" for event in events) == 2 * IMAGES // 2
+
+
+def test_an_engine_runs_on_the_gpu_beside_a_model_on_the_cpu(gpu, save_model, save_engine, data):  # noqa: F811
+    record = bench([save_model(), save_engine()], data, threads=1, workers=1)
+    assert [row["device"] for row in record["rows"]] == ["cpu", "cuda"]
+    assert [row["images_per_s"] is None for row in record["rows"]] == [True, False]
+    assert len(bench_tables(record)[-1].rows) == 1
+
+
+def test_images_an_engine_was_calibrated_on_are_refused(gpu, save_engine, data):  # noqa: F811
+    from calib_data import open_dataset
+
+    engine = save_engine()
+    manifest = json.loads((engine.parent / "tiny.engine.json").read_text())
+    digests = [sample.digest() for sample in open_dataset(data)][:2]
+    (engine.parent / "tiny.engine.json").write_text(
+        json.dumps(manifest | {"calibration": {"method": "kl", "digests_sha256": digests}})
+    )
+    with pytest.raises(UserError, match=r"tiny\.engine was calibrated on 2 of the 6 images"):
+        bench([engine], data, threads=1, workers=1)
+
+
+def test_an_engine_that_fails_names_itself_and_the_image(gpu, save_engine, data):  # noqa: F811
+    with pytest.raises(UserError, match=r"tiny\.engine on 0: .* illegal memory access"):
+        bench([save_engine(fails_on=1)], data, threads=1, workers=1)
+    with pytest.raises(UserError, match=r"tiny\.engine on 0: .* illegal memory access"):  # in the pipeline only
+        bench([save_engine(fails_on=3)], data, threads=1, workers=1, batch=3)
+
+
+def test_the_pipeline_of_a_cpu_cannot_be_shown(models, data, tmp_path):
+    with pytest.raises(UserError, match="choose the device cuda, or leave it out"):
+        bench(models, data, profile=tmp_path / "trace.json")
 
 
 def test_a_broken_output_names_model_and_image(save_model, data):
@@ -123,8 +211,9 @@ def test_the_command_writes_what_it_is_asked_for(repository, models, data, tmp_p
     record = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert [row["images"] for row in record["rows"]] == [IMAGES, IMAGES]
     for text in (done.stdout, (tmp_path / "bench.md").read_text()):
-        assert "Accuracy on discs, 5 images" in text
+        assert "Accuracy on discs, 6 images" in text
         assert "bad.int8" in text
+        assert "What may be lost was not said" in text
         assert decimal(record["rows"][1]["metrics"]["mae"]) in text
 
     to_stdout = run_script(repository, models[0], "--data", data, "--threads", 1, "--workers", 1, "--json", "-")

@@ -53,6 +53,7 @@ def save_engine(imitation: None, tmp_path: Path, make_contract: Callable[..., Co
             {},
             contract=contract.model_dump(mode="json"),
             precision="int8",
+            calibration=None,
             builder="tensorrt",
             builder_version=imitated_tensorrt.__version__,
             targets=["sm89"],

@@ -54,7 +54,7 @@ def test_only_a_difference_that_shows_is_marked(value: float, low: float, high: 
         row |= {"network": "n", "precision": "fp32", "device": "cpu", "params_m": 1, "macs_g": 1, "size_mib": 1}
         row |= {
             "input_shape": [1],
-            "latency_ms": {stage: {"p50": 1, "p99": 1} for stage in ("pre", "infer", "post", "total")},
+            "latency_ms": {stage: {"p50": 1, "p90": 1, "p99": 1} for stage in ("pre", "infer", "post", "total")},
         }
     (_, difference, _) = bench_tables({**record, "dataset": "d", "images": 3, "threads": 1, "hardware": "h"})
     assert {cells[2] for cells in difference.rows} == {shown}
