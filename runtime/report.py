@@ -156,6 +156,7 @@ def _deltas(record: Record, names: dict[str, str]) -> Table:
 
 
 def interval(delta: Record) -> str:
+    """A difference {value, ci95} as `+.0012 [-.0003, +.0027]`, with a * before it if the interval excludes zero."""
     value, low, high = (decimal(number, signed=True) for number in (delta["value"], *delta["ci95"]))
     mark = "* " if low.startswith("+") or high.startswith("-") else ""  # as shown: what rounds to 0 is no difference
     return f"{mark}{value} [{low}, {high}]"

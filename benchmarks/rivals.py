@@ -1,0 +1,250 @@
+"""Ours beside other quantizers of ONNX, in one run on one machine: accuracy, seconds, memory, latency.
+
+    python benchmarks/rivals.py out/u2netp.onnx out/csnet_x1.onnx --calib DATA --eval OTHER [--calib-images 16]
+
+The others are onnxruntime's quantize_static (Entropy and MinMax) and NVIDIA's Model Optimizer (entropy), which gets an
+environment of its own from rivals-requirements.txt. Each works in a process of its own (quantize_as.py) and sees
+exactly the inputs that our runtime makes of the calibration images. Writes rivals.json and rivals.md. Times mean
+something on a machine that does nothing else.
+"""
+
+import itertools
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import onnx
+import typer
+from process_cost import CommandFailed, Cost, measure
+
+from calib_data import open_dataset
+from quant.calibrate import load_statistics
+from quant.gate import require_disjoint
+from quant.graph import Network, load_network
+from quant.thresholds import threshold
+from runtime.bench import bench
+from runtime.contract import PRECISION_KEY, annotate, embed
+from runtime.processing import preprocess
+from runtime.report import Table, decimal, interval, show, to_markdown
+from sodeploy import terminal
+from sodeploy.artifacts import sha256, write_text
+from sodeploy.errors import UserError
+
+HERE = Path(__file__).resolve().parent
+REQUIREMENTS = HERE / "rivals-requirements.txt"
+RIVALS = ("onnxruntime-entropy", "onnxruntime-minmax", "modelopt-entropy")
+METRICS = {"s": "S", "mae": "MAE", "mean_f": "mean F"}
+
+
+@dataclass
+class Quantized:
+    """A tool's graph of one network and what it cost, or why there is none."""
+
+    tool: str
+    graph: str | None = None
+    cost: Cost | None = None
+    failure: str = ""
+
+
+def compare(
+    models: list[Path],
+    calib: str,
+    calib_images: int,
+    evaluation: str,
+    eval_images: int | None,
+    folder: Path,
+    environment: Path,
+) -> dict[str, Any]:
+    """Quantize every model with every tool and measure the graphs.
+
+    Args:
+        calib: images, as `calib_data.open_dataset` takes them; every tool gets the first `calib_images` of them.
+        evaluation: images with masks, of which the first `eval_images` are measured.
+        folder: for all graphs.
+        environment: of the Model Optimizer; made unless it is there.
+
+    Returns:
+        `calibration_images`; `networks`, one per model: `model`, `sha256`; `tools`, the fields of `Quantized`; `bench`,
+        the record of `runtime.bench` of the model and of all graphs in the order of `tools`, with one thread;
+        `calibration` of ours alone on all of `calib`: `images`, `seconds`, `peak_mib`, `tensors`, `kl_seconds` (of the
+        search for the ranges of all tensors).
+
+    Raises:
+        UserError: a model or the data is unfit. A rival that fails is no error but a row that says so.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    modelopt = modelopt_python(environment, folder)
+    networks = []
+    for path in models:
+        network = load_network(path)
+        tools = ours(network, calib, calib_images, folder)
+        inputs = folder / f"{path.stem}.inputs.npy"
+        images = itertools.islice(open_dataset(calib, masks=False), calib_images)
+        np.save(inputs, np.stack([preprocess(sample.image(), network.contract) for sample in images]))
+        for tool in RIVALS:
+            python = modelopt if tool.startswith("modelopt") else sys.executable
+            tools.append(rival(network, tool, python, inputs, folder))
+        inputs.unlink()
+        graphs = [str(path), *(tool.graph for tool in tools if tool.graph)]
+        networks.append(
+            {
+                "model": str(path),
+                "sha256": sha256(path),
+                "tools": [asdict(tool) for tool in tools],
+                "bench": bench(graphs, evaluation, eval_images, threads=1),
+                "calibration": calibration_alone(network, calib, folder),
+            }
+        )
+    return {"calibration_images": calib_images, "networks": networks}
+
+
+def ours(network: Network, calib: str, calib_images: int, folder: Path) -> list[Quantized]:
+    """What quant/build_engine.py makes: the graph for CPUs, and the simulation of the one for TensorRT."""
+    base = folder / network.path.stem
+    Path(f"{base}.statistics.npz").unlink(missing_ok=True)  # else nothing is left to calibrate
+    script = HERE.parent / "quant" / "build_engine.py"
+    command: list[str | Path] = [sys.executable, script, network.path, "--int8", "--no-engines", "--calib", calib]
+    command += ["--images", str(calib_images), "--output-dir", folder]
+    cost = _measured(f"sodeploy on {network.path}", command, Path(f"{base}.sodeploy.log"))
+    return [
+        Quantized("sodeploy, for CPUs", f"{base}.int8.cpu.onnx", cost),
+        Quantized("sodeploy, for TensorRT (simulated)", f"{base}.int8.sim.onnx", cost),
+    ]
+
+
+def rival(network: Network, tool: str, python: str | CommandFailed, inputs: Path, folder: Path) -> Quantized:
+    """What `tool` makes of a network, with the network's contract."""
+    if isinstance(python, CommandFailed):
+        return Quantized(tool, failure=f"cannot be installed: {python}")
+    graph = folder / f"{network.path.stem}.{tool}.onnx"
+    command: list[str | Path] = [python, HERE / "quantize_as.py", tool, network.path, inputs, graph]
+    terminal.note(f"{tool} on {network.path} ...")
+    try:
+        cost = measure(command, graph.with_suffix(".log"))
+    except CommandFailed as failure:
+        return Quantized(tool, failure=str(failure))
+    model = onnx.load(graph)
+    embed(model, network.contract)
+    annotate(model, {PRECISION_KEY: "int8"})
+    onnx.save(model, graph)
+    return Quantized(tool, str(graph), cost)
+
+
+def calibration_alone(network: Network, calib: str, folder: Path) -> dict[str, Any]:
+    """What our calibration costs with all images of `calib`, and the search for ranges by KL."""
+    file = folder / f"{network.path.stem}.all.statistics.npz"
+    file.unlink(missing_ok=True)
+    script = HERE.parent / "quant" / "calibrate.py"
+    command: list[str | Path] = [sys.executable, script, network.path, "--calib", calib, "--output", file]
+    cost = _measured(f"calibrating {network.path} on all images", command, file.with_suffix(".log"))
+    statistics = load_statistics(file)
+    start = time.perf_counter()
+    for histogram in statistics.histograms.values():
+        threshold(histogram, "kl")
+    return {
+        "images": len(statistics.images),
+        **cost._asdict(),
+        "tensors": len(statistics.histograms),
+        "kl_seconds": time.perf_counter() - start,
+    }
+
+
+def modelopt_python(environment: Path, folder: Path) -> str | CommandFailed:
+    """The interpreter of an environment with exactly what REQUIREMENTS asks for, or why there is none."""
+    python, stamp = environment / "bin" / "python", environment / ".requirements.sha256"
+    wanted = sha256(REQUIREMENTS)
+    if not stamp.exists() or stamp.read_text() != wanted:
+        terminal.note(f"installing {REQUIREMENTS.name} into {environment} ...")
+        environment.parent.mkdir(parents=True, exist_ok=True)
+        log = folder / "modelopt.install.log"
+        try:
+            measure([sys.executable, "-m", "venv", "--clear", environment], log)
+            measure([python, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS], log)
+        except CommandFailed as failure:
+            return failure
+        write_text(stamp, wanted)
+    return str(python)
+
+
+def _measured(what: str, command: list[str | Path], log: Path) -> Cost:
+    terminal.note(f"{what} ...")
+    try:
+        return measure(command, log)
+    except CommandFailed as failure:
+        raise UserError(f"{what}: {failure}; the whole of it is in {log}") from None
+
+
+def tables(record: dict[str, Any]) -> list[Table]:
+    """One per network, and one on our calibration."""
+    return [*(_network_table(entry, record["calibration_images"]) for entry in record["networks"]), _own(record)]
+
+
+def _network_table(entry: dict[str, Any], calib_images: int) -> Table:
+    measured = entry["bench"]
+    rows_of = {row["model"]: row for row in measured["rows"]}
+    fp32 = rows_of[entry["model"]]
+    rows = [["fp32", *itertools.chain(*([decimal(fp32["metrics"][key]), ""] for key in METRICS)), "", "", "1"]]
+    for tool in entry["tools"]:
+        if tool["graph"] is None:
+            rows.append([f"{tool['tool']}: {tool['failure']}", *[""] * (2 * len(METRICS) + 3)])
+            continue
+        row = rows_of[tool["graph"]]
+        scores = [(decimal(row["metrics"][key]), interval(row["delta"][key])) for key in METRICS]
+        seconds, peak = tool["cost"]
+        time = "" if row["stand_in"] else f"{row['time_ratio']['value']:.2f}"
+        rows.append([tool["tool"], *itertools.chain(*scores), f"{seconds:.1f}", f"{peak:.0f}", time])
+    return Table(
+        f"{Path(entry['model']).stem}, {calib_images} calibration images, accuracy on {measured['dataset']} "
+        f"({measured['images']} images)",
+        ["", *itertools.chain(*((label, "difference to fp32") for label in METRICS.values())), "s", "MiB", "time"],
+        rows,
+        caption="differences with 95 % interval (paired bootstrap over images), * where it excludes zero; s, MiB: what "
+        f"the quantizer's process took; time: of the graph's inference on {measured['hardware']} with one thread, as a "
+        "multiple of fp32's, all graphs in turn",
+    )
+
+
+def _own(record: dict[str, Any]) -> Table:
+    rows = []
+    for entry in record["networks"]:
+        cost = entry["calibration"]
+        counts, seconds = [str(cost["images"]), str(cost["tensors"])], f"{cost['kl_seconds']:.2f}"
+        rows.append([Path(entry["model"]).stem, *counts, f"{cost['seconds']:.1f}", f"{cost['peak_mib']:.0f}", seconds])
+    return Table(
+        "sodeploy's calibration alone",
+        ["network", "images", "tensors", "s", "MiB", "KL search (s)"],
+        rows,
+        caption="KL search: the ranges of all tensors, from what calibration counted",
+    )
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sodeploy" / "rivals"
+
+
+def main(
+    models: Annotated[list[Path], typer.Argument(help="float32 ONNX files with contracts", show_default=False)],
+    calib: Annotated[str, typer.Option(help="images to calibrate on: folder, list, or synthetic:calib")],
+    evaluate: Annotated[str, typer.Option("--eval", help="other images, with masks, to measure accuracy on")],
+    calib_images: Annotated[int, typer.Option(min=1, help="every tool gets the first so many")] = 16,
+    eval_images: Annotated[int | None, typer.Option(min=1, help="only the first so many; all by default")] = None,
+    output_dir: Annotated[Path, typer.Option(help="folder for the graphs and the tables")] = Path("out/rivals"),
+    environment: Annotated[Path, typer.Option(help="where the Model Optimizer is, or gets, installed")] = _cache(),
+) -> None:
+    """Compare quantizers."""
+    if len({model.stem for model in models}) < len(models):
+        raise UserError("two of the models have one name, and so would their graphs; rename one")
+    require_disjoint(open_dataset(calib, masks=False), open_dataset(evaluate))
+    record = compare(models, calib, calib_images, evaluate, eval_images, output_dir, environment)
+    write_text(output_dir / "rivals.json", json.dumps(record, indent=1) + "\n")
+    write_text(output_dir / "rivals.md", "\n".join(map(to_markdown, tables(record))))
+    show(tables(record))
+
+
+if __name__ == "__main__":
+    terminal.run(main)

@@ -1,0 +1,69 @@
+"""A comparison is fair only if each process is billed for itself, and every graph keeps the network's contract."""
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from quant.graph import Network, load_network
+from runtime.contract import Contract, embed
+from runtime.session import open_session
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+GRAPH = """<ir_version: 9, opset_import: ["" : 19]>
+tiny (float[1, 3, 16, 16] image) => (float[1, 1, 16, 16] saliency) {
+    a = Conv <pads = [1, 1, 1, 1]> (image, wa)
+    b = Relu (a)
+    c = Conv <pads = [1, 1, 1, 1]> (b, wb)
+    saliency = Sigmoid (c)
+}"""
+
+
+@pytest.fixture
+def rivals(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("rivals")
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Network:
+    model = onnx.parser.parse_model(GRAPH)
+    rng = np.random.default_rng(0)
+    for name, shape in {"wa": (8, 3, 3, 3), "wb": (1, 8, 3, 3)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    embed(model, Contract(network="tiny", height=16, width=16, mean=(0, 0, 0), std=(1, 1, 1)))
+    onnx.save(model, tmp_path / "tiny.onnx")
+    return load_network(tmp_path / "tiny.onnx")
+
+
+def test_a_process_is_billed_for_its_own_memory_alone(rivals: ModuleType, tmp_path: Path) -> None:
+    ours = np.ones(300 << 20, np.uint8)  # what the parent holds
+    small = rivals.measure([sys.executable, "-c", "pass"], tmp_path / "log")
+    large = rivals.measure([sys.executable, "-c", "bytearray(b'1') * (200 << 20)"], tmp_path / "log")
+    assert ours.nbytes == 300 << 20
+    assert small.peak_mib < 100
+    assert 200 < large.peak_mib < 300
+
+
+def test_a_rival_that_fails_is_a_row_with_its_last_words(rivals: ModuleType, network: Network, tmp_path: Path) -> None:
+    absent = rivals.rival(network, "modelopt-entropy", rivals.CommandFailed("no such wheel"), tmp_path / "x", tmp_path)
+    assert (absent.graph, absent.failure) == (None, "cannot be installed: no such wheel")
+    failed = rivals.rival(network, "onnxruntime-minmax", sys.executable, tmp_path / "no.npy", tmp_path)
+    assert failed.graph is None
+    assert "no.npy" in failed.failure
+
+
+def test_a_rivals_graph_keeps_the_contract(rivals: ModuleType, network: Network, tmp_path: Path) -> None:
+    inputs = np.random.default_rng(1).random((3, 3, 16, 16), np.float32)
+    np.save(tmp_path / "inputs.npy", inputs)
+    made = rivals.rival(network, "onnxruntime-entropy", sys.executable, tmp_path / "inputs.npy", tmp_path)
+    assert not made.failure
+    with open_session(made.graph, threads=1) as session, open_session(network.path, threads=1) as original:
+        assert (session.contract, session.precision) == (network.contract, "int8")
+        difference = np.abs(session.infer(inputs) - original.infer(inputs))
+    assert difference.mean() < 0.05  # one value may be far off: see runtime.session on CPUs that saturate
