@@ -26,7 +26,8 @@ writes besides
     out/u2netp.search.json, .npz    what was measured; the same command goes on from there after an interrupt
 """
 
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -50,6 +51,7 @@ from quant.rules import check_cpu, check_tensorrt, unequal_scales
 from quant.search import find_plan
 from quant.thresholds import METHODS, Method
 from runtime.budget import Budget, parse_budget
+from runtime.gpu import driver_problem
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_manifest
 from sodeploy.errors import UserError
@@ -222,6 +224,22 @@ def _engines(base: Path, graphs: Iterable[str], profile: Profile | None) -> list
     return made
 
 
+def bench_command(model: Path, made: Sequence[Path], data: str | None, max_drop: str | None) -> str:
+    """The command that measures what was made on this machine and recommends one of it.
+
+    Args:
+        data: images with masks; "DATA" stands for any if it is None.
+        max_drop: as written; an example by default.
+    """
+    if driver_problem() is None:
+        kinds, device = [".fp16.engine", ".int8.engine"], ["--device", "cuda"]
+    else:
+        kinds, device = [".int8.cpu.onnx", ".fp16.sim.onnx", ".int8.sim.onnx"], []
+    models = [model, *(path for kind in kinds for path in made if path.name.endswith(kind))]
+    options = ["--data", data or "DATA", "--max-drop", max_drop or "s=0.002,mae=0.001", *device]
+    return shlex.join(["python", "runtime/bench.py", *map(str, models), *options])
+
+
 def _beside(base: Path, suffix: str) -> Path:
     return base.with_name(base.name + suffix)
 
@@ -270,7 +288,7 @@ def main(
     if int8 and calib is not None:
         found = open_dataset(calib, masks=False)
         calibration = Dataset(found.name, list(found)[:images])
-    build(
+    made = build(
         model,
         output_dir,
         calibration,
@@ -283,6 +301,7 @@ def main(
         budget,
         statistics if int8 else None,
     )
+    terminal.note(f"what it loses and whether it pays here: {bench_command(model, made, evaluate, max_drop)}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from calib_data import open_dataset
 from export.to_onnx import export
 from quant import build_engine
 from runtime.bench import bench, publish
+from runtime.budget import parse_budget
 from sodeploy import terminal
 from training.recipe import load_recipe
 from training.train import train
@@ -25,6 +26,7 @@ from training.train import train
 NETWORK = "u2net_tiny"
 RECIPE = Path(__file__).parent.parent / "training" / "configs" / "demo.yaml"
 CALIBRATION, EVALUATION = "synthetic:calib:64", "synthetic:eval:100"
+MAX_DROP = "s=0.005,mae=0.002"
 
 T = TypeVar("T")
 
@@ -38,6 +40,7 @@ def demo(output: Path) -> Path:
     size = load_recipe(RECIPE).size
     onnx = output / f"{NETWORK}.onnx"
     models = [output / f"{NETWORK}{kind}.onnx" for kind in ("", ".fp16.sim", ".int8.cpu")]
+    budget = parse_budget(MAX_DROP)
     table = output / "delta.md"
 
     weights = _step(
@@ -53,8 +56,8 @@ def demo(output: Path) -> Path:
         lambda: build_engine.build(onnx, output, open_dataset(CALIBRATION, masks=False)),
     )
     _step(
-        ["bench", *models, "--data", EVALUATION, "--markdown", table],
-        lambda: publish(bench(models, EVALUATION), markdown=table),
+        ["bench", *models, "--data", EVALUATION, "--max-drop", MAX_DROP, "--markdown", table],
+        lambda: publish(bench(models, EVALUATION, budget=budget), markdown=table),
     )
     terminal.note(
         "The fp16 row has an engine's roundings, simulated; the int8 row ran on integer kernels of this CPU, and "

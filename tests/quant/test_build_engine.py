@@ -47,6 +47,20 @@ def test_everything_is_written(repository: Path, unet_file: Path, images: Path, 
     assert set(manifest["inputs"]) == {"model", "plan"}
     assert "4 images" in done.stderr
     assert done.stdout == ""
+    next_step = done.stderr.splitlines()[-1].removeprefix("what it loses and whether it pays here: ")
+    models = [unet_file, *(tmp_path / f"unet.{kind}.onnx" for kind in ("int8.cpu", "fp16.sim", "int8.sim"))]
+    assert next_step == (
+        f"python runtime/bench.py {' '.join(map(str, models))} --data DATA --max-drop s=0.002,mae=0.001"
+    )
+
+
+def test_on_a_gpu_the_next_step_is_to_measure_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_engine, "driver_problem", lambda: None)
+    made = [Path("out/net.fp16.onnx"), Path("out/net.fp16.engine"), Path("out/net.int8.engine")]
+    assert build_engine.bench_command(Path("net.onnx"), made, "my set", "s=0.01") == (
+        "python runtime/bench.py net.onnx out/net.fp16.engine out/net.int8.engine --data 'my set' --max-drop s=0.01 "
+        "--device cuda"
+    )
 
 
 def test_fp16_needs_no_images(unet_file: Path, tmp_path: Path) -> None:
