@@ -31,6 +31,18 @@ from sodeploy.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
+# What is measured, and what for. The pages that performance_section.py writes list what still awaits a GPU.
+PARTS = {
+    "GPU tests": "device, kernels, sessions and CUDA graphs on a real driver",
+    "Kernels": "time of each kernel against the least that its bytes take at this GPU's copy bandwidth; goals: at "
+    "least 80 % of it for batches of 1920x1080 and up, pre and post of one such image in under 60 us together",
+    "Pre- and post-processing": "our kernels against OpenCV on the CPU and torch's interpolate on the same GPU, with "
+    "copies",
+    "Engines": "every graph at hand by every builder, and what the engine then really runs",
+    "End to end": "images/s through the pipeline against the usual way with the same network; goal: 5 times as many at "
+    "batch 8; device memory",
+    "Accuracy": "engines against the float32 graph",
+}
 LAST_START = 360  # seconds after which no part is begun
 TEST_LIMIT = 150  # seconds for the GPU tests
 GPU_TESTS = ["test_device.py", "test_cuda_processing.py", "test_engine_session.py"]
@@ -66,6 +78,7 @@ def check(models: Path, output: Path) -> tuple[Path, list[str]]:
     parts: list[Part] = []
 
     def part(name: str, needs: Iterable[str], work: Callable[[], Iterable[Row]]) -> None:
+        assert name in PARTS
         missing = [module for module in needs if importlib.util.find_spec(module) is None]
         if missing:
             parts.append(Part(name, "skipped", f"{', '.join(missing)} is not installed"))

@@ -1,8 +1,7 @@
-"""Write the README's performance section from the reports in benchmarks/results, and from nothing else.
+"""Write what the reports in benchmarks/results show, and from nothing else: the README's performance section, between
+two marker lines, and the page benchmarks/results/README.md, which says what still awaits a GPU.
 
     python benchmarks/performance_section.py README.md
-
-Replaces what stands between the two marker lines.
 """
 
 import json
@@ -10,36 +9,57 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from gpu_check import RESULTS, table
+from gpu_check import PARTS, RESULTS, table
 
 from sodeploy import terminal
 from sodeploy.artifacts import require_file, write_text
 from sodeploy.errors import UserError
 
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
-_NOTHING_YET = """\
-No GPU has been measured yet. `make gpu-check` on a machine with an NVIDIA GPU times the kernels against copy bandwidth,
-pre- and post-processing against OpenCV and PyTorch, and the pipeline against the usual way; this section is then
-generated from its results."""
-_PARTS = ("Kernels", "Pre- and post-processing", "End to end")
+_HOW = (
+    "`make gpu-check` on a machine with an NVIDIA GPU measures all of it; this text is generated from what it writes."
+)
+_IN_README = ("Kernels", "Pre- and post-processing", "End to end")
 
 
 def section(results: Path = RESULTS) -> str:
-    """The newest report of each GPU as Markdown; without any, what is still to be measured."""
+    """The newest report of each GPU as Markdown, and what no GPU has been measured on yet."""
+    reports = _newest(results)
+    lacking = [f"- {name}: {shows}" for name, shows in PARTS.items() if not _measured(reports, name)]
+    waiting = ["Awaiting a GPU:\n\n" + "\n".join(lacking), _HOW] if lacking else []
+    return "\n\n".join([*map(_report, reports), *waiting])
+
+
+def page(results: Path = RESULTS) -> str:
+    """The page of the results folder: what has been measured where, and what has not."""
+    reports = _newest(results)
+    rows = [
+        {"part": name, "what it shows": shows, "measured on": ", ".join(_measured(reports, name)) or "**awaits a GPU**"}
+        for name, shows in PARTS.items()
+    ]
+    return f"# Measured on GPUs\n\n{table(rows)}\n\n{_HOW}\n"
+
+
+def _newest(results: Path) -> list[dict[str, Any]]:
+    """The newest report of each GPU, by its name."""
     newest: dict[str, dict[str, Any]] = {}
     for path in sorted(results.glob("*.json")):
         record = json.loads(path.read_text())
         if record["date"] >= newest.get(record["gpu"], record)["date"]:
             newest[record["gpu"]] = record
-    if not newest:
-        return _NOTHING_YET
-    return "\n\n".join(_report(record) for _, record in sorted(newest.items()))
+    return [record for _, record in sorted(newest.items())]
+
+
+def _measured(reports: list[dict[str, Any]], name: str) -> list[str]:
+    """The GPUs on which a part has been measured."""
+    measured = [{part["name"] for part in record["parts"] if part["status"] == "measured"} for record in reports]
+    return [record["gpu"] for record, parts in zip(reports, measured, strict=True) if name in parts]
 
 
 def _report(record: dict[str, Any]) -> str:
     lines = [f"### {record['gpu']}, {record['date']}"]
     for part in record["parts"]:
-        if part["name"] not in _PARTS:
+        if part["name"] not in _IN_README:
             continue
         if part["rows"]:
             lines += [f"**{part['name']}**", table(part["rows"])]
@@ -49,13 +69,14 @@ def _report(record: dict[str, Any]) -> str:
 
 
 def main(readme: Annotated[Path, typer.Argument(help="file with the two marker lines")]) -> None:
-    """Bring the performance section up to date."""
+    """Bring the performance section and the page of the results up to date."""
     text = require_file(readme, "give the README").read_text()
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UserError(f"{readme} lacks the lines {BEGIN} and {END}; put them where the section belongs")
     write_text(readme, f"{before}{BEGIN}\n{section()}\n{END}{after}")
+    write_text(RESULTS / "README.md", page())
 
 
 if __name__ == "__main__":

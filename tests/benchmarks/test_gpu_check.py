@@ -149,9 +149,12 @@ def test_the_readme_section_shows_the_newest_report_of_each_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_check
     import performance_section
 
-    assert "No GPU has been measured yet" in performance_section.section(tmp_path)
+    nothing = performance_section.section(tmp_path)
+    assert nothing.startswith("Awaiting a GPU:\n\n- GPU tests: device,")
+    assert performance_section.page(tmp_path).count("**awaits a GPU**") == len(gpu_check.PARTS) == nothing.count("\n- ")
     for date, value in (("2026-01-02", 90.0), ("2026-01-01", 10.0)):
         rows = [{"kernels": "pre area float32", "of copy bandwidth %": value}]
         parts = [
@@ -164,7 +167,13 @@ def test_the_readme_section_shows_the_newest_report_of_each_gpu(
     assert "| pre area float32 | 90 |" in text
     assert "2026-01-01" not in text
     assert "End to end: skipped, there are no engines." in text
+    assert "- End to end: images/s" in text
+    assert "- Kernels" not in text
+    page = performance_section.page(tmp_path)
+    assert re.search(r"^\| Kernels \| .* \| NVIDIA L4 \|$", page, re.MULTILINE)
+    assert page.count("**awaits a GPU**") == len(gpu_check.PARTS) - 1
 
+    monkeypatch.setattr(performance_section, "RESULTS", tmp_path / "results")
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{performance_section.BEGIN}\nold\n{performance_section.END}\nafter\n")
     performance_section.main(readme)
@@ -182,3 +191,4 @@ def test_the_readme_shows_what_the_results_say(repository: Path, monkeypatch: py
 
     section = f"{performance.BEGIN}\n{performance.section()}\n{performance.END}"
     assert section in (repository / "README.md").read_text(), "run benchmarks/performance_section.py README.md"
+    assert (performance.RESULTS / "README.md").read_text() == performance.page()
