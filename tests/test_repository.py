@@ -6,8 +6,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from sodeploy.__main__ import STAGES
 
 ROOMS = ("calib_data", "runtime", "quant", "training", "export")
 MAY_IMPORT = {
@@ -81,3 +84,46 @@ def test_an_unknown_stage() -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "no stage 'deploy'; there are demo, train" in done.stderr
+
+
+def dockerfile() -> str:
+    """Its instructions, each on one line."""
+    return (Path(__file__).parent.parent / "docker" / "Dockerfile").read_text().replace("\\\n", " ")
+
+
+def test_what_the_image_copies_exists_and_is_all_it_needs(repository: Path) -> None:
+    copied = {
+        source
+        for line in re.findall(r"^COPY (?!--from)(.*) \S+$", dockerfile(), re.MULTILINE)
+        for source in line.split()
+    }
+    ignored = set((repository / ".dockerignore").read_text().split())
+    assert all((repository / source).exists() for source in copied)
+    assert not copied & ignored
+    project = read_toml(repository / "pyproject.toml")
+    packages = {pattern.rstrip("*") for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]}
+    assert packages <= copied  # setuptools would leave a missing one out without a word
+    assert {project["project"]["readme"], *project["project"]["license-files"]} <= copied
+    (extras,) = re.findall(r"'\.\[(.*?)\]'", dockerfile())
+    assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])
+    (entry,) = re.findall(r'^ENTRYPOINT \["(.*)"\]$', dockerfile(), re.MULTILINE)
+    assert entry in project["project"]["scripts"]
+
+
+def test_what_the_image_runs_exists(repository: Path) -> None:
+    ((module, options),) = re.findall(r"python -m (\S+)(.*)$", dockerfile(), re.MULTILINE)
+    wide = {**os.environ, "COLUMNS": "200"}
+    command = [sys.executable, "-m", module, "--help"]
+    text = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True, env=wide).stdout
+    assert all(option in text for option in re.findall(r"--\w+", options))
+    readme = (repository / "README.md").read_text().replace("\\\n", " ")
+    stages = re.findall(r"docker run .* sodeploy +(\w+)", readme)
+    assert stages
+    assert set(stages) <= set(STAGES)
+    assert "docker build -f docker/Dockerfile" in readme
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 reads no TOML")
+    found: dict[str, Any] = tomllib.loads(path.read_text())
+    return found
