@@ -167,14 +167,15 @@ def imitated_driver(folder: Path, research: Path) -> dict[str, str]:
     a real GPU it says nothing.
     """
     tools = research / "tools/fakecuda"
-    for name, found in {
-        "g++": shutil.which("g++"),
-        "pycuda": importlib.util.find_spec("pycuda"),
-        "CUDA's headers": Path("/usr/local/cuda/include/cuda.h").is_file(),
-        "fakecuda": (tools / "build.sh").is_file(),
+    for missing, found in {
+        "g++ is not installed": shutil.which("g++"),
+        "pycuda is not installed: pip install pycuda, beside CUDA's headers and a libcuda to link with, such as the "
+        "toolkit's (LIBRARY_PATH=/usr/local/cuda/lib64/stubs)": importlib.util.find_spec("pycuda"),
+        "CUDA's headers are not in /usr/local/cuda": Path("/usr/local/cuda/include/cuda.h").is_file(),
+        f"the imitated driver is not in {tools}": (tools / "build.sh").is_file(),
     }.items():
         if not found:
-            pytest.skip(f"{name} is not installed")
+            pytest.skip(missing)
     subprocess.run(["sh", tools / "build.sh", folder / "driver"], check=True, capture_output=True)
     return os.environ | {
         "LD_LIBRARY_PATH": f"{folder / 'driver'}:{os.environ.get('LD_LIBRARY_PATH', '')}",

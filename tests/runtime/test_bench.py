@@ -9,15 +9,10 @@ import sys
 import cv2
 import numpy as np
 import pytest
-from test_engine_session import device, imitation, save_engine  # noqa: F401  (fixtures)
 
-from runtime import bench as script
-from runtime import device_session
 from runtime.bench import bench
-from runtime.gpu import Gpu
 from runtime.metrics import LABELS
 from runtime.report import bench_tables, decimal, labels, to_markdown
-from runtime.session import OnnxRuntimeSession
 from sodeploy.errors import UserError
 
 pytest.importorskip("onnxruntime")
@@ -108,69 +103,6 @@ def test_what_is_within_the_budget_is_recommended(save_model, models, data):
     assert "loses too much: " in advice["text"][1]
     assert advice["text"][-1] == "sim simulates an engine, so its time says nothing; it keeps to the budget."
     assert [row["stand_in"] for row in record["rows"]] == ["", "", "simulates an engine"]
-
-
-@pytest.fixture
-def gpu(device, monkeypatch):  # noqa: F811
-    """What bench takes for the GPU; onnxruntime's CPU provider stands for its CUDA provider."""
-    monkeypatch.setattr(script, "Gpu", lambda: device)
-    monkeypatch.setattr(script, "current_gpu", lambda: Gpu("NVIDIA L4", "sm89"))
-    states = iter([{"clocks.sm": "2040", "temperature.gpu": "41"}, {"clocks.sm": "1980", "temperature.gpu": "52"}])
-    monkeypatch.setattr(script, "gpu_state", lambda: next(states))
-    monkeypatch.setattr(device_session, "OnnxRuntimeSession", lambda path, *_, **__: OnnxRuntimeSession(path, "cpu"))
-    return device
-
-
-def test_on_an_emulated_gpu(gpu, save_model, save_engine, data, tmp_path):  # noqa: F811
-    """Everything runs through the kernels and the pipeline; the figures mean nothing here."""
-    models = [save_model(batch=None), save_engine()]
-    record = bench(models, data, device="cuda", threads=1, workers=1, batch=2, profile=tmp_path / "trace.json")
-    on_cpu = bench(models[:1], data, threads=1, workers=1)["rows"][0]
-    assert record["gpu"]["after"] == {"clocks.sm": "1980", "temperature.gpu": "52"}
-    assert record["hardware"].endswith("and NVIDIA L4")
-    for row in record["rows"]:
-        assert row["device"] == "cuda"
-        assert list(row["latency_ms"]) == ["host", "upload", "pre", "infer", "post", "download", "total"]
-        assert all(0 < times["p50"] <= times["p99"] for times in row["latency_ms"].values())
-        parts = sum(row["latency_ms"][stage]["p50"] for stage in ("upload", "pre", "infer", "post", "download"))
-        assert parts < 2 * row["latency_ms"]["total"]["p99"]
-        assert row["images_per_s"] > 0
-        assert 0 < row["device_memory_mib"] < 1024
-        assert row["metrics"] == pytest.approx(on_cpu["metrics"], abs=0.02)  # maps are within one grey level
-    (table,) = (table for table in bench_tables(record) if table.title == "On the GPU")
-    assert [cells[0] for cells in table.rows] == list(map(str, models))  # both are called tiny
-    assert "in batches of 2" in table.caption
-    assert "clocks.sm 2040 -> 1980; temperature.gpu 41 -> 52" in table.caption
-    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    assert {str(model) for model in models} <= {event["name"] for event in events}
-    assert sum(event["name"] == "infer" for event in events) == 2 * IMAGES // 2
-
-
-def test_an_engine_runs_on_the_gpu_beside_a_model_on_the_cpu(gpu, save_model, save_engine, data):  # noqa: F811
-    record = bench([save_model(), save_engine()], data, threads=1, workers=1)
-    assert [row["device"] for row in record["rows"]] == ["cpu", "cuda"]
-    assert [row["images_per_s"] is None for row in record["rows"]] == [True, False]
-    assert len(bench_tables(record)[-1].rows) == 1
-
-
-def test_images_an_engine_was_calibrated_on_are_refused(gpu, save_engine, data):  # noqa: F811
-    from calib_data import open_dataset
-
-    engine = save_engine()
-    manifest = json.loads((engine.parent / "tiny.engine.json").read_text())
-    digests = [sample.digest() for sample in open_dataset(data)][:2]
-    (engine.parent / "tiny.engine.json").write_text(
-        json.dumps(manifest | {"calibration": {"method": "kl", "digests_sha256": digests}})
-    )
-    with pytest.raises(UserError, match=r"tiny\.engine was calibrated on 2 of the 6 images"):
-        bench([engine], data, threads=1, workers=1)
-
-
-def test_an_engine_that_fails_names_itself_and_the_image(gpu, save_engine, data):  # noqa: F811
-    with pytest.raises(UserError, match=r"tiny\.engine on 0: .* illegal memory access"):
-        bench([save_engine(fails_on=1)], data, threads=1, workers=1)
-    with pytest.raises(UserError, match=r"tiny\.engine on 0: .* illegal memory access"):  # in the pipeline only
-        bench([save_engine(fails_on=3)], data, threads=1, workers=1, batch=3)
 
 
 def test_the_pipeline_of_a_cpu_cannot_be_shown(models, data, tmp_path):

@@ -214,8 +214,8 @@ def test_a_driver_older_than_pycuda_is_refused(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.skipif(driver_problem() is None, reason="there is a driver: the tests above have run on it")
 def test_all_of_it_on_an_imitated_driver(tmp_path: Path, research: Path, repository: Path) -> None:
     environment = imitated_driver(tmp_path, research)
-    names = ("test_device.py", "test_cuda_processing.py", "test_engine_session.py", "test_pipeline.py", "test_infer.py")
-    files = [str(Path(__file__).with_name(name)) for name in names]
+    names = ("device", "cuda_processing", "engine_session", "pipeline", "infer", "bench_gpu")
+    files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in names]
     command = [sys.executable, "-m", "pytest", "-x", "-o", "addopts=", "-p", "no:cacheprovider", "-k", "not emulated"]
     done = subprocess.run([*command, *files], cwd=repository, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -63,7 +63,7 @@ def test_on_the_cpu(
 
 
 @pytest.mark.parametrize("style", ["map", "rgba", "overlay"])
-def test_on_an_emulated_gpu(
+def test_on_cuda(
     device: Any,  # noqa: F811
     save_engine: Callable[..., Path],  # noqa: F811
     make_contract: Any,
