@@ -85,7 +85,13 @@ def compile_engine(name: Builder, onnx_path: Path, options: Options, timing_cach
     trt = load(name)
     is_rtx = name == "tensorrt_rtx"
     logger = _logger(name)
-    builder = trt.Builder(logger)
+    try:
+        builder = trt.Builder(logger)
+    except TypeError:  # its bindings' answer to CUDA that cannot be initialised, as with a driver older than it
+        reason = [*logger.errors, *logger.warnings, "no reason given"][0]
+        raise UserError(
+            f"{name} does not start ({reason}); update the NVIDIA driver, or install an older one"
+        ) from None
     # Required on 10, ignored on 11. The number differs between majors, so it is never written out.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)

@@ -56,7 +56,13 @@ class Engine:
         self.record: EngineRecord = check_engine(path)
         trt = _load(self.record.builder)
         self.logger = _logger(self.record.builder)
-        self._runtime = trt.Runtime(self.logger)  # must outlive the engine
+        try:
+            self._runtime = trt.Runtime(self.logger)  # must outlive the engine
+        except TypeError:  # its bindings' answer to CUDA that cannot be initialised, as with a driver older than it
+            raise UserError(
+                f"{path}: {self.record.builder} does not start ({self.logger.last_error()}); update the NVIDIA driver, "
+                "or build the engine with an older TensorRT"
+            ) from None
         self._runtime.engine_host_code_allowed = self.record.any_newer_version  # such an engine brings code along
         engine = self._runtime.deserialize_cuda_engine(self.path.read_bytes())
         if engine is None:
@@ -295,17 +301,19 @@ def _logger(builder: Builder) -> Any:
     trt = _load(builder)
 
     class Logger(trt.ILogger):  # type: ignore[name-defined]
-        """Keeps the last error, which TensorRT logs before it returns None or False."""
+        """Keeps the last error, which TensorRT logs before it returns None or False; of an old driver it warns."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.error = ""
+            self.error = self.warning = ""
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
                 self.error = " ".join(message.split())
+            elif severity == trt.ILogger.WARNING:
+                self.warning = " ".join(message.split())
 
         def last_error(self) -> str:
-            return self.error or "no reason given"
+            return self.error or self.warning or "no reason given"
 
     return Logger()

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 
 from runtime.contract import PRECISION_KEY, Contract, contract_of
+from runtime.device import DeviceError, OutOfDeviceMemory
 from sodeploy.artifacts import require_file
 from sodeploy.errors import UserError
 
@@ -86,7 +88,8 @@ class OnnxRuntimeSession:
         """(N, 3, h, w) float32 -> (N, 1, h, w) float32; a model of fixed batch runs as often as it takes.
 
         Raises:
-            UserError: h, w are not what the model takes, or the output is not one map per image.
+            OutOfDeviceMemory: there is no room for the run.
+            UserError: h, w are not what the model takes, the output is not one map per image, or the run fails.
             ValueError: `batch` is not (N, 3, h, w), N >= 1; the session is closed.
         """
         if batch.ndim != 4 or batch.shape[1] != 3 or not len(batch):
@@ -112,6 +115,8 @@ class OnnxRuntimeSession:
         On a GPU this returns before the run has ended; it takes place on the session's stream.
 
         Raises:
+            OutOfDeviceMemory: there is no room for the run.
+            DeviceError: it fails.
             ValueError: the session is closed.
         """
         if self._session is None:
@@ -124,7 +129,8 @@ class OnnxRuntimeSession:
         binding.bind_output(contract.output_name, self._device, 0, self.output_dtype, maps, output_address)
         options = RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        self._session.run_with_iobinding(binding, options)
+        with _failures_named(self._path):
+            self._session.run_with_iobinding(binding, options)
 
     def _run(self, images: np.ndarray, batch: int) -> np.ndarray:
         """One run; a last batch that is short is filled up with zeros, whose maps are dropped."""
@@ -133,7 +139,8 @@ class OnnxRuntimeSession:
         missing = batch - len(images)
         if missing:
             images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
-        (output,) = self._session.run([self.contract.output_name], {self.contract.input_name: images})
+        with _failures_named(self._path):
+            (output,) = self._session.run([self.contract.output_name], {self.contract.input_name: images})
         return np.asarray(output)[: batch - missing]
 
     def close(self) -> None:
@@ -192,6 +199,22 @@ def _load(path: Path, device: Device, threads: int | None, stream: int | None) -
             "see `nvidia-smi`, or run on the CPU"
         )
     return session
+
+
+@contextlib.contextmanager
+def _failures_named(path: Path) -> Iterator[None]:
+    """onnxruntime's errors in a run, as ours. Only their text tells that memory was lacking."""
+    try:
+        yield
+    except Exception as error:  # they have no base class in common
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        reason = " ".join(str(error).split())
+        if "allocate memory" in reason or "out of memory" in reason:
+            raise OutOfDeviceMemory(
+                f"{path}: there is no room for this batch ({reason}); choose a smaller one, or end other processes"
+            ) from None
+        raise DeviceError(f"{path} does not run ({reason})") from None
 
 
 def _require_contract_kept(session: "onnxruntime.InferenceSession", contract: Contract, path: Path) -> type[np.generic]:

@@ -279,6 +279,20 @@ def test_old_tensorrt_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         engine.build(write(tmp_path / "small.onnx", "fp32"), tmp_path / "small.engine", "tensorrt")
 
 
+@needs_rtx
+def test_a_driver_too_old_for_the_builder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old(RtxAsTensorrt):
+        def Builder(self, logger: Any) -> None:
+            logger.log(self.ILogger.WARNING, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setitem(sys.modules, "tensorrt", Old("tensorrt"))
+    monkeypatch.setattr(engine, "driver_problem", lambda: None)
+    monkeypatch.setattr(engine, "current_gpu", lambda: Gpu("NVIDIA L4", "sm89"))
+    with pytest.raises(UserError, match=r"does not start \(CUDA initialization failure with error: 35\); update"):
+        engine.build(write(tmp_path / "small.onnx", "fp32"), tmp_path / "small.engine", "tensorrt")
+
+
 @pytest.mark.skipif(driver_problem() is None, reason="there is a GPU")
 def test_tensorrt_without_a_driver_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensorrt = ModuleType("tensorrt")

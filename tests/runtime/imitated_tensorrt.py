@@ -30,7 +30,12 @@ class ILogger:
 class Runtime:
     engine_host_code_allowed = False
 
+    _driver_is_too_old = False
+
     def __init__(self, logger: ILogger) -> None:
+        if self._driver_is_too_old:
+            logger.log(ILogger.WARNING, "CUDA initialization failure with error: 35")
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         self._logger = logger
 
     def deserialize_cuda_engine(self, serialized_engine: bytes) -> "ICudaEngine | None":

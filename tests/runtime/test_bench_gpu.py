@@ -14,7 +14,7 @@ from calib_data import open_dataset
 from runtime import bench as script
 from runtime import device_session
 from runtime.bench import bench
-from runtime.gpu import Gpu
+from runtime.gpu import Gpu, driver_problem
 from runtime.report import bench_tables
 from runtime.session import OnnxRuntimeSession
 from sodeploy.errors import UserError
@@ -85,3 +85,9 @@ def test_an_engine_that_fails_names_itself_and_the_image(gpu: Any, save_engine: 
         bench([save_engine(fails_on=1)], data, threads=1, workers=1)
     with pytest.raises(UserError, match=r"tiny\.engine on 0: .* illegal memory access"):  # in the pipeline only
         bench([save_engine(fails_on=3)], data, threads=1, workers=1, batch=3)
+
+
+@pytest.mark.skipif(driver_problem() is None, reason="there is a GPU")
+def test_without_a_gpu_it_is_an_error(save_model: SaveModel, data: Path) -> None:
+    with pytest.raises(UserError, match="a GPU is needed, but no NVIDIA driver is installed"):
+        bench([save_model()], data, device="cuda")

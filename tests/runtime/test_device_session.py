@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from emulated_device import EmulatedDevice, EmulatedMemory
+from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
 from runtime import device_session
+from runtime import session as session_module
 from runtime.composition import compose
 from runtime.device_session import OnnxDeviceSession, open_on_device
 from runtime.gpu import driver_problem
@@ -68,6 +70,61 @@ def test_an_onnx_model_in_the_pipeline(
             wanted = compose(photos[number], saliency, style)
             assert np.abs(picture.astype(int) - wanted).max() <= 1
     assert len(made) == 7
+
+
+class Failing:
+    """An onnxruntime session that fails at batches of more than two images, as the CUDA provider does."""
+
+    def __init__(self, session: Any, message: str) -> None:
+        self._session, self._message = session, message
+
+    def io_binding(self) -> Any:
+        binding = self._session.io_binding()
+        bind, self.images = binding.bind_input, 0
+
+        def note(name: str, device: str, index: int, dtype: Any, shape: tuple[int, ...], address: int) -> None:
+            self.images = shape[0]
+            bind(name, device, index, dtype, shape, address)
+
+        binding.bind_input = note
+        return binding
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        if self.images > 2:
+            raise RuntimeException(self._message)
+        self._session.run_with_iobinding(binding, options)
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 99", None),
+        ("CUDNN failure 5000: CUDNN_STATUS_EXECUTION_FAILED", "does not run (CUDNN failure 5000"),
+    ],
+)
+def test_onnxruntimes_failures_cost_a_batch_at_most(
+    emulation: EmulatedDevice,
+    save_model: SaveModel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    message: str,
+    told: str | None,
+) -> None:
+    load = session_module._load
+    monkeypatch.setattr(session_module, "_load", lambda *arguments: Failing(load(*arguments), message))
+    photo = np.full((20, 30, 3), 99, np.uint8)
+    with open_on_device(save_model(batch=None), emulation) as session:  # type: ignore[arg-type]
+        made = [picture for _, picture in pictures(session, range(6), lambda _: photo, batch=4, lanes=1)]
+    arrived = [isinstance(picture, np.ndarray) for picture in made]
+    if told is None:
+        assert all(arrived)
+        assert "no room for this batch" in capsys.readouterr().err
+    else:
+        assert arrived == [False] * 4 + [True] * 2
+        assert told in str(made[0])
 
 
 @pytest.mark.skipif(driver_problem() is None, reason="there is a GPU")

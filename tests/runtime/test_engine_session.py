@@ -236,6 +236,13 @@ def test_an_engine_tensorrt_cannot_read(device: Any, save_engine: SaveEngine, tm
         open_engine(path, device)
 
 
+def test_a_driver_too_old_for_tensorrt(device: Any, save_engine: SaveEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imitated_tensorrt.Runtime, "_driver_is_too_old", True)
+    message = r"tensorrt does not start \(CUDA initialization failure with error: 35\); update the NVIDIA driver"
+    with pytest.raises(UserError, match=message):
+        open_engine(save_engine(), device)
+
+
 @pytest.mark.skipif(driver_problem() is None, reason="there is a GPU")
 @pytest.mark.parametrize("name", ["Runtime", "ICudaEngine", "IExecutionContext", "ILogger", "DataType"])
 def test_the_imitation_promises_nothing_that_tensorrt_lacks(name: str) -> None:

@@ -12,7 +12,7 @@ from test_engine_session import device, imitation, save_engine  # noqa: F401  (f
 
 from runtime import pipeline
 from runtime.contract import Contract
-from runtime.device import OutOfDeviceMemory
+from runtime.device import DeviceError, OutOfDeviceMemory
 from runtime.engine_session import EngineSession, open_engine
 from runtime.pipeline import pictures
 from runtime.processing import postprocess, preprocess
@@ -79,6 +79,25 @@ def test_a_batch_the_gpu_fails_at_is_reported_and_the_others_arrive(
         made = [picture for _, picture in pictures(session, range(11), image, batch=4, lanes=2)]
     assert [isinstance(picture, np.ndarray) for picture in made] == [True] * 8 + [False] * 3
     assert "illegal memory access" in str(made[-1])
+
+
+def test_an_error_that_shows_only_when_the_stream_is_waited_for(
+    session: EngineSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an earlier launch broke, CUDA tells at the next synchronisation: that batch is lost, the others arrive."""
+    wait, waited = type(session.device).wait, []
+
+    def fail_once(self: Any, stream: Any) -> None:
+        wait(self, stream)
+        waited.append(stream)
+        if len(waited) == 2:
+            raise DeviceError("the GPU failed: an illegal instruction was encountered")
+
+    monkeypatch.setattr(type(session.device), "wait", fail_once)
+    made = [picture for _, picture in pictures(session, range(12), image, batch=4, lanes=1)]
+    assert [isinstance(picture, np.ndarray) for picture in made] == [True] * 4 + [False] * 4 + [True] * 4
+    assert np.abs(made[11].astype(int) - expected(11, session.contract)).max() <= 1  # type: ignore[union-attr]
+    assert "illegal instruction" in str(made[4])
 
 
 def test_an_image_that_cannot_be_processed_fails_alone(session: EngineSession, monkeypatch: pytest.MonkeyPatch) -> None:
