@@ -1,8 +1,12 @@
 """The `cpu` dialect: Q/DQ at the inputs and outputs of every operator, so that onnxruntime runs integer kernels only.
 
-Activations uint8: zero point 0 where nothing is negative (after a ReLU the whole byte is used, and the ReLU itself
-becomes the saturation of the layer before it), else 128. Weights int8 per output channel. Biases int32 in units of
-input scale times weight scale. Between two integer layers nothing is ever float.
+Activations uint8: zero point 0 where nothing is negative (the ReLU itself becomes the saturation of the layer before
+it), else 128. Weights int8 per output channel. Biases int32 in units of input scale times weight scale. Between two
+integer layers nothing is ever float.
+
+An x86 CPU without VNNI adds two products of uint8 and int8 in 16 bits, which saturate. Neither 2 x 127 x 127 nor
+2 x 255 x 64 does: so a range takes 127 steps to each side, as on TensorRT, and a weight that multiplies signed values
+64 instead of 127. The graph then computes the same on every CPU.
 """
 
 import numpy as np
@@ -13,6 +17,8 @@ from quant.graph import Network, attribute
 from quant.plan import Layer, Plan, Range
 from quant.planning import HEAD_CHANNELS, SMALLEST_SCALE
 
+_STEPS = 127  # of an activation's range to each side
+_SIGNED_READ_STEPS = 64  # of a weight, where the activation that it multiplies is signed
 _LARGEST_BIAS = 2.0**30  # in steps; leaves the int32 accumulator as much again
 
 
@@ -39,9 +45,7 @@ def emit_cpu(network: Network, plan: Plan) -> onnx.ModelProto:
 
 def _parameters(shared: Range) -> tuple[np.float32, np.uint8]:
     """Scale and zero point."""
-    if shared.signed:
-        return np.float32(max(shared.amax / 127, SMALLEST_SCALE)), np.uint8(128)
-    return np.float32(max(shared.amax / 255, SMALLEST_SCALE)), np.uint8(0)
+    return np.float32(max(shared.amax / _STEPS, SMALLEST_SCALE)), np.uint8(128 if shared.signed else 0)
 
 
 def _integer_layer(
@@ -53,6 +57,8 @@ def _integer_layer(
     # A channel that is as good as dead has so small a scale that its bias would not fit 32 bits. Its weight is then
     # expressed in larger steps; it was negligible beside the bias.
     smallest = np.abs(bias) / (np.float64(scale) * _LARGEST_BIAS)
+    if read.signed:
+        smallest = np.maximum(smallest, scales * (127 / _SIGNED_READ_STEPS))
     if np.any(scales < smallest):
         scales = np.maximum(scales, smallest).astype(np.float32)
         layer = layer.model_copy(update={"weight_scales": scales.tolist()})
@@ -73,17 +79,23 @@ def _is_narrow(network: Network, node: onnx.NodeProto) -> bool:
 
 
 def _as_shifted_planes(graph: Rewriter, network: Network, copy: onnx.NodeProto, node: onnx.NodeProto) -> None:
-    """Write a narrow convolution as a 1 x 1 one that makes a plane per tap, and a sum of these planes, shifted.
+    """Write a narrow convolution as a product that makes a plane per tap, and a sum of these planes, shifted.
 
     It is the same sum in another order. onnxruntime's kernels work on blocks of 8 or 16 output channels, so that a head
-    with one takes as long as 16 would; its taps fill the block.
+    with one takes as long as 16 would; its taps fill the block. The product reads channels last, as the integer layer
+    before it wrote them.
     """
     weight = network.weight(node)
     outputs, inputs, height, width = weight.shape
     taps = outputs * height * width
-    planes, name = f"{node.name}/planes", f"{node.name}/taps"
-    by_tap = graph.constant(f"{node.name}/weight", weight.transpose(0, 2, 3, 1).reshape(taps, inputs, 1, 1))
-    graph.append(onnx.helper.make_node("Conv", [copy.input[0], by_tap], [planes], name=name))
+    by_tap = graph.constant(f"{node.name}/weight", weight.transpose(1, 0, 2, 3).reshape(inputs, taps))
+    last, product, planes = (f"{node.name}/{name}" for name in ("channels_last", "product", "planes"))
+    for op, read, written, attributes in (
+        ("Transpose", [copy.input[0]], last, {"perm": [0, 2, 3, 1]}),
+        ("MatMul", [last, by_tap], product, {}),
+        ("Transpose", [product], planes, {"perm": [0, 3, 1, 2]}),
+    ):
+        graph.append(onnx.helper.make_node(op, read, [written], name=written, **attributes))
     shifts = np.eye(taps, dtype=np.float32).reshape(outputs, height, width, taps).transpose(0, 3, 1, 2)
     copy.input[0] = planes
     copy.input[1] = graph.constant(f"{node.name}/shifts", np.ascontiguousarray(shifts))

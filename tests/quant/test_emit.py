@@ -117,8 +117,25 @@ def test_cpu_graph_runs_on_integer_kernels_throughout(unet: Network, plan: Plan,
     onnxruntime.InferenceSession(emit_cpu(unet, plan).SerializeToString(), options, ["CPUExecutionProvider"])
     operators = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
     assert operators["QLinearConv"] == 4
-    assert operators["Conv"] == 2  # the head, its taps and their sum
+    assert (operators["MatMul"], operators["Conv"] + operators["FusedConv"]) == (1, 1)  # the head: its taps, their sum
     assert (operators["QLinearAdd"], operators["QLinearConcat"], operators["Relu"]) == (1, 1, 0)
+
+
+def test_no_sum_of_two_products_overflows_16_bits_on_a_cpu(unet: Network, plan: Plan) -> None:
+    """As x86 CPUs without VNNI compute it: uint8 times int8, the sums of two saturated."""
+    model, ranges = emit_cpu(unet, plan), plan.range_of()
+    constants = initializers(model)
+    signed = []
+    for node in unet.nodes:
+        if node.op_type == "Conv" and plan.layers[node.name].precision == "int8":
+            read = ranges[node.input[0]]
+            scale, zero_point = (constants[f"{node.input[0]}/{part}"] for part in ("scale", "zero_point"))
+            largest = np.rint(read.amax / scale) + zero_point
+            steps = np.abs(constants[f"{node.name}/weight/quantized"].astype(int))
+            assert 2 * largest * steps.max() < 2**15
+            assert steps.max() == (64 if read.signed else 127)
+            signed.append(read.signed)
+    assert set(signed) == {True, False}
 
 
 @pytest.mark.parametrize(("outputs", "dilation"), [(1, 1), (3, 2)])
@@ -144,7 +161,7 @@ def test_a_head_as_shifted_planes_is_the_same_convolution(run: Run, outputs: int
     network = Network(model, contract, "0" * 64, Path("head.onnx"))
     plan = Plan(network="head", onnx="head.onnx", onnx_sha256="0" * 64, calibration=None, ranges=[], layers={})
     rewritten = emit_cpu(network, plan)
-    assert [node.name for node in rewritten.graph.node] == ["head/taps", "head"]
+    assert [node.op_type for node in rewritten.graph.node] == ["Transpose", "MatMul", "Transpose", "Conv"]
     image = rng.standard_normal((1, 5, 9, 11)).astype(np.float32)
     assert run(rewritten, image) == pytest.approx(run(model, image), abs=1e-5)
 
