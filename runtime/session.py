@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from runtime.contract import PRECISION_KEY, Contract, contract_of
+from runtime.contract import DIALECT_KEY, PRECISION_KEY, Contract, contract_of
+from runtime.cpu import saturates_int8
 from runtime.device import DeviceError, OutOfDeviceMemory
+from sodeploy import terminal
 from sodeploy.artifacts import require_file
 from sodeploy.errors import UserError
 
@@ -80,6 +82,11 @@ class OnnxRuntimeSession:
         self._session: onnxruntime.InferenceSession | None = session
         self.contract = contract_of(self.metadata, path)
         self.precision = self.metadata.get(PRECISION_KEY, "fp32")
+        if device == "cpu" and self.precision == "int8" and DIALECT_KEY not in self.metadata and saturates_int8():
+            terminal.warn(
+                f"{path}: this CPU has no VNNI and saturates int8 sums, so its maps may be worse than on another; "
+                "quant/build_engine.py writes graphs that do not saturate"
+            )
         self.input_dtype = _require_contract_kept(session, self.contract, path)
         types = {tensor.name: tensor.type for tensor in session.get_outputs()}
         self.output_dtype = np.float16 if types[self.contract.output_name] == "tensor(float16)" else np.float32
