@@ -19,7 +19,7 @@ SMALL_CHECK = """
 import sys
 sys.path[:0] = [{benchmarks!r}]
 import end_to_end, gpu_check, kernel_times
-import runtime.bench, runtime.device_session, runtime.session
+import runtime.device_session, runtime.session
 from pathlib import Path
 kernel_times.CASES = [((48, 64), 1), ((90, 160), 2)]
 kernel_times._REPEATS, kernel_times._COPY_BYTES = 2, 4096
@@ -30,7 +30,6 @@ end_to_end.runs_onnx_on_gpu = lambda: {graphs_run!r}
 gpu_check._tests = lambda: [{{"tests": "none"}}]
 open_session, session = runtime.session.open_session, runtime.session.OnnxRuntimeSession
 end_to_end.open_session = lambda path, device: open_session(path, "cpu")
-runtime.bench.open_session = lambda path, device, threads: open_session(path, "cpu", threads)
 runtime.device_session.OnnxRuntimeSession = lambda path, device, stream: session(path, "cpu")
 print(gpu_check.check(Path({models!r}), Path({output!r})))
 """
