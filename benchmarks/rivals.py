@@ -29,6 +29,7 @@ from quant.graph import Network, load_network
 from quant.thresholds import threshold
 from runtime.bench import bench
 from runtime.contract import PRECISION_KEY, annotate, embed
+from runtime.cpu import saturates_int8
 from runtime.processing import preprocess
 from runtime.report import Table, decimal, interval, show, to_markdown
 from sodeploy import terminal
@@ -38,6 +39,8 @@ from sodeploy.errors import UserError
 HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE / "rivals-requirements.txt"
 RIVALS = ("onnxruntime-entropy", "onnxruntime-minmax", "modelopt-entropy")
+FOR_SATURATING_CPUS = ("onnxruntime-minmax-reduced",)
+_SATURATED = "; this CPU has no VNNI and saturates int8 sums, which costs the others' graphs accuracy too"
 METRICS = {"s": "S", "mae": "MAE", "mean_f": "mean F"}
 
 
@@ -69,10 +72,10 @@ def compare(
         environment: of the Model Optimizer; made unless it is there.
 
     Returns:
-        `calibration_images`; `networks`, one per model: `model`, `sha256`; `tools`, the fields of `Quantized`; `bench`,
-        the record of `runtime.bench` of the model and of all graphs in the order of `tools`, with one thread;
-        `calibration` of ours alone on all of `calib`: `images`, `seconds`, `peak_mib`, `tensors`, `kl_seconds` (of the
-        search for the ranges of all tensors).
+        `calibration_images`; `saturates` (`runtime.cpu.saturates_int8`); `networks`, one per model: `model`, `sha256`;
+        `tools`, the fields of `Quantized`; `bench`, the record of `runtime.bench` of the model and of all graphs in the
+        order of `tools`, with one thread; `calibration` of ours alone on all of `calib`: `images`, `seconds`,
+        `peak_mib`, `tensors`, `kl_seconds` (of the search for the ranges of all tensors).
 
     Raises:
         UserError: a model or the data is unfit. A rival that fails is no error but a row that says so.
@@ -86,7 +89,7 @@ def compare(
         inputs = folder / f"{path.stem}.inputs.npy"
         images = itertools.islice(open_dataset(calib, masks=False), calib_images)
         np.save(inputs, np.stack([preprocess(sample.image(), network.contract) for sample in images]))
-        for tool in RIVALS:
+        for tool in (*RIVALS, *(FOR_SATURATING_CPUS if saturates_int8() else ())):
             python = modelopt if tool.startswith("modelopt") else sys.executable
             tools.append(rival(network, tool, python, inputs, folder))
         inputs.unlink()
@@ -100,7 +103,7 @@ def compare(
                 "calibration": calibration_alone(network, calib, folder),
             }
         )
-    return {"calibration_images": calib_images, "networks": networks}
+    return {"calibration_images": calib_images, "saturates": saturates_int8(), "networks": networks}
 
 
 def ours(network: Network, calib: str, calib_images: int, folder: Path) -> list[Quantized]:
@@ -181,10 +184,10 @@ def _measured(what: str, command: list[str | Path], log: Path) -> Cost:
 
 def tables(record: dict[str, Any]) -> list[Table]:
     """One per network, and one on our calibration."""
-    return [*(_network_table(entry, record["calibration_images"]) for entry in record["networks"]), _own(record)]
+    return [*(_network_table(entry, record) for entry in record["networks"]), _own(record)]
 
 
-def _network_table(entry: dict[str, Any], calib_images: int) -> Table:
+def _network_table(entry: dict[str, Any], record: dict[str, Any]) -> Table:
     measured = entry["bench"]
     rows_of = {row["model"]: row for row in measured["rows"]}
     fp32 = rows_of[entry["model"]]
@@ -199,13 +202,13 @@ def _network_table(entry: dict[str, Any], calib_images: int) -> Table:
         time = "" if row["stand_in"] else f"{row['time_ratio']['value']:.2f}"
         rows.append([tool["tool"], *itertools.chain(*scores), f"{seconds:.1f}", f"{peak:.0f}", time])
     return Table(
-        f"{Path(entry['model']).stem}, {calib_images} calibration images, accuracy on {measured['dataset']} "
-        f"({measured['images']} images)",
+        f"{Path(entry['model']).stem}, {record['calibration_images']} calibration images, accuracy on "
+        f"{measured['dataset']} ({measured['images']} images)",
         ["", *itertools.chain(*((label, "difference to fp32") for label in METRICS.values())), "s", "MiB", "time"],
         rows,
         caption="differences with 95 % interval (paired bootstrap over images), * where it excludes zero; s, MiB: what "
         f"the quantizer's process took; time: of the graph's inference on {measured['hardware']} with one thread, as a "
-        "multiple of fp32's, all graphs in turn",
+        f"multiple of fp32's, all graphs in turn{_SATURATED if record['saturates'] else ''}",
     )
 
 
