@@ -103,6 +103,7 @@ def score(saliency: np.ndarray, mask: np.ndarray) -> Scores:
         )
     try:
         import py_sod_metrics as sod
+        from py_sod_metrics.utils import prepare_data
     except ImportError:
         raise UserError("scoring needs PySODMetrics; install it: pip install 'sodeploy[bench]'") from None
 
@@ -112,8 +113,9 @@ def score(saliency: np.ndarray, mask: np.ndarray) -> Scores:
         "recall": sod.RecallHandler(with_dynamic=True, with_adaptive=False),
     }
     f, mae, s, e, w_f = sod.FmeasureV2(handlers), sod.MAE(), sod.Smeasure(), sod.Emeasure(), sod.WeightedFmeasure()
+    stretched, foreground = prepare_data(saliency, mask)  # once, where each metric's `step` would do so
     for metric in (f, mae, s, e, w_f):
-        metric.step(saliency, mask)
+        metric.step(stretched, foreground, normalize=False)
     curves, enhanced = f.get_results(), e.get_results()["em"]
     values = {
         "mae": mae.get_results()["mae"],
