@@ -28,6 +28,7 @@ Row = dict[str, Any]
 
 _BATCH, _FILES, _REPEATS = 8, 64, 20
 _EVALUATION = "synthetic:eval:50"
+_BUDGET = {"s": 0.005, "mae": 0.002}
 
 
 def processing_rows(device: Device) -> Iterator[Row]:
@@ -109,16 +110,26 @@ def pipeline_rows(device: Device, models: Sequence[Path]) -> Iterator[Row]:
                 yield {"model": path.name, **_pipeline_figures(device, session, usual, files)}
 
 
-def accuracy_rows(graphs: Sequence[Path], engines: Sequence[Path]) -> Iterator[Row]:
+def accuracy_rows(graphs: Sequence[Path], engines: Sequence[Path]) -> Iterator[Row | str]:
     """Accuracy of the float32 graph, of the other graphs if onnxruntime runs them on the GPU, and of the engines, on
-    synthetic images, with differences."""
+    synthetic images, with differences and speed; then sentences: what to deploy on this GPU, and whether int8 pays."""
     baseline = [path for path in graphs if not {".fp16", ".int8"} & set(path.suffixes)][:1]
     others = [path for path in graphs if path not in baseline] if runs_onnx_on_gpu() else []
     models = [*baseline, *others, *engines]
-    for row in bench(models, _EVALUATION, device="cuda" if runs_onnx_on_gpu() else "cpu")["rows"]:
+    record = bench(models, _EVALUATION, device="cuda" if runs_onnx_on_gpu() else "cpu", budget=_BUDGET)
+    for row in record["rows"]:
         scores = {name: row["metrics"][name] for name in ("mae", "max_f", "s")}
-        difference = row["delta"]["mae"]["value"]
-        yield {"model": Path(row["model"]).name, "on": row["device"], **scores, "difference of mae": difference}
+        yield {
+            "model": Path(row["model"]).name,
+            "on": row["device"],
+            **scores,
+            "difference of mae": row["delta"]["mae"]["value"],
+            "inference p50 ms": row["latency_ms"]["infer"]["p50"],
+            "total p50 ms": row["latency_ms"]["total"]["p50"],
+            "images/s": row["images_per_s"] or "",
+            "device memory MiB": row["device_memory_mib"] or "",
+        }
+    yield from record["recommendation"]["text"]
 
 
 def _pipeline_figures(device: Device, session: DeviceSession, usual: Session, files: list[Path]) -> Row:

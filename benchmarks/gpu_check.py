@@ -41,7 +41,7 @@ PARTS = {
     "Engines": "every graph at hand by every builder, and what the engine then really runs",
     "End to end": "images/s through the pipeline against the usual way with the same network; goal: 5 times as many at "
     "batch 8; device memory",
-    "Accuracy": "engines against the float32 graph",
+    "Accuracy": "engines against the float32 graph; which to deploy on this GPU, and whether int8 pays",
 }
 LAST_START = 360  # seconds after which no part is begun
 TEST_LIMIT = 150  # seconds for the GPU tests
@@ -53,13 +53,15 @@ Row = dict[str, Any]
 
 @dataclass
 class Part:
-    """One part of the report: measured, skipped or failed; `reason` says why it is not measured."""
+    """One part of the report: measured, skipped or failed; `reason` says why it is not measured, `notes` what follows
+    from the rows."""
 
     name: str
     status: str
     reason: str = ""
     seconds: float = 0.0
     rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     gpu_before: dict[str, str] = field(default_factory=dict)
     gpu_after: dict[str, str] = field(default_factory=dict)
 
@@ -77,7 +79,7 @@ def check(models: Path, output: Path) -> tuple[Path, list[str]]:
     started = time.monotonic()
     parts: list[Part] = []
 
-    def part(name: str, needs: Iterable[str], work: Callable[[], Iterable[Row]]) -> None:
+    def part(name: str, needs: Iterable[str], work: Callable[[], Iterable[Row | str]]) -> None:
         assert name in PARTS
         missing = [module for module in needs if importlib.util.find_spec(module) is None]
         if missing:
@@ -156,15 +158,20 @@ def to_markdown(record: dict[str, Any]) -> str:
             lines.append(f"{part['seconds']:.0f} s; {state}")
         if part["rows"]:
             lines.append(table(part["rows"]))
+        lines += part["notes"]
     return "\n\n".join(lines) + "\n"
 
 
-def _measure(name: str, work: Callable[[], Iterable[Row]]) -> Part:
+def _measure(name: str, work: Callable[[], Iterable[Row | str]]) -> Part:
+    """A part's report; a string among its rows is a note."""
     done = Part(name, "measured", gpu_before=gpu_state())
     begin = time.monotonic()
     try:
-        for row in work():
-            done.rows.append(row)
+        for found in work():
+            if isinstance(found, str):
+                done.notes.append(found)
+            else:
+                done.rows.append(found)
     except Skipped as reason:
         done.status, done.reason = "skipped", str(reason)
     except Exception as error:  # whatever it is, the other parts may still succeed, and the report says so

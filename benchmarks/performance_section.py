@@ -19,7 +19,7 @@ BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
 _HOW = (
     "`make gpu-check` on a machine with an NVIDIA GPU measures all of it; this text is generated from what it writes."
 )
-_IN_README = ("Kernels", "Pre- and post-processing", "End to end")
+_IN_README = ("Kernels", "Pre- and post-processing", "End to end", "Accuracy")
 
 
 def section(results: Path = RESULTS) -> str:
@@ -62,7 +62,7 @@ def _report(record: dict[str, Any]) -> str:
         if part["name"] not in _IN_README:
             continue
         if part["rows"]:
-            lines += [f"**{part['name']}**", table(part["rows"])]
+            lines += [f"**{part['name']}**", table(part["rows"]), *part["notes"]]
         if part["status"] != "measured":
             lines.append(f"{part['name']}: {part['status']}, {part['reason']}.")
     return "\n\n".join(lines)

@@ -25,7 +25,7 @@ kernel_times.CASES = [((48, 64), 1), ((90, 160), 2)]
 kernel_times._REPEATS, kernel_times._COPY_BYTES = 2, 4096
 kernel_times._DELAY_BYTES, kernel_times._DELAY_COPIES = 4096, 1
 end_to_end._BATCH, end_to_end._REPEATS, end_to_end._FILES, end_to_end.FULL_HD = 2, 1, 4, (90, 160)
-end_to_end._EVALUATION = "synthetic:eval:4:64"
+end_to_end._EVALUATION = "synthetic:eval:6:64"
 end_to_end.runs_onnx_on_gpu = lambda: {graphs_run!r}
 gpu_check._tests = lambda: [{{"tests": "none"}}]
 open_session, session = runtime.session.open_session, runtime.session.OnnxRuntimeSession
@@ -138,6 +138,7 @@ def test_the_whole_check_on_an_imitated_driver(
     if graphs_run:
         assert re.search(r"^\| green.onnx \| [\d.e-]+ \| 2 \|", text, re.MULTILINE)
         assert re.search(r"^\| green.onnx \| cuda \|", text, re.MULTILINE)
+        assert "Recommended: green. Nothing that keeps to the budget (S .0050, MAE .0020) is faster." in text
     else:
         assert re.search(r"^## Engines\n\nSkipped: .*none has no ONNX files; run `make demo` first", text, re.MULTILINE)
     assert "| pre area float32 | 160x90 | 2 |" in text
@@ -157,13 +158,13 @@ def test_the_readme_section_shows_the_newest_report_of_each_gpu(
     for date, value in (("2026-01-02", 90.0), ("2026-01-01", 10.0)):
         rows = [{"kernels": "pre area float32", "of copy bandwidth %": value}]
         parts = [
-            {"name": "Kernels", "status": "measured", "reason": "", "rows": rows},
-            {"name": "End to end", "status": "skipped", "reason": "there are no engines", "rows": []},
+            {"name": "Kernels", "status": "measured", "reason": "", "rows": rows, "notes": ["a note"]},
+            {"name": "End to end", "status": "skipped", "reason": "there are no engines", "rows": [], "notes": []},
         ]
         (tmp_path / f"l4-{date}.json").write_text(json.dumps({"gpu": "NVIDIA L4", "date": date, "parts": parts}))
     text = performance_section.section(tmp_path)
     assert "### NVIDIA L4, 2026-01-02" in text
-    assert "| pre area float32 | 90 |" in text
+    assert "| pre area float32 | 90 |\n\na note" in text
     assert "2026-01-01" not in text
     assert "End to end: skipped, there are no engines." in text
     assert "- End to end: images/s" in text
