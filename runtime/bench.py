@@ -326,7 +326,9 @@ def publish(record: dict[str, Any], json_file: Path | None = None, markdown: Pat
     if json_file is not None and str(json_file) != "-":
         artifacts.write_text(json_file, text)
     if markdown is not None:
-        artifacts.write_text(markdown, "\n".join([*map(to_markdown, tables), *advice]) + "\n")
+        artifacts.write_text(
+            markdown, "\n".join([*map(to_markdown, tables), *(f"- {sentence}" for sentence in advice)]) + "\n"
+        )
     if str(json_file) == "-":
         typer.echo(text, nl=False)
     else:
