@@ -17,8 +17,9 @@ T = TypeVar("T")
 
 _INTERRUPTED = "interrupted; finished artifacts are intact, unfinished ones were removed"
 
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
-results = Console(highlight=False)
+# Without emoji: the train in "synthetic:train:64" is none.
+notes = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+results = Console(highlight=False, emoji=False)
 
 _OS_REMEDIES = {
     errno.ENOSPC: "free some space or choose another output folder",

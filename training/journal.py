@@ -100,11 +100,16 @@ class Meter:
         self._passes += 1
 
     def flush(self, images_per_pass: int) -> dict[str, float]:
-        """The means over all processes since the last flush or restart, images per second (of all processes
-        together), and the share of time spent waiting for data."""
+        """The means over all processes since the last flush or restart; `images_per_s`, of all processes together;
+        `waiting`, the share of time spent waiting for data; `network_images_per_s`, had no time been spent so."""
         own = {name: float(total) / self._passes for name, total in self._sums.items()}
         elapsed = time.perf_counter() - self._start
-        speed = {"images_per_s": self._passes * images_per_pass / elapsed, "waiting": self._waited / elapsed}
+        images = self._passes * images_per_pass
+        speed = {
+            "images_per_s": images / elapsed,
+            "waiting": self._waited / elapsed,
+            "network_images_per_s": images / (elapsed - self._waited),
+        }
         everyone = self._process.gather(own)
         self.restart()
         return {name: float(np.mean([means[name] for means in everyone])) for name in own} | speed

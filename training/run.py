@@ -26,6 +26,20 @@ from training.splits import Splits
 from training.validation import validate
 
 
+def training_batches(
+    recipe: Recipe, splits: Splits, steps: range, process: Process
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What each pass of `process` in those steps takes: images and masks as `loader.batches` gives them."""
+    return batches(
+        AugmentedSamples(
+            splits.dataset, recipe.augment, recipe.contract(), recipe.seed, bool(NEED_MARGINS & recipe.loss.keys())
+        ),
+        places(splits.training, recipe.batch, recipe.seed, steps, (process.rank, process.count), recipe.accumulate),
+        recipe.workers,
+        pin_memory=process.device.type == "cuda",
+    )
+
+
 @dataclass
 class Run:
     """One run from its state's step to its end.
@@ -58,7 +72,7 @@ class Run:
         module = DistributedDataParallel(self.objective) if process.count > 1 else self.objective
         journal = Journal(self.folder, state.step) if process.leads else None
         meter = Meter(process)
-        loaded = meter.timed(self._batches(steps))
+        loaded = meter.timed(training_batches(recipe, self.splits, steps, process))
         set_train_mode(state.network, recipe.batch_norm)
         for step in terminal.progress(steps, recipe.network) if process.leads else steps:
             if state.finished:
@@ -87,22 +101,11 @@ class Run:
                 state.finished |= state.step == total
                 if journal:
                     journal.scores(state.step, scores, picture)
-                    self._save(scores, is_best)
+                    self._save(scores, is_best, means)
                 set_train_mode(state.network, recipe.batch_norm)
                 meter.restart()  # validation is not training time
         if journal:
             journal.close()
-
-    def _batches(self, steps: range) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        recipe, process = self.recipe, self.process
-        share = (process.rank, process.count)
-        margins = bool(NEED_MARGINS & recipe.loss.keys())
-        return batches(
-            AugmentedSamples(self.splits.dataset, recipe.augment, recipe.contract(), recipe.seed, margins),
-            places(self.splits.training, recipe.batch, recipe.seed, steps, share, recipe.accumulate),
-            recipe.workers,
-            pin_memory=process.device.type == "cuda",
-        )
 
     def _accumulate_gradients(
         self,
@@ -172,11 +175,13 @@ class Run:
         state.finished |= reached or state.validations_since_best == rule.patience
         return is_best
 
-    def _save(self, scores: Mapping[str, float], is_best: bool) -> None:
+    def _save(self, scores: Mapping[str, float], is_best: bool, means: Mapping[str, float]) -> None:
         state, splits = self.state, self.splits
         terminal.note(
             f"step {state.step}: S {scores['s']:.3f}, MAE {scores['mae']:.4f}, max F {scores['max_f']:.3f}, "
-            f"mean F {scores['mean_f']:.3f} on {len(splits.validation)} samples{' (best)' if is_best else ''}"
+            f"mean F {scores['mean_f']:.3f} on {len(splits.validation)} samples{' (best)' if is_best else ''}; "
+            f"{means['images_per_s']:.3g} images/s, the network alone {means['network_images_per_s']:.3g}: "
+            f"{means['waiting']:.0%} of the time went by waiting for data"
         )
         if is_best:
             weights = {key: tensor.contiguous() for key, tensor in state.network.state_dict().items()}

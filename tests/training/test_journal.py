@@ -65,5 +65,6 @@ def test_meter_means_over_passes() -> None:
     assert means["loss"] == 1.5
     assert means["images_per_s"] > 0
     assert 0 <= means["waiting"] <= 1
+    assert means["images_per_s"] == pytest.approx(means["network_images_per_s"] * (1 - means["waiting"]))
     meter.add({"loss": torch.tensor(5.0)})
     assert meter.flush(8)["loss"] == 5

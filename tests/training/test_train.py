@@ -57,7 +57,9 @@ def assert_same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
     assert [key for key in one if not torch.equal(one[key], other[key])] == []
 
 
-def rows(path: Path, but: tuple[str, ...] = ("images_per_s", "waiting")) -> list[dict[str, str]]:
+def rows(
+    path: Path, but: tuple[str, ...] = ("images_per_s", "waiting", "network_images_per_s")
+) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return [{key: value for key, value in row.items() if key not in but} for row in csv.DictReader(file)]
 
