@@ -19,7 +19,7 @@ from runtime.cuda_processing import CudaProcessing
 from runtime.device import Device
 from runtime.device_session import DeviceSession, open_on_device
 from runtime.gpu import current_gpu
-from runtime.pipeline import pictures
+from runtime.pipeline import Pipeline
 from runtime.processing import postprocess, preprocess
 from runtime.session import Session, open_session
 from sodeploy.errors import UserError
@@ -145,12 +145,13 @@ def _pipeline_figures(device: Device, session: DeviceSession, usual: Session, fi
                 postprocess(output[0], contract, (image.shape[0], image.shape[1]))
 
     def pipelined() -> None:
-        for _, picture in pictures(session, files, read_image, batch=batch):
+        for _, picture in pipeline.pictures(files, read_image):
             if isinstance(picture, UserError):
                 raise picture
             least_free[0] = min(least_free[0], device.memory()[0])
 
-    seconds = alternate({"usual": usual_way, "pipeline": pipelined}, 3)
+    with Pipeline(session, batch=batch) as pipeline:
+        seconds = alternate({"usual": usual_way, "pipeline": pipelined}, 3)
     rates = {name: len(files) / statistics.median(times) for name, times in seconds.items()}
     return {
         "network batch 1 ms": _network_time(device, session, 1) * 1e3,

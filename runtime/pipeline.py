@@ -10,6 +10,7 @@ import queue
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -39,51 +40,88 @@ def pictures(
     readers: int | None = None,
     timeline: Timeline | None = None,
 ) -> Generator[tuple[Source, Picture], None, None]:
-    """Yield each source with its picture, in order; close it to stop early.
+    """What a `Pipeline` makes of `sources`; close it to stop early."""
+    with Pipeline(session, batch=batch, style=style, lanes=lanes, readers=readers, timeline=timeline) as pipeline:
+        yield from pipeline.pictures(sources, read)
 
-    An image that cannot be read, or whose batch the GPU fails at, comes with the error instead; the others go on. A
-    batch that the GPU has no room for is halved, and a warning says so.
 
-    Args:
-        read: a source to its image (H, W, 3) uint8 RGB; called in the reader threads, may raise UserError.
-        batch: images to one run of the network; the model's largest if that is less.
-        style: what the pictures are (`runtime.composition`).
-        lanes: batches on the GPU at a time.
-        readers: reader threads; one per core by default.
-        timeline: where to note what happened when.
+class Pipeline:
+    """Lanes on one GPU, for any number of runs; a context manager that frees them."""
 
-    Raises:
-        OutOfDeviceMemory: there is no room for even one lane; where there is for fewer, a warning says so.
-    """
-    batch = min(batch, session.largest_batch or batch)
-    readers = readers or usable_cores()
-    device = session.device
-    free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
-    lanes = _open_lanes(free, session, lanes, style, timeline)
-    reading: deque[tuple[Source, Future[Picture]]] = deque()
-    running: deque[tuple[list[Source], Future[list[Picture]]]] = deque()
-    remaining = iter(sources)
-    reader_pool = ThreadPoolExecutor(readers, "reader")
-    lane_pool = ThreadPoolExecutor(lanes, "lane")
-    try:
-        while True:
-            for source in _first(remaining, max(batch * (lanes + 1), readers) - len(reading)):
-                reading.append((source, reader_pool.submit(_read, read, source, timeline)))
-            if reading and len(running) <= lanes:
-                taken = [reading.popleft() for _ in range(min(batch, len(reading)))]
-                images = [future.result() for _, future in taken]
-                running.append(([source for source, _ in taken], lane_pool.submit(_take_lane, free, images)))
-            elif running:
-                done, result = running.popleft()
-                yield from zip(done, result.result(), strict=True)
-            else:
-                return
-    finally:  # also when the consumer stops early
-        reader_pool.shutdown(cancel_futures=True)
-        lane_pool.shutdown(cancel_futures=True)
-        with device.current():
-            while not free.empty():
-                free.get().close()
+    def __init__(
+        self,
+        session: DeviceSession,
+        *,
+        batch: int = 8,
+        style: Style = "map",
+        lanes: int = 3,
+        readers: int | None = None,
+        timeline: Timeline | None = None,
+    ) -> None:
+        """
+        Args:
+            batch: images to one run of the network; the model's largest if that is less.
+            style: what the pictures are (`runtime.composition`).
+            lanes: batches on the GPU at a time.
+            readers: reader threads; one per core by default.
+            timeline: where to note what happened when.
+
+        Raises:
+            OutOfDeviceMemory: there is no room for even one lane; where there is for fewer, a warning says so.
+        """
+        self._batch = min(batch, session.largest_batch or batch)
+        self._readers = readers or usable_cores()
+        self._device, self._timeline = session.device, timeline
+        self._free: queue.SimpleQueue[Lane] = queue.SimpleQueue()
+        self._lanes = _open_lanes(self._free, session, lanes, style, timeline)
+
+    def pictures(
+        self, sources: Iterable[Source], read: Callable[[Source], np.ndarray]
+    ) -> Generator[tuple[Source, Picture], None, None]:
+        """Yield each source with its picture, in order; close it to stop early. One run at a time.
+
+        An image that cannot be read, or whose batch the GPU fails at, comes with the error instead; the others go on. A
+        batch that the GPU has no room for is halved, and a warning says so.
+
+        Args:
+            read: a source to its image (H, W, 3) uint8 RGB; called in the reader threads, may raise UserError.
+        """
+        batch, lanes = self._batch, self._lanes
+        reading: deque[tuple[Source, Future[Picture]]] = deque()
+        running: deque[tuple[list[Source], Future[list[Picture]]]] = deque()
+        remaining = iter(sources)
+        reader_pool = ThreadPoolExecutor(self._readers, "reader")
+        lane_pool = ThreadPoolExecutor(lanes, "lane")
+        try:
+            while True:
+                for source in _first(remaining, max(batch * (lanes + 1), self._readers) - len(reading)):
+                    reading.append((source, reader_pool.submit(_read, read, source, self._timeline)))
+                if reading and len(running) <= lanes:
+                    taken = [reading.popleft() for _ in range(min(batch, len(reading)))]
+                    images = [future.result() for _, future in taken]
+                    running.append(([source for source, _ in taken], lane_pool.submit(_take_lane, self._free, images)))
+                elif running:
+                    done, result = running.popleft()
+                    yield from zip(done, result.result(), strict=True)
+                else:
+                    return
+        finally:  # also when the consumer stops early
+            reader_pool.shutdown(cancel_futures=True)
+            lane_pool.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        """Free the lanes; no run may be under way."""
+        with self._device.current():
+            while not self._free.empty():
+                self._free.get().close()
+
+    def __enter__(self) -> "Pipeline":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def _open_lanes(

@@ -10,7 +10,7 @@ import numpy as np
 
 from calib_data import Sample
 from runtime.device_session import DeviceSession
-from runtime.pipeline import pictures
+from runtime.pipeline import Pipeline
 from runtime.timeline import Timeline
 from sodeploy import terminal
 from sodeploy.errors import UserError
@@ -23,7 +23,7 @@ class Throughput(NamedTuple):
 
     Attributes:
         images_per_s: the median of several rounds.
-        memory_mib: the most device memory that the pipeline took beyond what was in use before.
+        memory_mib: the most device memory that the pipeline took beyond what was in use before, by anyone.
     """
 
     images_per_s: float
@@ -46,42 +46,43 @@ def throughput(
     Raises:
         UserError: an image cannot be read, or a network or the device fails at it.
     """
+    used: list[float] = []
     seconds: list[list[float]] = [[] for _ in models]
-    used = [0.0] * len(models)
-    turns = [(turn, model) for turn in range(_ROUNDS + 1) for model in range(len(models))]
-    for turn, model in terminal.progress(turns, "images per second"):
-        name, session = models[model]
-        if turn == 0:  # warms up
-            used[model] = _most_memory(name, session, images, batch)
-            continue
-        begin = time.perf_counter()
-        _run(name, session, images, batch)
-        seconds[model].append(time.perf_counter() - begin)
+    with contextlib.ExitStack() as stack:
+        pipelines = []
+        for name, session in models:
+            before = _free_memory(session)
+            pipelines.append(stack.enter_context(Pipeline(session, batch=batch)))
+            used.append((before - _least_free(name, pipelines[-1], session, images)) / 2**20)
+        turns = [(turn, model) for turn in range(_ROUNDS) for model in range(len(models))]
+        for _, model in terminal.progress(turns, "images per second"):
+            begin = time.perf_counter()
+            _run(models[model][0], pipelines[model], images)
+            seconds[model].append(time.perf_counter() - begin)
     if timeline is not None:
         for name, session in models:
-            with timeline.span(name):
-                _run(name, session, images, batch, timeline=timeline)
+            with Pipeline(session, batch=batch, timeline=timeline) as pipeline, timeline.span(name):
+                _run(name, pipeline, images)
     return [Throughput(len(images) / statistics.median(s), m) for s, m in zip(seconds, used, strict=True)]
 
 
-def _most_memory(name: str, session: DeviceSession, images: Sequence[Sample], batch: int) -> float:
-    """MiB of device memory that the pipeline takes at most; what other processes do shows in it too."""
-    device = session.device
-    with device.current():
-        free = [device.memory()[0]]
-        _run(name, session, images, batch, lambda: free.append(device.memory()[0]))
-    return (free[0] - min(free)) / 2**20
+def _least_free(name: str, pipeline: Pipeline, session: DeviceSession, images: Sequence[Sample]) -> int:
+    """Bytes of device memory left at the worst of a round, which also warms up: engines record their graphs, and
+    onnxruntime chooses its algorithms."""
+    least = [_free_memory(session)]
+    _run(name, pipeline, images, lambda: least.append(_free_memory(session)))
+    return min(least)
+
+
+def _free_memory(session: DeviceSession) -> int:
+    with session.device.current():
+        return session.device.memory()[0]
 
 
 def _run(
-    name: str,
-    session: DeviceSession,
-    images: Sequence[Sample],
-    batch: int,
-    after_each: Callable[[], None] = lambda: None,
-    timeline: Timeline | None = None,
+    name: str, pipeline: Pipeline, images: Sequence[Sample], after_each: Callable[[], None] = lambda: None
 ) -> None:
-    with contextlib.closing(pictures(session, images, _read, batch=batch, timeline=timeline)) as made:
+    with contextlib.closing(pipeline.pictures(images, _read)) as made:
         for sample, picture in made:
             if isinstance(picture, UserError):
                 raise UserError(f"{name} on {sample.name}: {picture}")

@@ -168,6 +168,17 @@ def test_stopping_early_frees_everything(session: EngineSession) -> None:
     assert (live(), threading.active_count()) == (before, threads)
 
 
+def test_lanes_serve_one_run_after_another(session: EngineSession) -> None:
+    with pipeline.Pipeline(session, batch=2, lanes=2) as lanes:
+        stopped = lanes.pictures(range(20), image)
+        next(stopped)
+        stopped.close()
+        for _ in range(2):
+            made = list(lanes.pictures(range(5), image))
+            assert [number for number, _ in made] == list(range(5))
+            assert np.abs(made[4][1].astype(int) - expected(4, session.contract)).max() <= 1  # type: ignore[union-attr]
+
+
 def test_the_timeline_shows_every_stage(session: EngineSession, tmp_path: Path) -> None:
     timeline = Timeline()
     list(pictures(session, range(9), image, batch=4, timeline=timeline))
