@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint gpu-check
+.PHONY: install demo test test-all-builds lint gpu-check
 
 install: $(STAMP)
 
@@ -16,6 +16,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --durations 15
+
+# Engines of every network in every precision, compiled by TensorRT-RTX without a GPU
+test-all-builds: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -v -m "all_builds or not all_builds" tests/quant/test_networks_build.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

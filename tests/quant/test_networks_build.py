@@ -1,15 +1,15 @@
 """The whole way from our networks to engines, in each precision, with NVIDIA's own parser and compiler on the CPU.
 
-Small inputs, so that it is quick; layers and operators are those of the full size. Weights are random, scaled so that
-activations neither fade nor explode over a hundred layers.
+Small inputs, so that it is quick; layers and operators are those of the full size. A network of each kind is built by
+default, every deployable one by `make test-all-builds`.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import onnx
 import pytest
 import torch
+from settled import settled
 
 from calib_data import open_dataset
 from export.to_onnx import export
@@ -20,7 +20,7 @@ from quant.engine_profile import Profile
 from quant.graph import load_network
 from quant.kernels_report import Kernel, precision_read
 from quant.plan import load_plan
-from training.models import build, entry
+from training.models import NETWORKS, entry
 
 pytestmark = pytest.mark.skipif(
     "tensorrt_rtx" not in engine.installed_builders(),
@@ -44,20 +44,22 @@ class Graphs(NamedTuple):
 
 
 def weights(network: str, folder: Path) -> Path:
-    torch.manual_seed(0)
-    model = build(network)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-    torch.save(model.state_dict(), folder / f"{network}.pth")
+    torch.save(settled(network, SIZE).state_dict(), folder / f"{network}.pth")
     return folder / f"{network}.pth"
 
 
-# One worker for all tests of a network, so that its graphs are made once.
-NETWORKS = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in ("u2netp", "u2net", "isnet_dis")]
+# U-shaped, octave convolutions, Res2Net, reverse attention, and a transformer's MatMul, Softmax and LayerNorm.
+KINDS = ("u2netp", "csnet_x1", "csf_res2net", "ras_v2", "inspyrenet_swint")
+DEPLOYABLE = [name for name, entry in NETWORKS.items() if entry.sees == "images"]
 
 
-@pytest.fixture(scope="module", params=NETWORKS)
+def param(name: str) -> Any:
+    """One worker for all tests of a network, so that its graphs are made once."""
+    marks = [pytest.mark.xdist_group(name), *([] if name in KINDS else [pytest.mark.all_builds])]
+    return pytest.param(name, marks=marks)
+
+
+@pytest.fixture(scope="module", params=[param(name) for name in DEPLOYABLE])
 def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Graphs:
     folder = tmp_path_factory.mktemp(request.param)
     fp32 = export(request.param, weights(request.param, folder), folder / "net.onnx", size=(SIZE, SIZE))
@@ -66,8 +68,10 @@ def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Graphs(fp32, folder / "net.fp16.onnx", folder / "net.int8.trt.onnx", set(plan.nodes("int8")))
 
 
-def convolution_nodes(graph: Path) -> set[str]:
-    return {node.name for node in onnx.load(graph).graph.node if node.op_type == "Conv"}
+def weighted_nodes(graph: Path) -> set[str]:
+    """Convolutions and matrix products with weights."""
+    network = load_network(graph)
+    return {node.name for node in network.nodes if network.is_weighted(node)}
 
 
 def convolutions(report: EngineReport) -> list[Kernel]:
@@ -82,16 +86,16 @@ def test_float_engine(graphs: Graphs, precision: str, tmp_path: Path) -> None:
     assert not report.warnings
     assert {precision_read(kernel) for kernel in convolutions(report)} == {precision}
     computed = {node for kernel in report.kernels for node in kernel.nodes}
-    assert convolution_nodes(graphs.fp32) <= computed
+    assert weighted_nodes(graphs.fp32) <= computed
 
 
 def test_int8_engine_keeps_the_plan(graphs: Graphs, tmp_path: Path) -> None:
     report = engine.build(graphs.int8, tmp_path / "net.engine", "tensorrt_rtx")
     assert report.precision == "int8"
     assert set(report.warnings) <= EXPECTED_WARNINGS
-    convs = convolution_nodes(graphs.fp32)
-    planned = graphs.int8_layers & convs
-    assert len(planned) > len(convs) / 2
+    weighted = weighted_nodes(graphs.fp32)
+    planned = graphs.int8_layers & weighted
+    assert len(planned) > len(weighted) / 2
     wide = {
         node: kernel.name
         for kernel in convolutions(report)
@@ -99,7 +103,7 @@ def test_int8_engine_keeps_the_plan(graphs: Graphs, tmp_path: Path) -> None:
         for node in planned.intersection(kernel.nodes)
     }
     assert not wide, "the plan says int8, the engine does not"
-    assert planned <= {node for kernel in report.kernels for node in kernel.nodes}
+    assert graphs.int8_layers <= {node for kernel in report.kernels for node in kernel.nodes}
 
 
 def test_int8_engine_of_dynamic_batch(tmp_path: Path) -> None:
