@@ -10,7 +10,10 @@ writes
 
 and, with --int8,
 
+    out/u2netp.equalized.onnx   where channels of one tensor differ much: the same function with equal ones, which the
+                                following are of (quant/equalize.py)
     out/u2netp.statistics.npz   what calibration saw; another --method reads it instead of running the network again
+    out/u2netp.rounding.npz     which weights are rounded up and which down (quant/rounding.py)
     out/u2netp.plan.json        every decision; quant/plan.py shows, compares and edits it (--plan takes an edited one)
     out/u2netp.int8.trt.onnx    for TensorRT and TensorRT-RTX
     out/u2netp.int8.cpu.onnx    for onnxruntime on a CPU
@@ -43,17 +46,19 @@ from quant.drift import drift
 from quant.emit import emit_half, emit_half_simulation, emit_simulation, emit_tensorrt
 from quant.emit_cpu import emit_cpu
 from quant.engine_profile import Profile, parse_profile
+from quant.equalize import needs_equalization, write_equalized
 from quant.gate import require_disjoint
 from quant.graph import Network, load_network
-from quant.plan import Plan, load_plan, save_plan
+from quant.plan import Plan, Rounding, load_plan, read_plan, save_plan
 from quant.planning import make_plan
+from quant.rounding import adaptive_steps, write_steps
 from quant.rules import check_cpu, check_tensorrt, unequal_scales
 from quant.search import find_plan
 from quant.thresholds import METHODS, Method
 from runtime.budget import Budget, parse_budget
 from runtime.gpu import driver_problem
 from sodeploy import terminal
-from sodeploy.artifacts import atomic_write, write_manifest
+from sodeploy.artifacts import atomic_write, read_manifest, sha256, write_manifest
 from sodeploy.errors import UserError
 
 
@@ -69,6 +74,8 @@ def build(
     evaluation: Dataset | None = None,
     budget: Budget | None = None,
     statistics_file: str | Path | None = None,
+    equalize: bool = True,
+    adaptive_rounding: bool = True,
 ) -> list[Path]:
     """Write the fp16 graph and, given a calibration set or a plan, the int8 graphs; then the engines.
 
@@ -81,7 +88,10 @@ def build(
         calib_cache: of TensorRT <= 10, to take the ranges from instead of calibrating.
         evaluation: images and masks to measure losses on, none of them in `calibration`; with a budget only.
         budget: the most that may be lost, by metric; the plan is searched for.
-        statistics_file: what calibration saw already (quant/calibrate.py), instead of images.
+        statistics_file: what calibration saw already (quant/calibrate.py), of `model` as it is; the images of
+            `calibration` are then only what rounding looks at.
+        equalize: first bring the channels of a network with depthwise convolutions to one magnitude.
+        adaptive_rounding: round weights by what they do on calibration images, not each to its nearest step.
 
     Returns:
         The files written, in the order in which they were made.
@@ -91,7 +101,15 @@ def build(
     """
     network = load_network(model)
     base = Path(output_dir) / Path(model).stem
+    if evaluation is not None and calibration is not None:
+        require_disjoint(calibration, evaluation)
+    if plan_file is not None:
+        network = _planned(network, Path(plan_file))
+    elif equalize and calibration is not None and statistics_file is None and needs_equalization(network):
+        network = _equalized(network, base, calibration)
     statistics, counted = _statistics(network, base, calibration, statistics_file, evaluation)
+    if statistics is not None and calibration is not None and adaptive_rounding:
+        _round(network, base, statistics, calibration)
     plan: Plan | None
     if evaluation is not None and budget is not None:
         plan, made = _plan_within(budget, evaluation, network, base, statistics, counted, method)
@@ -115,6 +133,40 @@ def build(
         terminal.note(f"wrote {path}")
         made.append(path)
     return made + (_engines(base, graphs, profile) if engines else [])
+
+
+def _planned(network: Network, plan_file: Path) -> Network:
+    """The network that a plan is for: this one, or the equalized one that was made from it and lies beside the plan."""
+    plan = read_plan(plan_file)
+    beside = plan_file.with_name(plan.onnx)
+    if plan.onnx_sha256 == network.digest or not beside.is_file() or sha256(beside) != plan.onnx_sha256:
+        return network
+    made_from = read_manifest(beside)["inputs"].get("model", {}).get("sha256")
+    return load_network(beside) if made_from == sha256(network.path) else network
+
+
+def _equalized(network: Network, base: Path, calibration: Dataset) -> Network:
+    path = _beside(base, ".equalized.onnx")
+    write_equalized(network, calibration, path)
+    terminal.note(f"wrote {path}: {network.path.name} with the channels of a tensor brought to one magnitude")
+    return load_network(path)
+
+
+def _round(network: Network, base: Path, statistics: Statistics, images: Dataset) -> None:
+    """Round weights adaptively, and leave them where plans find them.
+
+    Raises:
+        UserError: some of the images were not counted, so that nothing would keep them from being evaluated on.
+    """
+    if strange := [sample.name for sample in images if sample.digest() not in statistics.images]:
+        raise UserError(
+            f"--calib has {len(strange)} images that --statistics has not, e.g. {strange[0]}; leave them out"
+        )
+    path = _beside(base, ".rounding.npz")
+    statistics.steps = adaptive_steps(network, images)
+    write_steps(network, statistics.steps, path)
+    statistics.rounding = Rounding(file=path.name, sha256=sha256(path))
+    terminal.note(f"wrote {path}: {len(statistics.steps)} layers")
 
 
 def _plan(
@@ -186,8 +238,6 @@ def _statistics(
     file = _beside(base, ".statistics.npz")
     if calibration is None:
         return None, file
-    if evaluation is not None:
-        require_disjoint(calibration, evaluation)
     return gather(network, calibration, file), file
 
 
@@ -267,6 +317,10 @@ def main(
     ] = None,
     engines: Annotated[bool, typer.Option(help="build engines where a builder is installed")] = True,
     profile: Annotated[str | None, typer.Option(help="for dynamic shapes: min:opt:max, each NxCxHxW")] = None,
+    equalize: Annotated[bool, typer.Option(help="bring channels to one magnitude where layers are depthwise")] = True,
+    adaptive_rounding: Annotated[
+        bool, typer.Option(help="round weights by their effect on calibration images, not each to its nearest step")
+    ] = True,
 ) -> None:
     """Calibrate, plan, write a graph per engine, and build the engines."""
     if not (int8 or fp16):
@@ -275,7 +329,7 @@ def main(
         raise UserError(f"--method {method} is not one of {', '.join(METHODS)}")
     sources = {"--plan": plan, "--calib-cache": calib_cache, "--statistics": statistics, "--calib": calib}
     given = [name for name, value in sources.items() if value]
-    if int8 and len(given) > 1:
+    if int8 and len(given) > 1 and given != ["--statistics", "--calib"]:  # of which the latter is for rounding
         raise UserError(f"{' and '.join(given)} each say where the ranges come from; give one of them")
     if int8 and not given:
         raise UserError("--int8 needs images to read ranges from: --calib DATA, a folder or a list of images")
@@ -300,6 +354,8 @@ def main(
         open_dataset(evaluate) if evaluate is not None else None,
         budget,
         statistics if int8 else None,
+        equalize,
+        adaptive_rounding,
     )
     terminal.note(f"what it loses and whether it pays here: {bench_command(model, made, evaluate, max_drop)}")
 

@@ -24,6 +24,7 @@ from onnx import numpy_helper
 from calib_data import Sample, open_dataset
 from quant.graph import PASSING, Network, load_network
 from quant.histogram import MagnitudeHistogram
+from quant.plan import Rounding
 from runtime.processing import preprocess
 from sodeploy.artifacts import atomic_write
 from sodeploy.errors import UserError
@@ -45,6 +46,8 @@ class Statistics:
         images: image digest -> name, of the images that were counted.
         half: tensor -> magnitudes in about half of the images, those that `is_in_half`: how far the ranges of these are
             from the ranges of all says whether the images were enough (quant/drift.py).
+        steps: node -> int8, weights that were rounded adaptively (quant/rounding.py); kept in a file of their own,
+            which `rounding` names.
     """
 
     network: str
@@ -52,6 +55,8 @@ class Statistics:
     channel_sums: dict[str, np.ndarray] = field(default_factory=dict)
     images: dict[str, str] = field(default_factory=dict)
     half: dict[str, MagnitudeHistogram] = field(default_factory=dict)
+    steps: dict[str, np.ndarray] = field(default_factory=dict)
+    rounding: Rounding | None = None
 
     def channel_means(self, tensor: str) -> np.ndarray:
         """`(C,) float64`: the mean of each channel over all images and positions."""

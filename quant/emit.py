@@ -97,7 +97,9 @@ def quantized_weight(network: Network, node: onnx.NodeProto, layer: Layer) -> tu
     """An int8 layer's weight in steps, the scales, and the axis they run along."""
     assert layer.weight_scales is not None
     scales, axis = np.array(layer.weight_scales, np.float32), channel_axis(node)
-    return quantize_weight(network.weight(node), scales, axis), scales, axis
+    weight = network.weight(node)
+    steps = quantize_weight(weight, scales, axis) if layer.steps is None else layer.steps.reshape(weight.shape)
+    return steps, scales, axis
 
 
 def corrected_bias(network: Network, node: onnx.NodeProto, layer: Layer) -> np.ndarray:

@@ -61,8 +61,7 @@ def _integer_layer(
         smallest = np.maximum(smallest, scales * (127 / _SIGNED_READ_STEPS))
     if np.any(scales < smallest):
         scales = np.maximum(scales, smallest).astype(np.float32)
-        layer = layer.model_copy(update={"weight_scales": scales.tolist()})
-        weight, scales, axis = quantized_weight(network, node, layer)
+        weight, scales, axis = quantized_weight(network, node, layer.rescaled(scales))
     bias_scales = (scale * scales).astype(np.float32)
     copy.input[1] = graph.dequantized_constant(f"{node.name}/weight", weight, scales, axis)
     steps = np.rint(bias / bias_scales.astype(np.float64)).astype(np.int32)

@@ -11,12 +11,13 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from quant.graph import Network
 from quant.thresholds import Method
 from sodeploy import terminal
-from sodeploy.artifacts import require_file, write_text
+from sodeploy.artifacts import require_file, sha256, write_text
 from sodeploy.errors import UserError
 
 Precision = Literal["int8", "fp16", "fp32"]
@@ -48,6 +49,20 @@ class Layer(_Strict):
     reason: str
     weight_scales: list[float] | None = None
     bias_correction: list[float] | None = None
+    _steps: bytes | None = PrivateAttr(default=None)
+
+    @property
+    def steps(self) -> np.ndarray | None:
+        """The adaptively rounded weight, flat int8, in steps of `weight_scales`; None: each is the nearest step."""
+        return None if self._steps is None else np.frombuffer(self._steps, np.int8)
+
+    @steps.setter
+    def steps(self, steps: np.ndarray) -> None:
+        self._steps = steps.astype(np.int8).tobytes()
+
+    def rescaled(self, weight_scales: np.ndarray) -> "Layer":
+        """The layer with other scales, its weight at the nearest of their steps."""
+        return Layer(**self.model_dump() | {"weight_scales": weight_scales.tolist()})
 
 
 class Calibration(_Strict):
@@ -55,6 +70,13 @@ class Calibration(_Strict):
 
     method: Method | Literal["calib.cache"]
     images: dict[str, str] = Field(description="sha256 of the image's content -> name; none known of a calib.cache")
+
+
+class Rounding(_Strict):
+    """The file beside the plan in which int8 weights stand that are not at the nearest step (quant/rounding.py)."""
+
+    file: str
+    sha256: str
 
 
 class Plan(_Strict):
@@ -68,6 +90,7 @@ class Plan(_Strict):
     onnx: str = Field(description="file name of the float32 network")
     onnx_sha256: str
     calibration: Calibration | None = Field(description="None: no layer is int8")
+    rounding: Rounding | None = Field(default=None, description="None: every weight is at the nearest step")
     ranges: list[Range]
     layers: dict[str, Layer]
 
@@ -121,7 +144,30 @@ def load_plan(path: str | Path, network: Network) -> Plan:
             f"(sha256 {network.digest[:12]}); make a plan for this file with quant/build_engine.py --int8"
         )
     _check_names(plan, path, network)
+    if plan.rounding is not None:
+        attach(plan, read_steps(Path(path).with_name(plan.rounding.file), plan.rounding), network)
     return plan
+
+
+def read_steps(path: Path, wanted: Rounding) -> dict[str, np.ndarray]:
+    """Node -> int8 steps, from a file that `quant.rounding.write_steps` wrote.
+
+    Raises:
+        UserError: missing, or not the file that the plan was made with.
+    """
+    require_file(path, "the plan's rounded weights stand in it: keep it beside the plan, or make the plan anew")
+    if sha256(path) != wanted.sha256:
+        raise UserError(f"{path} is not the file that the plan was made with; make the plan anew")
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def attach(plan: Plan, steps: dict[str, np.ndarray], network: Network) -> None:
+    """Give the plan's int8 layers their rounded weights."""
+    for node in network.nodes:
+        layer = plan.layers.get(node.name)
+        if layer is not None and layer.precision == "int8" and node.name in steps:
+            layer.steps = steps[node.name]
 
 
 def _check_names(plan: Plan, path: str | Path, network: Network) -> None:

@@ -44,6 +44,7 @@ def make_plan(
         onnx=network.path.name,
         onnx_sha256=network.digest,
         calibration=Calibration(method=method, images=dict(sorted(statistics.images.items()))),
+        rounding=statistics.rounding,
         ranges=ranges,
         layers=layers,
     )
@@ -92,16 +93,15 @@ def decide(network: Network, statistics: Statistics | None, float_layers: dict[s
             reason = float_layers.get(node.name, _reason_for_float(network, node, heads))
             layers[node.name] = int8_layer(network, node, statistics) if reason is None else _in_float(node, reason)
         elif is_residual(network, node):
-            layers[node.name] = _in_float(node, float_layers.get(node.name, "not between int8 layers"))
-    # An addition follows its neighbours: int8 where its sum is read in int8, or where both terms are int8 already.
+            layers[node.name] = _in_float(node, float_layers.get(node.name, "its sum is not read in int8"))
+    # An addition is int8 where its sum is read in int8. Elsewhere, in front of a PReLU say, its terms never need be.
     int8 = [node for node in network.nodes if node.name in layers and layers[node.name].precision == "int8"]
-    in_int8 = {groups[tensor] for node in int8 for tensor in stored(network, node)}
-    for node in network.nodes:
-        if node.name in layers and node.op_type == "Add" and node.name not in float_layers:
-            terms = [groups[name] in in_int8 for name in node.input]
-            if all(terms) or groups[network.scope(node)] in in_int8:
-                layers[node.name] = Layer(op="Add", precision="int8", reason="between int8 layers")
-                in_int8 |= {groups[name] for name in stored(network, node)}
+    read = {groups[node.input[0]] for node in int8}
+    for node in reversed(network.model.graph.node):
+        lowerable = node.op_type == "Add" and node.name in layers and node.name not in float_layers
+        if lowerable and groups[network.scope(node)] in read:
+            layers[node.name] = Layer(op="Add", precision="int8", reason="its sum is read in int8")
+            read |= {groups[name] for name in node.input}
     return layers
 
 
@@ -175,19 +175,27 @@ def _reason_for_float(network: Network, node: onnx.NodeProto, heads: set[str]) -
 
 def int8_layer(network: Network, node: onnx.NodeProto, statistics: Statistics | None) -> Layer:
     """The entry of a node with weights: their scales and, given statistics, the correction of its bias."""
-    weight, axis = network.weight(node), channel_axis(node)
-    largest = np.abs(weight).max(axis=tuple(a for a in range(weight.ndim) if a != axis))
-    scales = fp16_scale(largest / 127)
+    weight, axis, scales = network.weight(node), channel_axis(node), weight_scales(network, node)
+    steps = quantize_weight(weight, scales, axis)
     layer = Layer(
         op=node.op_type, precision="int8", reason="features", weight_scales=[_short(scale) for scale in scales]
     )
     if statistics is not None:
-        correction = bias_correction(node, weight, scales, statistics.channel_means(node.input[0]))
+        if node.name in statistics.steps:
+            steps = layer.steps = statistics.steps[node.name]
+        error = dequantize_weight(steps, scales, axis) - weight
+        correction = bias_correction(node, error, statistics.channel_means(node.input[0]))
         layer.bias_correction = [_short(value) for value in correction]
     return layer
 
 
-def bias_correction(node: onnx.NodeProto, weight: np.ndarray, scales: np.ndarray, means: np.ndarray) -> np.ndarray:
+def weight_scales(network: Network, node: onnx.NodeProto) -> np.ndarray:
+    """`(C_out,) float32`: what a step of each output channel's int8 weight is worth."""
+    weight, axis = network.weight(node), channel_axis(node)
+    return fp16_scale(np.abs(weight).max(axis=tuple(a for a in range(weight.ndim) if a != axis)) / 127)
+
+
+def bias_correction(node: onnx.NodeProto, error: np.ndarray, means: np.ndarray) -> np.ndarray:
     """What to add to a layer's bias so that its mean output stays where it was: -sum((W_q - W) * E[x]).
 
     Inputs after a ReLU have large positive means, so the rounding errors of a kernel do not cancel but add up to one
@@ -195,15 +203,14 @@ def bias_correction(node: onnx.NodeProto, weight: np.ndarray, scales: np.ndarray
     and Bias Correction", ICCV 2019, section 4.2, with measured instead of modelled means).
 
     Args:
+        error: W_q - W, as the node lays its weight out.
         means: `(C_in,)`, each input channel's mean in the float32 network.
 
     Returns:
         `(C_out,) float64`.
     """
-    axis = channel_axis(node)
-    error = dequantize_weight(quantize_weight(weight, scales, axis), scales, axis) - weight
     if node.op_type == "Gemm":
-        return -(means @ (error.T if axis == 0 else error)).astype(np.float64)
+        return -(means @ (error.T if channel_axis(node) == 0 else error)).astype(np.float64)
     per_channel = error.astype(np.float64).sum(axis=tuple(range(2, error.ndim)))  # (C_out, C_in / groups)
     groups = attribute(node, "group", 1)
     by_group = per_channel.reshape(groups, -1, per_channel.shape[1])  # (groups, C_out / groups, C_in / groups)

@@ -42,8 +42,8 @@ def pictures() -> list[Picture]:
     return [Picture(f"picture {seed}", seed) for seed in range(6)]
 
 
-class UNet:
-    """Writes a U-shaped network as ONNX: pooling, groups, dilation, a residual sum, resize, concatenation, a head."""
+class NetworkWriter:
+    """Writes a network as ONNX, node by node; its map is the tensor "saliency"."""
 
     def __init__(self, seed: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
@@ -74,6 +74,26 @@ class UNet:
         self.node("Conv", inputs, out, pads=pads, group=groups, dilations=[dilation] * 2)
         return self.node("Relu", [out], name) if relu else out
 
+    def write(self, path: Path, size: int = 32, contract: bool = True) -> Path:
+        tensor = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            self.nodes,
+            path.stem,
+            [tensor("image", TensorProto.FLOAT, [1, 3, size, size])],
+            [tensor("saliency", TensorProto.FLOAT, [1, 1, size, size])],
+            self.constants,
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        if contract:
+            statistics = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+            embed(model, Contract(network=path.stem, height=size, width=size, **statistics))
+        onnx.save(model, path)
+        return path
+
+
+class UNet(NetworkWriter):
+    """A U-shaped network: pooling, groups, dilation, a residual sum, resize, concatenation, a head."""
+
     def save(self, path: Path, size: int = 32, contract: bool = True) -> Path:
         a = self.conv("image", 3, 16, "a")
         pooled = self.node("MaxPool", [a], "pooled", kernel_shape=[2, 2], strides=[2, 2])
@@ -88,20 +108,7 @@ class UNet:
         d = self.conv(joined, 32, 16, "d")
         head = self.conv(d, 16, 1, "head", relu=False)
         self.node("Sigmoid", [head], "saliency")
-        tensor = helper.make_tensor_value_info
-        graph = helper.make_graph(
-            self.nodes,
-            "unet",
-            [tensor("image", TensorProto.FLOAT, [1, 3, size, size])],
-            [tensor("saliency", TensorProto.FLOAT, [1, 1, size, size])],
-            self.constants,
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-        if contract:
-            statistics = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-            embed(model, Contract(network="unet", height=size, width=size, **statistics))
-        onnx.save(model, path)
-        return path
+        return self.write(path, size, contract)
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,8 @@ def test_everything_is_written(repository: Path, unet_file: Path, images: Path, 
     assert done.returncode == 0, done.stderr
     graphs = [f"unet.{kind}.onnx" for kind in ("fp16", "fp16.sim", "int8.cpu", "int8.sim", "int8.trt")]
     written = {path.name for path in tmp_path.iterdir()}
-    assert written == {*graphs, *(f"{name}.json" for name in graphs), "unet.plan.json", "unet.statistics.npz"}
+    made = {*graphs, "unet.rounding.npz"}
+    assert written == {*made, *(f"{name}.json" for name in made), "unet.plan.json", "unet.statistics.npz"}
     plan = load_plan(tmp_path / "unet.plan.json", load_network(unet_file))
     assert plan.calibration is not None
     assert len(plan.calibration.images) == 4
@@ -106,8 +107,18 @@ def test_statistics_counted_elsewhere(
     capsys.readouterr()
     build_engine.build(unet_file, tmp_path / "a", statistics_file=tmp_path / "all.npz", engines=False)
     assert "from 3 to all 6 images ranges moved by" in capsys.readouterr().err
-    build_engine.build(unet_file, tmp_path / "b", Dataset("pictures", pictures), engines=False)
-    assert (tmp_path / "a" / "unet.plan.json").read_bytes() == (tmp_path / "b" / "unet.plan.json").read_bytes()
+    images = Dataset("pictures", pictures)
+    build_engine.build(unet_file, tmp_path / "b", images, engines=False)
+    whole = (tmp_path / "b" / "unet.plan.json").read_bytes()
+    assert (
+        tmp_path / "a" / "unet.plan.json"
+    ).read_bytes() != whole  # without images, each weight is at the nearest step
+    build_engine.build(unet_file, tmp_path / "c", images, statistics_file=tmp_path / "all.npz", engines=False)
+    assert (tmp_path / "c" / "unet.plan.json").read_bytes() == whole
+    parts[0].images = {}
+    parts[0].save(tmp_path / "none.npz")
+    with pytest.raises(UserError, match="--calib has 6 images that --statistics has not"):
+        build_engine.build(unet_file, tmp_path / "d", images, statistics_file=tmp_path / "none.npz", engines=False)
     some = Dataset("some", pictures[:3])
     with pytest.raises(UserError, match=r"3 of the calibration images .*all\.npz are also in some"):
         build_engine.build(
@@ -130,6 +141,9 @@ def test_an_edited_plan_is_followed(unet_file: Path, pictures: list, tmp_path: P
     build_engine.build(unet_file, tmp_path, plan_file=edited, engines=False)
     graph = onnx.load(tmp_path / "unet.int8.trt.onnx").graph
     assert sum(node.op_type == "Conv" and "dequantized" in node.input[0] for node in graph.node) == 3
+    (tmp_path / "unet.rounding.npz").write_bytes(b"something else")
+    with pytest.raises(UserError, match=r"unet\.rounding\.npz is not the file that the plan was made with"):
+        build_engine.build(unet_file, tmp_path, plan_file=edited, engines=False)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +153,7 @@ def test_an_edited_plan_is_followed(unet_file: Path, pictures: list, tmp_path: P
         (["{model}"], "say what to build"),
         (["{model}", "--int8"], "--calib DATA"),
         (["{model}", "--int8", "--calib", "{empty}"], "{empty}"),
-        (["{model}", "--int8", "--calib", "{images}", "--statistics", "x.npz"], "--statistics and --calib each say"),
+        (["{model}", "--int8", "--calib", "{images}", "--plan", "x.json"], "--plan and --calib each say"),
         (["{model}", "--int8", "--statistics", "missing.npz"], "missing.npz does not exist"),
         (["{model}", "--int8", "--calib-cache", "{model}"], "is no calib.cache"),
         (["{model}", "--int8", "--calib", "nowhere"], "nowhere"),

@@ -1,0 +1,239 @@
+"""The same function with channels of one magnitude: cross-layer equalization of a float32 network.
+
+    python quant/equalize.py out/csnet_x1.onnx --calib DATA --output out/csnet_x1.equalized.onnx
+
+An int8 tensor has one step for all of its channels, so a channel whose values are a hundredth of its neighbour's keeps
+one bit of eight. Between two convolutions a channel can be multiplied by any positive factor, if the weights that make
+it are multiplied and those that read it divided by the same: a PReLU passes factors on, and so do pooling, resizing and
+adding (M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section
+4.1; here ranges are measured and made equal altogether, since adaptive rounding makes up for coarser weights).
+
+quant/build_engine.py does this by itself. It is a command of its own for calibration in parts, whose shards must see
+one network.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import onnx
+import typer
+from onnx import numpy_helper
+
+from calib_data import Sample, open_dataset
+from quant.graph import Network, attribute, load_network
+from runtime.processing import preprocess
+from sodeploy import terminal
+from sodeploy.artifacts import atomic_write, write_manifest
+from sodeploy.errors import UserError
+
+# Operators for which f(c * x) = c * f(x) with c > 0 for each channel of its own.
+_HOMOGENEOUS = (
+    "AveragePool",
+    "GlobalAveragePool",
+    "Identity",
+    "LeakyRelu",
+    "MaxPool",
+    "PRelu",
+    "Relu",
+    "Resize",
+)
+IMAGES = 32  # a channel's largest value needs fewer images than a distribution
+_LARGEST_FACTOR = 256.0  # a channel smaller than that is as good as dead: int8 does not see it beside the others
+
+
+class Channels:
+    """Which channels of which tensors must be multiplied by one factor.
+
+    Attributes:
+        of: tensor -> `(C,) int`, the group that each of its channels belongs to.
+        fixed: groups whose factor is 1, because something reads or makes them that no factor passes through.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._parent: list[int] = []
+        self.of: dict[str, np.ndarray] = {}
+        fixed = [*self._channels(network.input)]
+        for node in network.nodes:
+            inputs = [name for name in node.input if name in network.float_tensors]
+            outputs = [name for name in node.output if name in network.float_tensors]
+            if not inputs:
+                fixed += [group for name in outputs for group in self._channels(name)]
+            elif is_boundary(network, node):
+                self._channels(outputs[0])
+            elif node.op_type in _HOMOGENEOUS or _adds_alike(network, node):
+                for name in inputs:
+                    self._join(self._channels(name), self._channels(outputs[0]))
+            elif node.op_type == "Concat" and attribute(node, "axis") == 1 and inputs == list(node.input):
+                self._join(np.concatenate([self._channels(name) for name in inputs]), self._channels(outputs[0]))
+            else:
+                fixed += [group for name in (*inputs, *outputs) for group in self._channels(name)]
+        fixed += [group for name in network.outputs for group in self._channels(name)]
+        self.of = {tensor: np.array([self._find(group) for group in groups]) for tensor, groups in self.of.items()}
+        self.fixed = {self._find(group) for group in fixed}
+
+    def _channels(self, tensor: str) -> np.ndarray:
+        if tensor not in self.of:
+            shape = self._network.shape(tensor)
+            count = shape[1] if len(shape) > 1 and shape[1] else 1
+            self.of[tensor] = np.arange(len(self._parent), len(self._parent) + count)
+            self._parent.extend(self.of[tensor].tolist())
+        return self.of[tensor]
+
+    def _find(self, group: int) -> int:
+        while self._parent[group] != group:
+            self._parent[group] = group = self._parent[self._parent[group]]
+        return group
+
+    def _join(self, first: np.ndarray, second: np.ndarray) -> None:
+        for a, b in np.broadcast(first, second):
+            self._parent[self._find(a)] = self._find(b)
+
+
+def is_boundary(network: Network, node: onnx.NodeProto) -> bool:
+    """Whether factors of a node's input and of its output are independent, its weight taking up both."""
+    return node.op_type == "Conv" and network.is_weighted(node)
+
+
+def _adds_alike(network: Network, node: onnx.NodeProto) -> bool:
+    if node.op_type not in ("Add", "Sub") or not all(name in network.float_tensors for name in node.input):
+        return False
+    first, second = (network.shape(name) for name in node.input)
+    return len(first) == len(second) == 4 and first[1] == second[1]
+
+
+def channel_maxima(network: Network, images: Sequence[Sample], threads: int | None = None) -> dict[str, np.ndarray]:
+    """`(C,) float64` for every tensor that a convolution reads: the largest magnitude of each channel over `images`."""
+    import onnxruntime
+
+    read = dict.fromkeys(node.input[0] for node in network.nodes if is_boundary(network, node))
+    tensors = [name for name in read if name in network.float_tensors]
+    model = onnx.ModelProto()
+    model.CopyFrom(network.model)
+    graph = model.graph
+    axes = numpy_helper.from_array(np.array([0, 2, 3], np.int64), "equalize/axes")
+    graph.initializer.append(axes)
+    del graph.output[:]
+    for name in tensors:
+        graph.node.append(onnx.helper.make_node("Abs", [name], [f"{name}/magnitude"]))
+        largest = onnx.helper.make_node("ReduceMax", [f"{name}/magnitude", axes.name], [f"{name}/largest"], keepdims=0)
+        graph.node.append(largest)
+        graph.output.append(onnx.helper.make_tensor_value_info(largest.output[0], onnx.TensorProto.FLOAT, None))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    maxima: dict[str, np.ndarray] = {}
+    for sample in terminal.progress(images, "measuring channels"):
+        values = session.run(None, {network.input: preprocess(sample.image(), network.contract)[None]})
+        for name, value in zip(tensors, values, strict=True):
+            maxima[name] = np.maximum(maxima.get(name, 0.0), value.astype(np.float64))
+    return maxima
+
+
+def channel_factors(channels: Channels, maxima: dict[str, np.ndarray]) -> dict[int, float]:
+    """Group -> what brings its channels up to the largest of any tensor they stand in, in [1, 256].
+
+    Dead channels and fixed groups keep 1.
+    """
+    own: dict[int, float] = {}
+    wanted: dict[int, float] = {}
+    for tensor, values in maxima.items():
+        for group, value in zip(channels.of[tensor].tolist(), values.tolist(), strict=True):
+            own[group] = max(own.get(group, 0.0), value)
+            wanted[group] = max(wanted.get(group, 0.0), float(values.max()))
+    return {
+        group: min(wanted[group] / value, _LARGEST_FACTOR)
+        for group, value in own.items()
+        if group not in channels.fixed and 0 < value < np.inf and wanted[group] < np.inf
+    }
+
+
+def equalize(network: Network, images: Iterable[Sample], threads: int | None = None) -> onnx.ModelProto:
+    """The network with channels brought to one magnitude, as measured on `IMAGES` of `images`.
+
+    Which images does not depend on their order. The function stays the same but for the rounding of float32.
+
+    Raises:
+        UserError: there is no image.
+    """
+    samples = {sample.digest(): sample for sample in images}
+    if not samples:
+        raise UserError("the calibration set holds no image; give --calib a folder or a list with images")
+    chosen = [samples[digest] for digest in sorted(samples)[:IMAGES]]
+    channels = Channels(network)
+    factors = channel_factors(channels, channel_maxima(network, chosen, threads))
+    return scaled(network, {t: np.array([factors.get(g, 1.0) for g in groups]) for t, groups in channels.of.items()})
+
+
+def scaled(network: Network, factors: dict[str, np.ndarray]) -> onnx.ModelProto:
+    """The network with every channel of every tensor multiplied by its factor, and every convolution undoing it.
+
+    Args:
+        factors: tensor -> `(C,)`, consistent as `Channels` says.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(network.model)
+    graph = model.graph
+    for node in graph.node:
+        if not is_boundary(network, node):
+            continue
+        weight, bias = network.weight(node), network.bias(node)
+        groups = attribute(node, "group", 1)
+        made, read = factors[node.output[0]], factors.get(node.input[0], np.ones(1))
+        ahead = np.broadcast_to(read, groups * weight.shape[1]).reshape(groups, -1)  # of a group's input channels
+        ahead = np.repeat(ahead, weight.shape[0] // groups, axis=0)  # (C_out, C_in / groups)
+        if (made == 1).all() and (ahead == 1).all():
+            continue
+        spatial = (1,) * (weight.ndim - 2)
+        changed = weight * made.reshape(-1, 1, *spatial) / ahead.reshape(*ahead.shape, *spatial)
+        _replace(graph, node, 1, changed)
+        if bias is not None:
+            _replace(graph, node, 2, bias * made)
+    read_names = {name for node in graph.node for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read_names]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
+    return model
+
+
+def _replace(graph: onnx.GraphProto, node: onnx.NodeProto, index: int, values: np.ndarray) -> None:
+    name = f"{node.name}/{('weight', 'bias')[index - 1]}/equalized"
+    graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    node.input[index] = name
+
+
+def needs_equalization(network: Network) -> bool:
+    """Whether it has a depthwise convolution.
+
+    There, channels differ most, because nothing mixes them, and equalizing costs nothing, because each has a scale of
+    its own; dense convolutions alone keep their channels alike in training.
+    """
+    return any(
+        is_boundary(network, node) and attribute(node, "group", 1) == network.weight(node).shape[0] > 1
+        for node in network.nodes
+    )
+
+
+def write_equalized(network: Network, images: Iterable[Sample], path: str | Path, threads: int | None = None) -> None:
+    """Write the equalized network, and its manifest."""
+    model = equalize(network, images, threads)
+    with atomic_write(path) as temporary:
+        onnx.save(model, temporary)
+    write_manifest(path, {"model": network.path}, contract=network.contract.model_dump(mode="json"))
+
+
+def main(
+    model: Annotated[Path, typer.Argument(help="float32 ONNX with a contract")],
+    calib: Annotated[str, typer.Option(help=f"images, of which {IMAGES} are read: folder, list, synthetic:calib[:N]")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the ONNX file to write")],
+) -> None:
+    """Bring the channels of every tensor to one magnitude without changing what the network computes."""
+    write_equalized(load_network(model), open_dataset(calib, masks=False), output)
+    terminal.note(f"wrote {output}")
+
+
+if __name__ == "__main__":
+    terminal.run(main)

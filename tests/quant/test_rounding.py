@@ -1,0 +1,99 @@
+"""Adaptive rounding: less error of what a layer computes than nearest steps leave."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from quant.calibrate import Statistics
+from quant.emit import emit_simulation
+from quant.graph import Network
+from quant.planning import make_plan
+from quant.rounding import _sampled_inputs, adaptive_steps, round_adaptively
+from runtime.processing import preprocess
+from tests.quant.conftest import Picture
+
+
+@pytest.mark.parametrize(("groups", "size"), [(1, 90), (3, 9)])
+def test_the_output_errs_less(groups: int, size: int) -> None:
+    rng = np.random.default_rng(size)
+    mixing = rng.standard_normal((groups, size, size)) * np.geomspace(1, 0.01, size)[:, None]
+    x = rng.standard_normal((groups, 400, size)) @ mixing  # correlated, as neighbouring pixels are
+    covariance = x.transpose(0, 2, 1) @ x / 400
+    weight = rng.standard_normal((groups, 8, size))
+    scales = np.abs(weight).max(axis=2) / 7  # coarse, so that there is something to gain
+    steps = round_adaptively(weight, scales, covariance)
+    nearest = np.rint(weight / scales[:, :, None])
+    assert np.abs(steps).max() <= 127
+
+    def error(rounded: np.ndarray) -> float:
+        return float(np.mean(((rounded * scales[:, :, None] - weight) @ x.transpose(0, 2, 1)) ** 2))
+
+    assert error(steps) < error(nearest) / 2
+
+
+def test_without_correlation_it_is_the_nearest_step() -> None:
+    rng = np.random.default_rng(0)
+    weight, scales = rng.standard_normal((1, 4, 20)), np.full((1, 4), 0.05)
+    steps = round_adaptively(weight, scales, np.eye(20)[None])
+    assert (steps == np.rint(weight / 0.05)).all()
+
+
+def test_dead_inputs_do_no_harm() -> None:
+    rng = np.random.default_rng(0)
+    weight, scales = rng.standard_normal((2, 4, 9)), np.full((2, 4), 0.05)
+    assert (round_adaptively(weight, scales, np.zeros((2, 9, 9))) == np.rint(weight / 0.05)).all()
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize(("stride", "dilation", "pads"), [(1, 1, [1] * 4), (2, 1, [0, 1, 2, 0]), (1, 3, [3] * 4)])
+def test_sampled_inputs_are_those_of_the_convolution(
+    groups: int, stride: int, dilation: int, pads: list[int], run: Callable[[onnx.ModelProto, np.ndarray], np.ndarray]
+) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((8, 8 // groups, 3, 3)).astype(np.float32)
+    x = rng.standard_normal((8, 11, 13)).astype(np.float32)
+    node = helper.make_node(
+        "Conv", ["x", "w"], ["y"], group=groups, strides=[stride] * 2, dilations=[dilation] * 2, pads=pads
+    )
+
+    class One:
+        def weight(self, node: onnx.NodeProto) -> np.ndarray:
+            return weight
+
+    sampled = _sampled_inputs(One(), node, x, np.random.default_rng(1))  # type: ignore[arg-type]
+    products = sampled @ weight.reshape(groups, 8 // groups, -1).transpose(0, 2, 1)
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [value("x", 1, [1, 8, 11, 13])],
+        [value("y", 1, None)],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    expected = run(model, x[None])[0].reshape(groups, 8 // groups, -1)
+    np.testing.assert_allclose(np.sort(products, axis=1), np.sort(expected, axis=2).transpose(0, 2, 1), atol=1e-4)
+
+
+def test_int8_loses_less(
+    unet: Network,
+    statistics: Statistics,
+    pictures: list[Picture],
+    run: Callable[[onnx.ModelProto, np.ndarray], np.ndarray],
+) -> None:
+    steps = adaptive_steps(unet, pictures, threads=1)
+    assert steps.keys() == {node.name for node in unet.nodes if node.op_type == "Conv"}
+    again = adaptive_steps(unet, pictures[::-1], threads=1)
+    assert all((steps[name] == again[name]).all() for name in steps)  # whatever the order
+    rounded = Statistics(statistics.network, statistics.histograms, statistics.channel_sums, statistics.images)
+    rounded.steps = steps
+    inputs = [preprocess(Picture("", seed).image(), unet.contract)[None] for seed in range(20, 26)]
+
+    def error(of: Statistics) -> float:
+        simulation = emit_simulation(unet, make_plan(unet, of, "max"))
+        return float(np.mean([np.square(run(simulation, x) - run(unet.model, x)).mean() for x in inputs]))
+
+    assert error(rounded) < error(statistics)
