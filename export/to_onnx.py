@@ -85,7 +85,7 @@ def export(
             "output": "probability",
         }
     )
-    graph = _trace(network, contract, opset)
+    graph = trace(network, contract, opset)
     graph = simplify(graph, f"the graph of {model}")
     graph.graph.name = model
     embed(graph, contract)
@@ -108,7 +108,8 @@ def export(
     return Path(output)
 
 
-def _trace(network: SaliencyNetwork, contract: Contract, opset: int) -> onnx.ModelProto:
+def trace(network: SaliencyNetwork, contract: Contract, opset: int = OPSET) -> onnx.ModelProto:
+    """The graph as PyTorch exports it, not simplified yet; `network` is in eval mode."""
     dynamic: dict[int, str] = {0: "batch"} if contract.batch is None else {}
     if contract.dynamic_size:
         dynamic |= {2: "height", 3: "width"}
