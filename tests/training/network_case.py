@@ -15,12 +15,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from settled import settled
 
-from export import to_onnx
+from calib_data import open_dataset
+from export.parity import runner
+from export.to_onnx import export
+from quant.calibrate import calibrate
+from quant.emit import emit_simulation
+from quant.graph import load_network
+from quant.planning import make_plan
+from runtime.processing import preprocess
 from sodeploy.artifacts import read_manifest
 from training.models import build, entry
 from training.models.network import SaliencyNetwork
 from training.networks import channels, macs
+
+SIZE = 64  # of exported images
 
 
 class NetworkCase:
@@ -39,6 +49,7 @@ class NetworkCase:
     step_size: ClassVar[int] = 64  # of the images of the training step
     steps: ClassVar[int] = 4
     learning_rate: ClassVar[float] = 1e-3
+    int8_db: ClassVar[float] = 10  # logits above the noise that int8 adds to them; of a wrong plan it is below 0
 
     @pytest.fixture
     def specification(self, research: Path) -> Path:
@@ -97,19 +108,39 @@ class NetworkCase:
         with torch.no_grad():
             assert torch.equal(network(image)[0], again(image)[0])
 
-    def test_exported_it_answers_the_same_at_any_batch_and_size(
-        self, fill: ModuleType, golden: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        if entry(self.name).sees == "masks":
+    def __init_subclass__(cls) -> None:
+        if hasattr(cls, "name"):  # one worker for all tests of a network, so that it is exported once
+            cls.pytestmark = [pytest.mark.xdist_group(cls.name)]  # type: ignore[attr-defined]
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def exported(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """ONNX that takes any batch and size."""
+        if entry(cls.name).sees == "masks":
             pytest.skip("a network that sees masks is not deployed")
-        torch.save(self.filled(fill, golden).state_dict(), tmp_path / "w.pth")
-        # Random weights magnify rounding, up to single pixels of the other sign; a wrong graph is off in the mean too.
-        monkeypatch.setattr(to_onnx, "require", lambda *_: None)
-        output = tmp_path / "network.onnx"
-        to_onnx.export(self.name, tmp_path / "w.pth", output, size=(64, 64), batch=None, dynamic_size=True)
-        parity = read_manifest(output)["parity"]
+        folder = tmp_path_factory.mktemp(cls.name)
+        torch.save(settled(cls.name, SIZE).state_dict(), folder / "w.pth")
+        return export(
+            cls.name, folder / "w.pth", folder / "network.onnx", size=(SIZE, SIZE), batch=None, dynamic_size=True
+        )
+
+    def test_exported_it_answers_the_same_at_any_batch_and_size(self, exported: Path) -> None:
+        parity = read_manifest(exported)["parity"]  # which the export would have refused, had it been too large
         assert len({tuple(shape) for shape in parity["shapes"]}) == 3  # the native one, more images, another size
-        assert parity["mean_abs"] < 1e-4
+
+    def test_int8_simulation_agrees(self, exported: Path) -> None:
+        network = load_network(exported)
+        images = open_dataset(f"synthetic:calib:2:{SIZE}", masks=False)
+        plan = make_plan(network, calibrate(network, images, threads=1), "max")
+        assert len(plan.nodes("int8")) > len(plan.layers) / 2
+        unseen = [preprocess(s.image(), network.contract) for s in open_dataset(f"synthetic:eval:2:{SIZE}")]
+        fp32, int8 = (
+            logits(runner(model, network.contract.output_name)(np.stack(unseen)))
+            for model in (network.model, emit_simulation(network, plan))
+        )
+        assert np.std(fp32) > 0.03
+        noise = np.mean((int8 - fp32) ** 2) / np.var(fp32)
+        assert -10 * np.log10(noise) > self.int8_db
 
     def loss(self, network: SaliencyNetwork, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """What a training step minimises; networks with maps of other sizes extend this."""
@@ -163,6 +194,11 @@ def load_fill(research: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def logits(probability: np.ndarray) -> np.ndarray:
+    probability = probability.astype(np.float64).clip(1e-7, 1 - 1e-7)
+    return np.log(probability / (1 - probability))
 
 
 def sum_of_bce(logits: list[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """InSPyReNet on its three backbones."""
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -31,8 +32,6 @@ class InSPyReNetCase(CalibratedCase):
 class TestRes2Net50(InSPyReNetCase):
     name = folder = "inspyrenet_res2net50"
     params_m, gmacs = 28.104, 71.43
-    # Half a minute, for the head of Swin-T and the backbone of CSF once more.
-    test_exported_it_answers_the_same_at_any_batch_and_size = None  # type: ignore[assignment]
 
     def test_golden_features_of_a_large_image(self, fill: ModuleType, golden: Any) -> None:
         """Which alone tells the dilations of the last layer apart: they see nothing but padding in smaller ones."""
@@ -74,5 +73,11 @@ class TestSwinB(InSPyReNetCase):
     params_m, gmacs = 90.721, 104.79
     cases = ("C64x128",)
     steps = 2
-    # A minute, for the operators of Swin-T once more.
-    test_exported_it_answers_the_same_at_any_batch_and_size = None  # type: ignore[assignment]
+
+    @pytest.mark.slow
+    def test_exported_it_answers_the_same_at_any_batch_and_size(self, exported: Path) -> None:
+        super().test_exported_it_answers_the_same_at_any_batch_and_size(exported)
+
+    @pytest.mark.slow
+    def test_int8_simulation_agrees(self, exported: Path) -> None:
+        super().test_int8_simulation_agrees(exported)
