@@ -24,8 +24,8 @@ from onnx import numpy_helper
 from calib_data import Sample, open_dataset
 from quant.graph import PASSING, Network, load_network
 from quant.histogram import MagnitudeHistogram
+from quant.observe import as_input, distinct, opened
 from quant.plan import Rounding
-from runtime.processing import preprocess
 from sodeploy.artifacts import atomic_write
 from sodeploy.errors import UserError
 from sodeploy.terminal import note, progress, run
@@ -194,7 +194,8 @@ def calibrate(
                     "check the checkpoint and the contract's mean, std and divide_by"
                 ) from None
             for counted in (statistics.histograms, statistics.half) if is_in_half(digest) else (statistics.histograms,):
-                counted[tensor] = counted[tensor] + histogram if tensor in counted else histogram
+                counted.setdefault(tensor, MagnitudeHistogram())
+                counted[tensor] += histogram
         for tensor, mean in means.items():
             fixed = np.rint(mean.astype(np.float64) * _FIXED_POINT).astype(np.int64)
             statistics.channel_sums[tensor] = statistics.channel_sums.get(tensor, 0) + fixed
@@ -213,8 +214,6 @@ class Observer:
     """The float32 network, made to return what calibration looks at besides its map."""
 
     def __init__(self, network: Network, threads: int | None = None) -> None:
-        import onnxruntime
-
         self.contract = network.contract
         self.observed = observed_tensors(network)
         averaged = {node.input[0]: node for node in network.nodes if network.is_weighted(node)}
@@ -231,19 +230,11 @@ class Observer:
             mean = onnx.helper.make_node("ReduceMean", [name, axes.name], [f"{name}/mean"], keepdims=0)
             model.graph.node.append(mean)
             outputs.append(mean.output[0])
-        del model.graph.output[:]
-        for name in outputs:
-            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = threads or 0
-        options.enable_mem_pattern = False
-        self._session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        self._run = opened(model, outputs, threads)
 
     def run(self, sample: Sample) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """One image: the observed tensors, float32, and per averaged tensor its channel means, `(C,) float32`."""
-        image = preprocess(sample.image(), self.contract)[None]
-        values = self._session.run(None, {self.contract.input_name: image})
+        values = self._run(as_input(sample, self.contract))
         count = len(self.observed)
         return (
             dict(zip(self.observed, values[:count], strict=True)),
@@ -256,7 +247,7 @@ def gather(network: Network, images: Iterable[Sample], file: Path) -> Statistics
 
     `file` holds them all afterwards, and so far as they were counted if this is interrupted.
     """
-    samples = _distinct(images)
+    samples = distinct(images)
     statistics = Statistics(network.digest)
     if file.exists():
         found = load_statistics(file)
@@ -280,16 +271,8 @@ def select_shard(images: Iterable[Sample], shard: str) -> list[Sample]:
     part, _, parts = shard.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise UserError(f"--shard {shard} is not a part such as 1/4, the first of four")
-    samples = _distinct(images)  # a copy of an image must not stand in another shard
+    samples = distinct(images)  # a copy of an image must not stand in another shard
     return [samples[digest] for digest in sorted(samples)][int(part) - 1 :: int(parts)]
-
-
-def _distinct(images: Iterable[Sample]) -> dict[str, Sample]:
-    """Digest -> the first sample that has it."""
-    samples: dict[str, Sample] = {}
-    for sample in images:
-        samples.setdefault(sample.digest(), sample)
-    return samples
 
 
 def main(

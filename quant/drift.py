@@ -82,5 +82,5 @@ def _sum(histograms: dict[str, MagnitudeHistogram], shared: Range) -> MagnitudeH
     total = MagnitudeHistogram()
     for tensor in shared.tensors:
         if tensor in histograms:
-            total = total + histograms[tensor]
+            total += histograms[tensor]
     return total

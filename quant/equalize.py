@@ -23,7 +23,7 @@ from onnx import numpy_helper
 
 from calib_data import Sample, open_dataset
 from quant.graph import Network, attribute, load_network
-from runtime.processing import preprocess
+from quant.observe import as_input, opened, some
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_manifest
 from sodeploy.errors import UserError
@@ -106,8 +106,6 @@ def _adds_alike(network: Network, node: onnx.NodeProto) -> bool:
 
 def channel_maxima(network: Network, images: Sequence[Sample], threads: int | None = None) -> dict[str, np.ndarray]:
     """`(C,) float64` for every tensor that a convolution reads: the largest magnitude of each channel over `images`."""
-    import onnxruntime
-
     read = dict.fromkeys(node.input[0] for node in network.nodes if is_boundary(network, node))
     tensors = [name for name in read if name in network.float_tensors]
     model = onnx.ModelProto()
@@ -115,20 +113,14 @@ def channel_maxima(network: Network, images: Sequence[Sample], threads: int | No
     graph = model.graph
     axes = numpy_helper.from_array(np.array([0, 2, 3], np.int64), "equalize/axes")
     graph.initializer.append(axes)
-    del graph.output[:]
     for name in tensors:
         graph.node.append(onnx.helper.make_node("Abs", [name], [f"{name}/magnitude"]))
-        largest = onnx.helper.make_node("ReduceMax", [f"{name}/magnitude", axes.name], [f"{name}/largest"], keepdims=0)
-        graph.node.append(largest)
-        graph.output.append(onnx.helper.make_tensor_value_info(largest.output[0], onnx.TensorProto.FLOAT, None))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        inputs = [f"{name}/magnitude", axes.name]
+        graph.node.append(onnx.helper.make_node("ReduceMax", inputs, [f"{name}/largest"], keepdims=0))
+    run = opened(model, [f"{name}/largest" for name in tensors], threads)
     maxima: dict[str, np.ndarray] = {}
     for sample in terminal.progress(images, "measuring channels"):
-        values = session.run(None, {network.input: preprocess(sample.image(), network.contract)[None]})
-        for name, value in zip(tensors, values, strict=True):
+        for name, value in zip(tensors, run(as_input(sample, network.contract)), strict=True):
             maxima[name] = np.maximum(maxima.get(name, 0.0), value.astype(np.float64))
     return maxima
 
@@ -159,10 +151,9 @@ def equalize(network: Network, images: Iterable[Sample], threads: int | None = N
     Raises:
         UserError: there is no image.
     """
-    samples = {sample.digest(): sample for sample in images}
-    if not samples:
+    chosen = some(images, IMAGES)
+    if not chosen:
         raise UserError("the calibration set holds no image; give --calib a folder or a list with images")
-    chosen = [samples[digest] for digest in sorted(samples)[:IMAGES]]
     channels = Channels(network)
     factors = channel_factors(channels, channel_maxima(network, chosen, threads))
     return scaled(network, {t: np.array([factors.get(g, 1.0) for g in groups]) for t, groups in channels.of.items()})

@@ -33,20 +33,25 @@ class MagnitudeHistogram:
         """
         pattern = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint32)
         bins = (pattern & 0x7FFFFFFF) >> _SHIFT
-        counts = np.bincount(bins, minlength=BINS)
+        counts = np.bincount(bins)  # up to the largest value
         if len(counts) > BINS:
             raise ValueError(f"{counts[BINS:].sum()} of {values.size} values are NaN or infinite")
-        self.counts += counts
+        self.counts[: len(counts)] += counts
         low, high = float(values.min()), float(values.max())
         self.maximum = max(self.maximum, high, -low)
         self.signed |= low < 0
 
+    def __iadd__(self, other: "MagnitudeHistogram") -> "MagnitudeHistogram":
+        self.counts += other.counts
+        self.maximum = max(self.maximum, other.maximum)
+        self.signed |= other.signed
+        return self
+
     def __add__(self, other: "MagnitudeHistogram") -> "MagnitudeHistogram":
         """The histogram of both sets of values: of more images, or of two tensors that must share a scale."""
         both = MagnitudeHistogram()
-        both.counts = self.counts + other.counts
-        both.maximum = max(self.maximum, other.maximum)
-        both.signed = self.signed or other.signed
+        both += self
+        both += other
         return both
 
     def linear(self, bins: int = 2048) -> np.ndarray:

@@ -9,7 +9,7 @@ simulation's arithmetic (quant/emit.py), on a few images.
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,15 +22,14 @@ from onnx import TensorProto, helper, numpy_helper
 from calib_data import Dataset, Sample, open_dataset
 from quant.emit import emit_half_simulation, emit_simulation, quantized_input, quantized_weight
 from quant.graph import Network, load_network
+from quant.observe import as_input, opened
 from quant.plan import Layer, Plan, load_plan
 from quant.planning import dequantize_weight, fp16_scale
-from runtime.processing import preprocess, to_saliency
+from runtime.processing import to_saliency
 from runtime.report import Table, show
 from sodeploy import terminal
 from sodeploy.artifacts import write_text
 from sodeploy.errors import UserError
-
-Run = Callable[[np.ndarray], list[np.ndarray]]  # (1, 3, h, w) float32 -> the outputs
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def layer_report(network: Network, plan: Plan, images: Sequence[Sample]) -> Laye
         raise UserError(f"the plan of {network.path} has no int8 layer to report on")
     if not images:
         raise UserError("there is no image to measure on; give --images a folder or a list with images")
-    inputs = [preprocess(sample.image(), network.contract)[None] for sample in images]
+    inputs = [as_input(sample, network.contract) for sample in images]
     body = _maps(emit_half_simulation(network, plan), inputs)
     references = [to_saliency(output, network.contract) for output in body]
     reads = {name: nodes[name].input[quantized_input(network, nodes[name])] for name in int8}
@@ -187,7 +186,7 @@ def _measure(network: Network, amax: Mapping[str, float], inputs: Sequence[np.nd
         ]
     del graph.output[:]
     graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in outputs)
-    run = _session(model)
+    run = opened(model)
     stored = {tensor: _Stored() for tensor in amax}
     for image in inputs:
         values = np.reshape([float(value) for value in run(image)], (-1, 3))
@@ -218,18 +217,8 @@ def _map_error(outputs: Sequence[np.ndarray], references: Sequence[np.ndarray], 
 
 
 def _maps(model: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    run = _session(model)
+    run = opened(model)
     return [run(image)[0][0, 0] for image in inputs]
-
-
-def _session(model: onnx.ModelProto) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda image: [np.asarray(value) for value in session.run(None, {name: image})]
 
 
 def _decibels(signal: float, noise: float) -> float | None:

@@ -247,7 +247,7 @@ def shared_range(tensors: list[str], statistics: Statistics, method: Method) -> 
     histogram = MagnitudeHistogram()
     for tensor in tensors:
         if tensor in statistics.histograms:
-            histogram = histogram + statistics.histograms[tensor]
+            histogram += statistics.histograms[tensor]
     amax = threshold(histogram, method)
     return Range(
         tensors=tensors,

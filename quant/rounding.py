@@ -16,8 +16,8 @@ import onnx
 
 from calib_data import Sample
 from quant.graph import Network, attribute
+from quant.observe import as_input, opened, some
 from quant.planning import weight_scales
-from runtime.processing import preprocess
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_manifest
 
@@ -38,8 +38,7 @@ def adaptive_steps(network: Network, images: Iterable[Sample], threads: int | No
         node -> int8 steps in [-127, 127], in the shape of its weight. Not for matrix products (Gemm) and convolutions
         whose products have more than 4608 inputs: those keep the nearest step.
     """
-    samples = {sample.digest(): sample for sample in images}
-    chosen = [samples[digest] for digest in sorted(samples)[:IMAGES]]
+    chosen = some(images, IMAGES)
     nodes = [node for node in network.nodes if _window(network, node)]
     rounded: dict[str, np.ndarray] = {}
     found = (pair for part in _parts(network, nodes) for pair in _covariances(network, part, chosen, threads))
@@ -120,22 +119,12 @@ def _covariances(
     network: Network, nodes: Sequence[onnx.NodeProto], samples: Sequence[Sample], threads: int | None
 ) -> Iterator[tuple[onnx.NodeProto, np.ndarray]]:
     """Each node with the covariance of its products' inputs, `(groups, n, n) float64`."""
-    import onnxruntime
-
     tensors = list(dict.fromkeys(node.input[0] for node in nodes))
-    model = onnx.ModelProto()
-    model.CopyFrom(network.model)
-    del model.graph.output[:]
-    for name in tensors:
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    run = opened(network.model, tensors, threads)
     sums: dict[str, np.ndarray] = {}
     squares: dict[str, np.ndarray] = {}
     for sample in samples:
-        values = session.run(None, {network.input: preprocess(sample.image(), network.contract)[None]})
+        values = run(as_input(sample, network.contract))
         read = {name: value[0] for name, value in zip(tensors, values, strict=True)}
         for node in nodes:
             seed = int(hashlib.sha256(f"{sample.digest()}{node.name}".encode()).hexdigest()[:16], 16)

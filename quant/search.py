@@ -269,7 +269,7 @@ def _remark(network: Network, statistics: Statistics, plan: Plan, layer: str) ->
     histogram = MagnitudeHistogram()
     for member in plan.range_of()[tensor].tensors:
         if member in statistics.histograms:
-            histogram = histogram + statistics.histograms[member]
+            histogram += statistics.histograms[member]
     counts = histogram.counts.copy()
     counts[0] = 0  # the exact zeros of a ReLU
     cumulative = np.cumsum(counts)

@@ -19,7 +19,7 @@ from quant.engine import EngineReport
 from quant.engine_profile import Profile
 from quant.graph import load_network
 from quant.kernels_report import Kernel, precision_read
-from quant.plan import load_plan
+from quant.plan import read_plan
 from training.models import NETWORKS, entry
 
 pytestmark = pytest.mark.skipif(
@@ -67,7 +67,7 @@ def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         patch.setattr(to_onnx, "require", lambda *_: None)
         fp32 = to_onnx.export(request.param, weights(request.param, folder), folder / "net.onnx", size=(SIZE, SIZE))
     quantize(fp32, folder, open_dataset("synthetic:calib:2", masks=False), engines=False)
-    plan = load_plan(folder / "net.plan.json", load_network(fp32))
+    plan = read_plan(folder / "net.plan.json")  # of the equalized network where there are depthwise layers
     return Graphs(fp32, folder / "net.fp16.onnx", folder / "net.int8.trt.onnx", set(plan.nodes("int8")))
 
 
