@@ -121,20 +121,24 @@ def _covariances(
     """Each node with the covariance of its products' inputs, `(groups, n, n) float64`."""
     tensors = list(dict.fromkeys(node.input[0] for node in nodes))
     run = opened(network.model, tensors, threads)
-    sums: dict[str, np.ndarray] = {}
-    squares: dict[str, np.ndarray] = {}
+    # An image at a time about its own mean, then the means about theirs: exact in float32 where means are large.
+    within: dict[str, np.ndarray] = {}
+    means: dict[str, list[np.ndarray]] = {node.name: [] for node in nodes}
     for sample in samples:
         values = run(as_input(sample, network.contract))
         read = {name: value[0] for name, value in zip(tensors, values, strict=True)}
         for node in nodes:
             seed = int(hashlib.sha256(f"{sample.digest()}{node.name}".encode()).hexdigest()[:16], 16)
             x = _sampled_inputs(network, node, read[node.input[0]], np.random.default_rng(seed))
-            weight = 1 / x.shape[1]  # each image counts the same
-            sums[node.name] = sums.get(node.name, 0) + x.sum(axis=1, dtype=np.float64) * weight
-            squares[node.name] = squares.get(node.name, 0) + (x.transpose(0, 2, 1) @ x).astype(np.float64) * weight
+            mean = x.mean(axis=1, keepdims=True)
+            x = x - mean
+            means[node.name].append(mean[:, 0].astype(np.float64))
+            product = (x.transpose(0, 2, 1) @ x).astype(np.float64)
+            within[node.name] = within.get(node.name, 0) + product / (x.shape[1] * len(samples))
     for node in nodes:
-        mean = sums.pop(node.name) / len(samples)
-        yield node, squares.pop(node.name) / len(samples) - mean[:, :, None] * mean[:, None, :]
+        between = np.stack(means.pop(node.name), axis=1)  # (groups, images, n)
+        between -= between.mean(axis=1, keepdims=True)
+        yield node, within.pop(node.name) + between.transpose(0, 2, 1) @ between / len(samples)
 
 
 def _sampled_inputs(network: Network, node: onnx.NodeProto, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -176,7 +176,8 @@ class GoldenTrainingStep:
         assert loss.item() == pytest.approx(golden["train96/loss_sum"].item(), rel=1e-4)
         parameters = dict(network.named_parameters())
         norms = [parameters[str(name)].grad.norm().item() for name in golden["train96/grad_norm_names"]]
-        np.testing.assert_allclose(norms, golden["train96/grad_norm"], rtol=1e-3)
+        # The batch norms of two small images magnify rounding, which differs from one CPU to another, up to 1 %.
+        np.testing.assert_allclose(norms, golden["train96/grad_norm"], rtol=2e-2)
         buffers = dict(network.named_buffers())
         names = [key for key in golden if key.startswith("train96/buffer/")]
         assert names

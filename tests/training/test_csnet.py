@@ -47,7 +47,7 @@ class CSNetCase(NetworkCase):
             with torch.no_grad():
                 (logits,) = network.eval()(fill.golden_input(height, width))
             expected = golden[f"{self.variant}/{parameters}/{height}x{width}/logit"]
-            np.testing.assert_allclose(logits, expected, atol=5e-5, rtol=0)
+            np.testing.assert_allclose(logits, expected, atol=2e-4, rtol=0)
 
     def test_golden_features(self, fill: ModuleType, golden: Any) -> None:
         network = self.filled(fill, golden).eval()
@@ -64,7 +64,7 @@ class CSNetCase(NetworkCase):
         names = [key.removeprefix(prefix) for key in golden if key.startswith(prefix)]
         assert len(names) > 15
         for name in names:
-            np.testing.assert_allclose(features[name][:, ::4, ::4, ::4], golden[prefix + name], atol=5e-5, err_msg=name)
+            np.testing.assert_allclose(features[name][:, ::4, ::4, ::4], golden[prefix + name], atol=2e-4, err_msg=name)
 
     def test_golden_training_pass(self, fill: ModuleType, golden: Any) -> None:
         network = self.filled(fill, golden).train()
@@ -72,7 +72,7 @@ class CSNetCase(NetworkCase):
         mask = torch.cat([(fill.golden_input(96, 96, 1, seed) > 0).float() for seed in (7, 8)])
         (logits,) = network(image)
         expected = golden[f"{self.variant}/train96/logit_s4"]
-        np.testing.assert_allclose(logits.detach()[:, :, ::4, ::4], expected, atol=5e-5, rtol=0)
+        np.testing.assert_allclose(logits.detach()[:, :, ::4, ::4], expected, atol=2e-4, rtol=0)
         loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, mask)
         assert loss.item() == pytest.approx(golden[f"{self.variant}/train96/bce_with_logits_mean"].item(), rel=1e-5)
 
