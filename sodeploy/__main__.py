@@ -16,7 +16,7 @@ STAGES = {
     "networks": ("training.networks", "the networks there are, with parameters and MACs"),
     "export": ("export.to_onnx", "checkpoint -> ONNX with its contract"),
     "adopt": ("export.adopt", "anybody's ONNX -> ONNX with a contract"),
-    "equalize": ("quant.equalize", "ONNX x images -> the same function with channels of one magnitude"),
+    "equalize": ("quant.equalize", "ONNX -> the same with channels of one magnitude"),
     "calibrate": ("quant.calibrate", "ranges counted apart, on several machines, and merged"),
     "build": ("quant.build_engine", "ONNX -> plan, fp16 and int8 graphs, engines"),
     "plan": ("quant.plan_commands", "a plan -> shown, compared, edited"),
