@@ -33,7 +33,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import onnx
 import typer
@@ -49,7 +49,6 @@ from quant.engine_profile import Profile, parse_profile
 from quant.equalize import needs_equalization, write_equalized
 from quant.gate import require_disjoint
 from quant.graph import Network, load_network
-from quant.method import method_errors
 from quant.plan import Plan, Rounding, load_plan, read_plan, save_plan
 from quant.planning import make_plan
 from quant.rounding import adaptive_steps, write_steps
@@ -67,7 +66,7 @@ def build(
     model: str | Path,
     output_dir: str | Path,
     calibration: Dataset | None = None,
-    method: Method | None = None,
+    method: Method = "kl",
     plan_file: str | Path | None = None,
     engines: bool = True,
     profile: Profile | None = None,
@@ -83,7 +82,6 @@ def build(
     Args:
         model: float32 ONNX with a contract.
         calibration: images to read ranges from; None for fp16 alone, or when a plan is given.
-        method: None for the one that suits the network best, if there are images to tell by, else kl.
         plan_file: an edited plan, to be used as it stands.
         engines: build them with whatever builder is here.
         profile: the shapes an engine takes, where the network's are dynamic.
@@ -112,8 +110,6 @@ def build(
     statistics, counted = _statistics(network, base, calibration, statistics_file, evaluation)
     if statistics is not None and calibration is not None and adaptive_rounding:
         _round(network, base, statistics, calibration)
-    if method is None:
-        method = _best_method(network, statistics, calibration)
     plan: Plan | None
     if evaluation is not None and budget is not None:
         plan, made = _plan_within(budget, evaluation, network, base, statistics, counted, method)
@@ -171,16 +167,6 @@ def _round(network: Network, base: Path, statistics: Statistics, images: Dataset
     write_steps(network, statistics.steps, path)
     statistics.rounding = Rounding(file=path.name, sha256=sha256(path))
     terminal.note(f"wrote {path}: {len(statistics.steps)} layers")
-
-
-def _best_method(network: Network, statistics: Statistics | None, images: Dataset | None) -> Method:
-    if statistics is None or images is None:
-        return "kl"
-    errors = method_errors(network, statistics, images)
-    best = min(errors, key=lambda method: errors[method])
-    measured = ", ".join(f"{method} {error:.5f}" for method, error in errors.items())
-    terminal.note(f"ranges by {best}: mean difference of the map to float32's on calibration images: {measured}")
-    return best
 
 
 def _plan(
@@ -317,9 +303,7 @@ def main(
         str | None, typer.Option(help="images to calibrate on: folder, list, or synthetic:calib[:N]")
     ] = None,
     images: Annotated[int | None, typer.Option(help="use the first N of them", min=1)] = None,
-    method: Annotated[
-        str, typer.Option(help=f"how ranges are chosen: {', '.join(METHODS)}; auto: by their effect on the map")
-    ] = "auto",
+    method: Annotated[str, typer.Option(help=f"how ranges are chosen: {', '.join(METHODS)}")] = "kl",
     plan: Annotated[Path | None, typer.Option(help="follow this (edited) plan instead of calibrating")] = None,
     calib_cache: Annotated[
         Path | None, typer.Option(help="take ranges from this calib.cache of TensorRT <= 10 instead of calibrating")
@@ -341,8 +325,8 @@ def main(
     """Calibrate, plan, write a graph per engine, and build the engines."""
     if not (int8 or fp16):
         raise UserError("say what to build: --int8 (with --calib DATA), --fp16, or both")
-    if method not in ("auto", *METHODS):
-        raise UserError(f"--method {method} is not one of auto, {', '.join(METHODS)}")
+    if method not in METHODS:
+        raise UserError(f"--method {method} is not one of {', '.join(METHODS)}")
     sources = {"--plan": plan, "--calib-cache": calib_cache, "--statistics": statistics, "--calib": calib}
     given = [name for name, value in sources.items() if value]
     if int8 and len(given) > 1 and given != ["--statistics", "--calib"]:  # of which the latter is for rounding
@@ -362,7 +346,7 @@ def main(
         model,
         output_dir,
         calibration,
-        None if method == "auto" else cast(Method, method),
+        method,
         plan if int8 else None,
         engines,
         parse_profile(profile) if profile else None,
