@@ -48,8 +48,8 @@ def weights(network: str, folder: Path) -> Path:
     return folder / f"{network}.pth"
 
 
-# U-shaped, octave convolutions, Res2Net, reverse attention; the transformers take too long to be here.
-KINDS = ("u2netp", "csnet_x1", "csf_res2net", "ras_v2")
+# U-shaped, octave convolutions, reverse attention on a ResNet; Res2Net and the transformers take too long to be here.
+KINDS = ("u2netp", "csnet_x1", "ras_v2")
 DEPLOYABLE = [name for name, entry in NETWORKS.items() if entry.sees == "images"]
 
 

@@ -29,7 +29,19 @@ class InSPyReNetCase(CalibratedCase):
         return sum_of_bce(logits, mask)
 
 
-class TestRes2Net50(InSPyReNetCase):
+class SlowExportCase(InSPyReNetCase):
+    """A network whose export takes long, of parts that the exports of CSF and of Swin-T show too."""
+
+    @pytest.mark.slow
+    def test_exported_it_answers_the_same_at_any_batch_and_size(self, exported: Path) -> None:
+        super().test_exported_it_answers_the_same_at_any_batch_and_size(exported)
+
+    @pytest.mark.slow
+    def test_int8_simulation_agrees(self, exported: Path) -> None:
+        super().test_int8_simulation_agrees(exported)
+
+
+class TestRes2Net50(SlowExportCase):
     name = folder = "inspyrenet_res2net50"
     params_m, gmacs = 28.104, 71.43
 
@@ -68,16 +80,8 @@ def test_checkpoints_of_high_resolution_have_a_network_of_their_own() -> None:
     assert macs(high, 3, 1024, 1024) / 1e9 == pytest.approx(782.49, rel=5e-3)
 
 
-class TestSwinB(InSPyReNetCase):
+class TestSwinB(SlowExportCase):
     name = folder = "inspyrenet_swinb"
     params_m, gmacs = 90.721, 104.79
     cases = ("C64x128",)
     steps = 2
-
-    @pytest.mark.slow
-    def test_exported_it_answers_the_same_at_any_batch_and_size(self, exported: Path) -> None:
-        super().test_exported_it_answers_the_same_at_any_batch_and_size(exported)
-
-    @pytest.mark.slow
-    def test_int8_simulation_agrees(self, exported: Path) -> None:
-        super().test_int8_simulation_agrees(exported)
