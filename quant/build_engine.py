@@ -49,12 +49,13 @@ from quant.engine_profile import Profile, parse_profile
 from quant.equalize import needs_equalization, write_equalized
 from quant.gate import require_disjoint
 from quant.graph import Network, load_network
+from quant.input_error import input_errors
 from quant.plan import Plan, Rounding, load_plan, read_plan, save_plan
-from quant.planning import make_plan
+from quant.planning import all_ranges, make_plan
 from quant.rounding import adaptive_steps, write_steps
 from quant.rules import check_cpu, check_tensorrt, unequal_scales
 from quant.search import find_plan
-from quant.thresholds import METHODS, Method
+from quant.thresholds import DEFAULT, METHODS, Method
 from runtime.budget import Budget, parse_budget
 from runtime.gpu import driver_problem
 from sodeploy import terminal
@@ -66,7 +67,7 @@ def build(
     model: str | Path,
     output_dir: str | Path,
     calibration: Dataset | None = None,
-    method: Method = "kl",
+    method: Method = DEFAULT,
     plan_file: str | Path | None = None,
     engines: bool = True,
     profile: Profile | None = None,
@@ -89,7 +90,7 @@ def build(
         evaluation: images and masks to measure losses on, none of them in `calibration`; with a budget only.
         budget: the most that may be lost, by metric; the plan is searched for.
         statistics_file: what calibration saw already (quant/calibrate.py), of `model` as it is; the images of
-            `calibration` are then only what rounding looks at.
+            `calibration` are then only what the effects of rounding are measured on.
         equalize: first bring the channels of a network with depthwise convolutions to one magnitude.
         adaptive_rounding: round weights by what they do on calibration images, not each to its nearest step.
 
@@ -108,8 +109,11 @@ def build(
     elif equalize and calibration is not None and statistics_file is None and needs_equalization(network):
         network = _equalized(network, base, calibration)
     statistics, counted = _statistics(network, base, calibration, statistics_file, evaluation)
-    if statistics is not None and calibration is not None and adaptive_rounding:
-        _round(network, base, statistics, calibration)
+    if statistics is not None and calibration is not None:
+        _require_counted(calibration, statistics)
+        if adaptive_rounding:
+            _round(network, base, statistics, calibration)
+        statistics.input_errors = input_errors(network, all_ranges(network, statistics, method), calibration)
     plan: Plan | None
     if evaluation is not None and budget is not None:
         plan, made = _plan_within(budget, evaluation, network, base, statistics, counted, method)
@@ -153,20 +157,20 @@ def _equalized(network: Network, base: Path, calibration: Dataset) -> Network:
 
 
 def _round(network: Network, base: Path, statistics: Statistics, images: Dataset) -> None:
-    """Round weights adaptively, and leave them where plans find them.
-
-    Raises:
-        UserError: some of the images were not counted, so that nothing would keep them from being evaluated on.
-    """
-    if strange := [sample.name for sample in images if sample.digest() not in statistics.images]:
-        raise UserError(
-            f"--calib has {len(strange)} images that --statistics has not, e.g. {strange[0]}; leave them out"
-        )
+    """Round weights adaptively, and leave them where plans find them."""
     path = _beside(base, ".rounding.npz")
     statistics.steps = adaptive_steps(network, images)
     write_steps(network, statistics.steps, path)
     statistics.rounding = Rounding(file=path.name, sha256=sha256(path))
     terminal.note(f"wrote {path}: {len(statistics.steps)} layers")
+
+
+def _require_counted(images: Dataset, statistics: Statistics) -> None:
+    """Refuse images to calibrate on that were not counted, so that nothing would keep them from being evaluated on."""
+    if strange := [sample.name for sample in images if sample.digest() not in statistics.images]:
+        raise UserError(
+            f"--calib has {len(strange)} images that --statistics has not, e.g. {strange[0]}; leave them out"
+        )
 
 
 def _plan(
@@ -303,7 +307,7 @@ def main(
         str | None, typer.Option(help="images to calibrate on: folder, list, or synthetic:calib[:N]")
     ] = None,
     images: Annotated[int | None, typer.Option(help="use the first N of them", min=1)] = None,
-    method: Annotated[str, typer.Option(help=f"how ranges are chosen: {', '.join(METHODS)}")] = "kl",
+    method: Annotated[str, typer.Option(help=f"how ranges are chosen: {', '.join(METHODS)}")] = DEFAULT,
     plan: Annotated[Path | None, typer.Option(help="follow this (edited) plan instead of calibrating")] = None,
     calib_cache: Annotated[
         Path | None, typer.Option(help="take ranges from this calib.cache of TensorRT <= 10 instead of calibrating")
@@ -329,7 +333,7 @@ def main(
         raise UserError(f"--method {method} is not one of {', '.join(METHODS)}")
     sources = {"--plan": plan, "--calib-cache": calib_cache, "--statistics": statistics, "--calib": calib}
     given = [name for name, value in sources.items() if value]
-    if int8 and len(given) > 1 and given != ["--statistics", "--calib"]:  # of which the latter is for rounding
+    if int8 and len(given) > 1 and given != ["--statistics", "--calib"]:  # which rounding looks at
         raise UserError(f"{' and '.join(given)} each say where the ranges come from; give one of them")
     if int8 and not given:
         raise UserError("--int8 needs images to read ranges from: --calib DATA, a folder or a list of images")

@@ -17,8 +17,9 @@ import numpy as np
 import typer
 
 from quant.graph import PASSING, WEIGHTED, Network, load_network
-from quant.plan import Calibration, Layer, Plan, Range, load_plan
-from quant.planning import SMALLEST_SCALE, decide, sharing_a_range, stored
+from quant.plan import Calibration, Layer, Plan, Range, load_plan, short
+from quant.planning import decide
+from quant.ranges import SMALLEST_SCALE, sharing_a_range
 from sodeploy import terminal
 from sodeploy.artifacts import require_file, write_text
 from sodeploy.errors import UserError
@@ -99,7 +100,7 @@ def plan_from_cache(network: Network, path: str | Path) -> Plan:
     ranges = [
         Range(
             tensors=group,
-            amax=float(f"{max(amax[tensor] for tensor in group if tensor in amax):.9g}"),
+            amax=short(max(amax[tensor] for tensor in group if tensor in amax)),
             signed=not positive.issuperset(group),
         )
         for group in groups
@@ -121,13 +122,15 @@ def cache_of(network: Network, plan: Plan, tensorrt: str) -> str:
     of the ReLU's result serves both. Layers that the plan leaves in float read and write no tensor of the file, and so
     stay in float there as well.
 
+    A range that is shifted in the plan loses its shift, and is wider then.
+
     Args:
         tensorrt: version as "8.6.1"; TensorRT 10 refuses a file of another version than its own.
 
     Raises:
         UserError: not a version that still reads a calib.cache.
     """
-    amax = {tensor: shared.amax for tensor, shared in plan.range_of().items()}
+    amax = {tensor: shared.reach for tensor, shared in plan.range_of().items()}
     for node in network.nodes:
         before = network.producer.get(node.input[0]) if node.op_type == "Relu" else None
         if before is not None and before.op_type in (*WEIGHTED, "Add") and node.output[0] in amax:
@@ -153,7 +156,7 @@ def _reading(network: Network, layers: dict[str, Layer], without: dict[str, list
         node.name: f"the calib.cache has no range for {tensor}"
         for node in network.nodes
         if node.name in layers and layers[node.name].precision == "int8"
-        for tensor in stored(network, node)
+        for tensor in network.stored(node)
         if tensor in without
     }
 

@@ -19,17 +19,17 @@ from typing import Annotated
 import numpy as np
 import onnx
 import typer
-from onnx import numpy_helper
 
 from calib_data import Sample, open_dataset
-from quant.graph import PASSING, Network, load_network
+from quant.graph import PASSING, Network, channel_axis_read, load_network
 from quant.histogram import MagnitudeHistogram
-from quant.observe import as_input, distinct, opened
+from quant.observe import as_input, distinct, opened, per_channel
 from quant.plan import Rounding
 from sodeploy.artifacts import atomic_write
 from sodeploy.errors import UserError
 from sodeploy.terminal import note, progress, run
 
+_FORMAT = 2  # of the file of statistics
 _FIXED_POINT = 2.0**24
 _CHECKPOINT_SECONDS = 20.0  # the most work that an interrupt can cost
 
@@ -48,6 +48,8 @@ class Statistics:
             from the ranges of all says whether the images were enough (quant/drift.py).
         steps: node -> int8, weights that were rounded adaptively (quant/rounding.py); kept in a file of their own,
             which `rounding` names.
+        input_errors: input tensor of a layer -> (C,), how far quantizing it moves each channel's mean
+            (quant/input_error.py); like `steps` no part of the file.
     """
 
     network: str
@@ -57,6 +59,7 @@ class Statistics:
     half: dict[str, MagnitudeHistogram] = field(default_factory=dict)
     steps: dict[str, np.ndarray] = field(default_factory=dict)
     rounding: Rounding | None = None
+    input_errors: dict[str, np.ndarray] = field(default_factory=dict)
 
     def channel_means(self, tensor: str) -> np.ndarray:
         """`(C,) float64`: the mean of each channel over all images and positions."""
@@ -87,16 +90,22 @@ class Statistics:
     def save(self, path: str | Path) -> None:
         """Write to an .npz file, atomically."""
         arrays: dict[str, np.ndarray] = {}
-        tensors: list[tuple[str, float, bool, bool]] = []
+        tensors: list[tuple[str, float, float, bool]] = []
         for index, (tensor, in_half, histogram) in enumerate(self._all_histograms()):
             (occupied,) = np.nonzero(histogram.counts)
             arrays[f"bins_{index}"] = occupied.astype(np.int32)
             arrays[f"counts_{index}"] = histogram.counts[occupied]
-            tensors.append((tensor, histogram.maximum, histogram.signed, in_half))
+            tensors.append((tensor, histogram.low, histogram.high, in_half))
         for index, tensor in enumerate(channels := sorted(self.channel_sums)):
             arrays[f"channels_{index}"] = self.channel_sums[tensor]
         images = dict(sorted(self.images.items()))
-        header = {"network": self.network, "images": images, "tensors": tensors, "channels": channels}
+        header = {
+            "format": _FORMAT,
+            "network": self.network,
+            "images": images,
+            "tensors": tensors,
+            "channels": channels,
+        }
         arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
         with atomic_write(path) as temporary:
             np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
@@ -122,12 +131,14 @@ def load_statistics(path: str | Path) -> Statistics:
     try:
         with np.load(path) as arrays:
             header = json.loads(arrays["header"].tobytes())
+            if header.get("format") != _FORMAT:
+                raise ValueError("written by another version")
             statistics = Statistics(header["network"], images=header["images"])
-            for index, (tensor, maximum, signed, in_half) in enumerate(header["tensors"]):
+            for index, (tensor, low, high, in_half) in enumerate(header["tensors"]):
                 histogram = MagnitudeHistogram()
                 (statistics.half if in_half else statistics.histograms)[tensor] = histogram
                 histogram.counts[arrays[f"bins_{index}"]] = arrays[f"counts_{index}"]
-                histogram.maximum, histogram.signed = maximum, signed
+                histogram.low, histogram.high = low, high
             for index, tensor in enumerate(header["channels"]):
                 statistics.channel_sums[tensor] = arrays[f"channels_{index}"]
     except FileNotFoundError:
@@ -220,17 +231,11 @@ class Observer:
         self.averaged = [name for name in averaged if name in network.float_tensors]
         model = onnx.ModelProto()
         model.CopyFrom(network.model)
-        outputs = list(self.observed)
-        for name in self.averaged:
-            # The mean of each channel is taken inside the network: a few numbers leave it instead of a whole tensor.
-            rank = len(network.shape(name))
-            channel = 1 if averaged[name].op_type in ("Conv", "ConvTranspose") else rank - 1
-            axes = numpy_helper.from_array(np.array([a for a in range(rank) if a != channel], np.int64), f"{name}/axes")
-            model.graph.initializer.append(axes)
-            mean = onnx.helper.make_node("ReduceMean", [name, axes.name], [f"{name}/mean"], keepdims=0)
-            model.graph.node.append(mean)
-            outputs.append(mean.output[0])
-        self._run = opened(model, outputs, threads)
+        means = [
+            per_channel(model.graph, "ReduceMean", name, len(network.shape(name)), channel_axis_read(averaged[name]))
+            for name in self.averaged
+        ]
+        self._run = opened(model, [*self.observed, *means], threads)
 
     def run(self, sample: Sample) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """One image: the observed tensors, float32, and per averaged tensor its channel means, `(C,) float32`."""

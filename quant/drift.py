@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from quant.calibrate import Statistics, is_in_half
-from quant.histogram import MagnitudeHistogram
-from quant.plan import Plan, Range
-from quant.thresholds import expected_error, threshold
+from quant.plan import Plan
+from quant.ranges import magnitudes, summed
+from quant.thresholds import LEVELS, expected_error, threshold
 
 _ENOUGH = 1.0  # dB
 
@@ -60,11 +60,12 @@ def drift(plan: Plan, statistics: Statistics) -> Drift | None:
         return None
     moved, noise = {}, []
     for shared in plan.ranges:
-        in_half, in_all = _sum(statistics.half, shared), _sum(statistics.histograms, shared)
-        amax = threshold(in_half, plan.calibration.method)
-        if shared.amax > 0 and amax > 0:
-            moved[shared.tensors[0]] = abs(amax / shared.amax - 1)
-            noise.append(expected_error(in_all, amax) / expected_error(in_all, shared.amax))
+        in_half, in_all = (summed(counted, shared.tensors) for counted in (statistics.half, statistics.histograms))
+        levels = LEVELS if shared.shift is None else magnitudes(in_all)
+        clip = threshold(in_half, plan.calibration.method, levels)
+        if shared.amax > 0 and clip > 0:
+            moved[shared.tensors[0]] = abs(clip / shared.reach - 1)
+            noise.append(expected_error(in_all, clip, levels) / expected_error(in_all, shared.reach, levels))
     if not moved:
         return None
     worst = max(moved, key=lambda tensor: moved[tensor])
@@ -76,11 +77,3 @@ def drift(plan: Plan, statistics: Statistics) -> Drift | None:
         images=images,
         half=half,
     )
-
-
-def _sum(histograms: dict[str, MagnitudeHistogram], shared: Range) -> MagnitudeHistogram:
-    total = MagnitudeHistogram()
-    for tensor in shared.tensors:
-        if tensor in histograms:
-            total += histograms[tensor]
-    return total

@@ -12,10 +12,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from quant.graph import Network, channel_axis
+from quant.graph import Network, channel_axis, integers
 from quant.half import round_to_half, to_half
 from quant.plan import Layer, Plan, Precision
-from quant.planning import dequantize_weight, fp16_scale, quantize_weight
+from quant.planning import bias_correction, channels_read, dequantize_weight, quantize_weight
+from quant.ranges import fp16_scale
 from runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY, annotate
 
 
@@ -61,25 +62,46 @@ def _with_qdq(network: Network, plan: Plan, simulate: bool) -> onnx.ModelProto:
     graph = Rewriter(model)
     ranges = plan.range_of()
 
-    def quantized(tensor: str) -> str:
-        scale = fp16_scale(ranges[tensor].amax / 127)
-        return graph.quantize(tensor, scale, np.int8(0))
-
     for node in network.nodes:
         copy = graph.copy(node)
         layer = plan.layers.get(node.name)
         if layer is not None and layer.precision == "int8":
             index = quantized_input(network, node)
-            copy.input[index] = quantized(node.input[index])
+            shared = ranges[node.input[index]]
+            if shared.shift is not None:
+                copy.input[index] = _shifted(graph, copy, shared.shift)
+            copy.input[index] = graph.quantize(copy.input[index], fp16_scale(shared.amax / 127), np.int8(0))
             if node.op_type != "Add":
                 weight, scales, axis = quantized_weight(network, node, layer)
                 if simulate:
                     copy.input[1] = graph.constant(f"{node.name}/weight", dequantize_weight(weight, scales, axis))
                 else:
                     copy.input[1] = graph.dequantized_constant(f"{node.name}/weight", weight, scales, axis)
-                set_bias(copy, graph.constant(f"{node.name}/bias", corrected_bias(network, node, layer)))
+                bias = corrected_bias(network, node, layer) + np.array(layer.input_correction or 0.0)
+                if shared.shift is not None:
+                    # What the layer reads is lower by the shift, in all channels.
+                    means = np.full(channels_read(node, weight), -shared.shift)
+                    bias += bias_correction(node, dequantize_weight(weight, scales, axis), means)
+                set_bias(copy, graph.constant(f"{node.name}/bias", bias.astype(np.float32)))
         graph.append(copy)
     return graph.finish()
+
+
+def _shifted(graph: "Rewriter", node: onnx.NodeProto, shift: float) -> str:
+    """The name of what `node` reads, less `shift`.
+
+    The zeros that a convolution pads with have to be shifted too, so they are put there before.
+    """
+    tensor: str = node.input[0]
+    pads = integers(node, "pads")
+    if any(pads):
+        half = len(pads) // 2
+        around = np.array([0, 0, *pads[:half], 0, 0, *pads[half:]], np.int64)
+        padded = f"{tensor}/padded_{'_'.join(map(str, pads))}"
+        tensor = graph.once("Pad", [tensor, graph.constant(f"{padded}/pads", around)], padded)
+        next(a for a in node.attribute if a.name == "pads").ints[:] = [0] * len(pads)
+    amount = graph.constant(f"{node.input[0]}/shift", np.float32(shift))
+    return graph.once("Sub", [tensor, amount], f"{tensor}/shifted")
 
 
 def quantized_input(network: Network, node: onnx.NodeProto) -> int:
@@ -103,7 +125,7 @@ def quantized_weight(network: Network, node: onnx.NodeProto, layer: Layer) -> tu
 
 
 def corrected_bias(network: Network, node: onnx.NodeProto, layer: Layer) -> np.ndarray:
-    """`(C_out,) float32`: the layer's bias, or zeros, with the plan's correction."""
+    """`(C_out,) float32`: the layer's bias, or zeros, with what the plan corrects of its weight's rounding."""
     assert layer.weight_scales is not None
     bias = network.bias(node)
     bias = np.zeros(len(layer.weight_scales)) if bias is None else bias.reshape(-1)
@@ -124,7 +146,7 @@ class Rewriter:
         self._model = model
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
-        self._quantized: dict[str, str] = {}
+        self._made: set[str] = set()
 
     def copy(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """A copy to be changed and then appended."""
@@ -141,20 +163,21 @@ class Rewriter:
 
     def quantize(self, tensor: str, scale: np.ndarray | np.float32, zero_point: np.int8 | np.uint8) -> str:
         """The name of `tensor` after Q/DQ; the pair is added at its first use and shared by all later ones."""
-        if tensor not in self._quantized:
-            parameters = [
-                self.constant(f"{tensor}/scale", np.float32(scale)),
-                self.constant(f"{tensor}/zero_point", np.asarray(zero_point)),
-            ]
-            step, back = f"{tensor}/quantized", f"{tensor}/dequantized"
-            self.append(
-                helper.make_node("QuantizeLinear", [tensor, *parameters], [step], name=f"{tensor}/QuantizeLinear")
-            )
-            self.append(
-                helper.make_node("DequantizeLinear", [step, *parameters], [back], name=f"{tensor}/DequantizeLinear")
-            )
-            self._quantized[tensor] = back
-        return self._quantized[tensor]
+        parameters = [
+            self.constant(f"{tensor}/scale", np.float32(scale)),
+            self.constant(f"{tensor}/zero_point", np.asarray(zero_point)),
+        ]
+        steps = self.once("QuantizeLinear", [tensor, *parameters], f"{tensor}/quantized", f"{tensor}/QuantizeLinear")
+        return self.once(
+            "DequantizeLinear", [steps, *parameters], f"{tensor}/dequantized", f"{tensor}/DequantizeLinear"
+        )
+
+    def once(self, op: str, inputs: list[str], output: str, name: str | None = None) -> str:
+        """Add a node that makes `output`, unless it stands there already; returns `output`."""
+        if output not in self._made:
+            self._made.add(output)
+            self.append(helper.make_node(op, inputs, [output], name=name or output))
+        return output
 
     def dequantized_constant(self, name: str, steps: np.ndarray, scales: np.ndarray, axis: int) -> str:
         """A constant stored as integers and dequantized along `axis` in the graph."""

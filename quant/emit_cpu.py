@@ -15,10 +15,11 @@ import onnx
 from quant.emit import Rewriter, corrected_bias, label, quantized_weight, set_bias
 from quant.graph import Network, attribute
 from quant.plan import Layer, Plan, Range
-from quant.planning import HEAD_CHANNELS, SMALLEST_SCALE
+from quant.planning import HEAD_CHANNELS
+from quant.ranges import SMALLEST_SCALE
 
 _STEPS = 127  # of an activation's range to each side
-_SIGNED_READ_STEPS = 64  # of a weight, where the activation that it multiplies is signed
+_SIGNED_READ_STEPS = 64  # of a weight, where the activation that it multiplies uses all 255 of its own
 _LARGEST_BIAS = 2.0**30  # in steps; leaves the int32 accumulator as much again
 
 
@@ -45,19 +46,24 @@ def emit_cpu(network: Network, plan: Plan) -> onnx.ModelProto:
 
 def _parameters(shared: Range) -> tuple[np.float32, np.uint8]:
     """Scale and zero point."""
-    return np.float32(max(shared.amax / _STEPS, SMALLEST_SCALE)), np.uint8(128 if shared.signed else 0)
+    scale = np.float32(max(shared.amax / _STEPS, SMALLEST_SCALE))
+    if shared.shift is not None:
+        return scale, np.uint8(np.clip(128 - np.rint(shared.shift / scale), 0, 255))
+    return scale, np.uint8(128 if shared.signed else 0)
 
 
 def _integer_layer(
     graph: Rewriter, network: Network, copy: onnx.NodeProto, node: onnx.NodeProto, layer: Layer, read: Range
 ) -> None:
     bias = corrected_bias(network, node, layer)
-    scale, _ = _parameters(read)
+    scale, zero_point = _parameters(read)
+    if zero_point:  # else the upper half of the codes holds what is beyond the range, and nothing is clipped
+        bias += np.array(layer.input_correction or 0.0, np.float32)
     weight, scales, axis = quantized_weight(network, node, layer)
     # A channel that is as good as dead has so small a scale that its bias would not fit 32 bits. Its weight is then
     # expressed in larger steps; it was negligible beside the bias.
     smallest = np.abs(bias) / (np.float64(scale) * _LARGEST_BIAS)
-    if read.signed:
+    if zero_point:
         smallest = np.maximum(smallest, scales * (127 / _SIGNED_READ_STEPS))
     if np.any(scales < smallest):
         scales = np.maximum(scales, smallest).astype(np.float32)

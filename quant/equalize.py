@@ -23,7 +23,7 @@ from onnx import numpy_helper
 
 from calib_data import Sample, open_dataset
 from quant.graph import Network, attribute, load_network
-from quant.observe import as_input, opened, some
+from quant.observe import as_input, opened, per_channel, some
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_manifest
 from sodeploy.errors import UserError
@@ -110,14 +110,10 @@ def channel_maxima(network: Network, images: Sequence[Sample], threads: int | No
     tensors = [name for name in read if name in network.float_tensors]
     model = onnx.ModelProto()
     model.CopyFrom(network.model)
-    graph = model.graph
-    axes = numpy_helper.from_array(np.array([0, 2, 3], np.int64), "equalize/axes")
-    graph.initializer.append(axes)
     for name in tensors:
-        graph.node.append(onnx.helper.make_node("Abs", [name], [f"{name}/magnitude"]))
-        inputs = [f"{name}/magnitude", axes.name]
-        graph.node.append(onnx.helper.make_node("ReduceMax", inputs, [f"{name}/largest"], keepdims=0))
-    run = opened(model, [f"{name}/largest" for name in tensors], threads)
+        model.graph.node.append(onnx.helper.make_node("Abs", [name], [f"{name}/magnitude"]))
+    largest = [per_channel(model.graph, "ReduceMax", f"{name}/magnitude", len(network.shape(name))) for name in tensors]
+    run = opened(model, largest, threads)
     maxima: dict[str, np.ndarray] = {}
     for sample in terminal.progress(images, "measuring channels"):
         for name, value in zip(tensors, run(as_input(sample, network.contract)), strict=True):

@@ -1,7 +1,7 @@
 """An ONNX graph as quantization sees it: who makes a tensor, who reads it, which tensors carry the same values."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -99,6 +99,11 @@ class Network:
     def bias(self, node: onnx.NodeProto) -> np.ndarray | None:
         return self.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
 
+    def stored(self, node: onnx.NodeProto) -> list[str]:
+        """The tensors that an int8 layer reads and, on engines that keep results in int8, writes."""
+        inputs = list(node.input) if node.op_type == "Add" else [node.input[0]]
+        return [*inputs, self.scope(node)]
+
     def scope(self, node: onnx.NodeProto) -> str:
         """The tensor in which `node` and the ReLU that directly follows it, if any, leave their result."""
         output: str = node.output[0]
@@ -113,6 +118,24 @@ def attribute(node: onnx.NodeProto, name: str, default: int = 0) -> int:
     return next((int(a.i) for a in node.attribute if a.name == name), default)
 
 
+def integers(node: onnx.NodeProto, name: str, default: Sequence[int] = ()) -> list[int]:
+    """An attribute of a node that is a list of integers."""
+    return next((list(a.ints) for a in node.attribute if a.name == name), list(default))
+
+
+def pads_itself(node: onnx.NodeProto) -> bool:
+    """Whether a convolution finds its padding by itself (`auto_pad`)."""
+    return any(a.name == "auto_pad" and a.s not in (b"", b"NOTSET") for a in node.attribute)
+
+
+def is_residual(network: Network, node: onnx.NodeProto) -> bool:
+    """An Add of two feature maps of one shape."""
+    if node.op_type != "Add" or not all(name in network.float_tensors for name in node.input):
+        return False
+    shapes = [network.shape(name) for name in node.input]
+    return shapes[0] == shapes[1] and len(shapes[0]) == 4
+
+
 def channel_axis(node: onnx.NodeProto) -> int:
     """The axis of a weighted node's weight that runs over output channels.
 
@@ -121,6 +144,11 @@ def channel_axis(node: onnx.NodeProto) -> int:
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB") else 1
     return {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}[node.op_type]
+
+
+def channel_axis_read(node: onnx.NodeProto) -> int:
+    """The axis of a weighted node's input that runs over channels."""
+    return 1 if node.op_type in ("Conv", "ConvTranspose") else -1
 
 
 def load_network(path: str | Path) -> Network:

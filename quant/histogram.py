@@ -16,14 +16,22 @@ class MagnitudeHistogram:
 
     Attributes:
         counts: (BINS,) int64.
-        maximum: the largest magnitude seen, exactly.
-        signed: whether a value below zero was seen.
+        low, high: the least and the largest value seen, exactly; 0 always counts as seen.
     """
 
     def __init__(self) -> None:
         self.counts = np.zeros(BINS, np.int64)
-        self.maximum = 0.0
-        self.signed = False
+        self.low = self.high = 0.0
+
+    @property
+    def maximum(self) -> float:
+        """The largest magnitude seen."""
+        return max(self.high, -self.low)
+
+    @property
+    def signed(self) -> bool:
+        """Whether a value below zero was seen."""
+        return self.low < 0
 
     def add(self, values: np.ndarray) -> None:
         """Count the elements of `values`, float32 of any shape.
@@ -37,14 +45,13 @@ class MagnitudeHistogram:
         if len(counts) > BINS:
             raise ValueError(f"{counts[BINS:].sum()} of {values.size} values are NaN or infinite")
         self.counts[: len(counts)] += counts
-        low, high = float(values.min()), float(values.max())
-        self.maximum = max(self.maximum, high, -low)
-        self.signed |= low < 0
+        self.low = min(self.low, float(values.min()))
+        self.high = max(self.high, float(values.max()))
 
     def __iadd__(self, other: "MagnitudeHistogram") -> "MagnitudeHistogram":
         self.counts += other.counts
-        self.maximum = max(self.maximum, other.maximum)
-        self.signed |= other.signed
+        self.low = min(self.low, other.low)
+        self.high = max(self.high, other.high)
         return self
 
     def __add__(self, other: "MagnitudeHistogram") -> "MagnitudeHistogram":

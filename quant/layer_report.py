@@ -23,8 +23,9 @@ from calib_data import Dataset, Sample, open_dataset
 from quant.emit import emit_half_simulation, emit_simulation, quantized_input, quantized_weight
 from quant.graph import Network, load_network
 from quant.observe import as_input, opened
-from quant.plan import Layer, Plan, load_plan
-from quant.planning import dequantize_weight, fp16_scale
+from quant.plan import Layer, Plan, Range, load_plan
+from quant.planning import dequantize_weight
+from quant.ranges import fp16_scale
 from runtime.processing import to_saliency
 from runtime.report import Table, show
 from sodeploy import terminal
@@ -40,7 +41,8 @@ class LayerCost:
         node: name in the ONNX graph.
         tensor: the activation that the layer reads in int8; of an addition, its residual input.
         amax: where that is clipped.
-        clipped: share of its values beyond `amax`, on these images.
+        shift: what is subtracted from it first, or None.
+        clipped: share of its values that are clipped, on these images.
         weight_sqnr: of the whole weight; None also for an addition, which has none.
         map_error: root mean square difference of the map, in [0, 1], to that of the plan without int8, when only this
             layer is quantized.
@@ -51,6 +53,7 @@ class LayerCost:
     op: str
     tensor: str
     amax: float
+    shift: float | None
     clipped: float
     input_sqnr: float | None
     weight_sqnr: float | None
@@ -92,8 +95,8 @@ def layer_report(network: Network, plan: Plan, images: Sequence[Sample]) -> Laye
     body = _maps(emit_half_simulation(network, plan), inputs)
     references = [to_saliency(output, network.contract) for output in body]
     reads = {name: nodes[name].input[quantized_input(network, nodes[name])] for name in int8}
-    amax = {tensor: plan.range_of()[tensor].amax for tensor in reads.values()}
-    stored = _measure(network, amax, inputs)
+    ranges = {tensor: plan.range_of()[tensor] for tensor in reads.values()}
+    stored = _measure(network, ranges, inputs)
 
     def error(layers: dict[str, Layer]) -> float:
         model = emit_simulation(network, plan.model_copy(update={"layers": layers}))
@@ -110,7 +113,8 @@ def layer_report(network: Network, plan: Plan, images: Sequence[Sample]) -> Laye
             node=name,
             op=nodes[name].op_type,
             tensor=reads[name],
-            amax=amax[reads[name]],
+            amax=ranges[reads[name]].amax,
+            shift=ranges[reads[name]].shift,
             clipped=stored[reads[name]].clipped / len(inputs),
             input_sqnr=_decibels(stored[reads[name]].signal, stored[reads[name]].noise),
             weight_sqnr=_weight_sqnr(network, nodes[name], plan.layers[name]),
@@ -131,6 +135,7 @@ def table(report: LayerReport) -> Table:
             row.op,
             row.tensor,
             f"{row.amax:.4g}",
+            "" if row.shift is None else f"{row.shift:.4g}",
             f"{row.clipped:.3%}",
             _shown(row.input_sqnr),
             "" if row.op == "Add" else _shown(row.weight_sqnr),
@@ -141,7 +146,7 @@ def table(report: LayerReport) -> Table:
     ]
     return Table(
         f"{len(rows)} int8 layers, on {len(report.images)} images",
-        ["layer", "op", "input", "amax", "clipped", "input dB", "weight dB", "map error", "share"],
+        ["layer", "op", "input", "amax", "shift", "clipped", "input dB", "weight dB", "map error", "share"],
         rows,
         text_columns=3,
         caption=f"All layers together move the map by {report.map_error:.5f} (root mean square, of maps in [0, 1]).",
@@ -153,7 +158,7 @@ def to_json(report: LayerReport) -> str:
     return json.dumps(asdict(report), indent=1) + "\n"
 
 
-def _measure(network: Network, amax: Mapping[str, float], inputs: Sequence[np.ndarray]) -> dict[str, _Stored]:
+def _measure(network: Network, ranges: Mapping[str, Range], inputs: Sequence[np.ndarray]) -> dict[str, _Stored]:
     """What quantizing each tensor adds to it, summed inside the network so that no tensor has to leave it."""
     model = onnx.ModelProto()
     model.CopyFrom(network.model)
@@ -168,14 +173,15 @@ def _measure(network: Network, amax: Mapping[str, float], inputs: Sequence[np.nd
         return name
 
     outputs = []
-    for tensor, limit in amax.items():
+    for tensor, shared in ranges.items():
         own = f"{tensor}/report"
-        parameters = [constant(f"{own}/scale", fp16_scale(limit / 127)), constant(f"{own}/zero", np.int8(0))]
-        steps = node("QuantizeLinear", [tensor, *parameters], f"{own}/steps")
-        error = node("Sub", [node("DequantizeLinear", [steps, *parameters], f"{own}/back"), tensor], f"{own}/error")
+        shifted = node("Sub", [tensor, constant(f"{own}/shift", np.float32(shared.shift or 0))], f"{own}/shifted")
+        parameters = [constant(f"{own}/scale", fp16_scale(shared.amax / 127)), constant(f"{own}/zero", np.int8(0))]
+        steps = node("QuantizeLinear", [shifted, *parameters], f"{own}/steps")
+        error = node("Sub", [node("DequantizeLinear", [steps, *parameters], f"{own}/back"), shifted], f"{own}/error")
         beyond = node(
             "Greater",
-            [node("Abs", [tensor], f"{own}/abs"), constant(f"{own}/amax", np.float32(limit))],
+            [node("Abs", [shifted], f"{own}/abs"), constant(f"{own}/amax", np.float32(shared.amax))],
             f"{own}/beyond",
         )
         number = node("Cast", [beyond], f"{own}/number", to=TensorProto.FLOAT)
@@ -187,7 +193,7 @@ def _measure(network: Network, amax: Mapping[str, float], inputs: Sequence[np.nd
     del graph.output[:]
     graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in outputs)
     run = opened(model)
-    stored = {tensor: _Stored() for tensor in amax}
+    stored = {tensor: _Stored() for tensor in ranges}
     for image in inputs:
         values = np.reshape([float(value) for value in run(image)], (-1, 3))
         for sums, (signal, noise, clipped) in zip(stored.values(), values, strict=True):

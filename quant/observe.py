@@ -37,6 +37,20 @@ def opened(model: onnx.ModelProto, outputs: Sequence[str] | None = None, threads
     return lambda image: [np.asarray(value) for value in session.run(None, {name: image})]
 
 
+def per_channel(graph: onnx.GraphProto, reduce: str, tensor: str, rank: int, axis: int = 1) -> str:
+    """Reduce a tensor to a number per channel inside the graph, so that few numbers leave it; the result's name.
+
+    Args:
+        reduce: the operator, ReduceMean or ReduceMax.
+        axis: the channels'.
+    """
+    name = f"{tensor}/{reduce}"
+    others = np.array([other for other in range(rank) if other != axis % rank], np.int64)
+    graph.initializer.append(onnx.numpy_helper.from_array(others, f"{name}/axes"))
+    graph.node.append(onnx.helper.make_node(reduce, [tensor, f"{name}/axes"], [name], keepdims=0))
+    return name
+
+
 def distinct(images: Iterable[Sample]) -> dict[str, Sample]:
     """Digest -> the first sample that has it."""
     samples: dict[str, Sample] = {}

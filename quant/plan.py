@@ -32,16 +32,22 @@ class Range(_Strict):
 
     tensors: list[str] = Field(min_length=1)
     amax: float = Field(ge=0, description="magnitudes beyond are clipped; 0: the tensors are all zero")
+    shift: float | None = Field(default=None, description="subtracted first: clipped is what is further than amax away")
     maximum: float | None = Field(default=None, ge=0, description="largest magnitude seen in calibration, where known")
     signed: bool
     clipped: float | None = Field(default=None, ge=0, le=1, description="share of the values beyond amax, where known")
+
+    @property
+    def reach(self) -> float:
+        """The largest magnitude that is not clipped."""
+        return self.amax + abs(self.shift or 0.0)
 
 
 class Layer(_Strict):
     """What one node of the ONNX graph runs in, and why.
 
     An int8 Conv or Gemm has a scale per output channel of its weight, and what is added to its bias so that rounding
-    its weight does not shift its mean output. An int8 Add has neither.
+    its weight and quantizing its input do not shift its mean output. An int8 Add has none of these.
     """
 
     op: str
@@ -49,6 +55,7 @@ class Layer(_Strict):
     reason: str
     weight_scales: list[float] | None = None
     bias_correction: list[float] | None = None
+    input_correction: list[float] | None = None
     _steps: bytes | None = PrivateAttr(default=None)
 
     @property
@@ -101,6 +108,11 @@ class Plan(_Strict):
     def nodes(self, precision: Precision) -> set[str]:
         """Names of the nodes that run in `precision`."""
         return {name for name, layer in self.layers.items() if layer.precision == precision}
+
+
+def short(value: float) -> float:
+    """Nine significant digits: enough to restore any float32, and no more for a reader to skip."""
+    return float(f"{value:.9g}")
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:
@@ -186,13 +198,17 @@ def _check_names(plan: Plan, path: str | Path, network: Network) -> None:
             raise UserError(
                 f"{path}: int8 layer {name} reads {missing[0]}, for which there is no range; set it to fp16"
             )
+        if node.op_type == "Add" and any(ranges[tensor].shift is not None for tensor in read):
+            raise UserError(f"{path}: the range of {read[0]}, which {name} adds up in int8, cannot have a shift")
         if node.op_type != "Add":
             channels = len(network.constants[node.input[1]]) if node.op_type == "Conv" else None
-            scales, correction = layer.weight_scales, layer.bias_correction
+            scales = layer.weight_scales
             if not scales or (channels and len(scales) != channels) or min(scales) <= 0:
                 raise UserError(f"{path}: int8 layer {name} needs {channels} positive weight_scales; undo the edit")
-            if correction is not None and len(correction) != len(scales):
-                raise UserError(f"{path}: layer {name}: bias_correction must have {len(scales)} values; undo the edit")
+            for field in ("bias_correction", "input_correction"):
+                correction = getattr(layer, field)
+                if correction is not None and len(correction) != len(scales):
+                    raise UserError(f"{path}: layer {name}: {field} must have {len(scales)} values; undo the edit")
 
 
 def _one_line(entry: dict[str, Any]) -> str:

@@ -8,9 +8,10 @@ from typing import Annotated, get_args
 import typer
 
 from quant.calibrate import Statistics, load_statistics
-from quant.graph import Network, load_network
+from quant.graph import Network, is_residual, load_network
 from quant.plan import Layer, Plan, Precision, Range, load_plan, read_plan, save_plan
-from quant.planning import int8_layer, is_residual, shared_range, sharing_a_range
+from quant.planning import int8_layer
+from quant.ranges import shared_range, sharing_a_range
 from runtime.report import Table, show
 from sodeploy import terminal
 from sodeploy.errors import UserError
@@ -27,6 +28,7 @@ def tables(plan: Plan) -> list[Table]:
             _named(shared.tensors, shown=3),
             "yes" if shared.signed else "no",
             f"{shared.amax:.5g}",
+            _known(shared.shift, "{:.5g}"),
             _known(shared.maximum, "{:.5g}"),
             _known(shared.clipped, "{:.3%}"),
         ]
@@ -39,7 +41,7 @@ def tables(plan: Plan) -> list[Table]:
         source = f"ranges by {plan.calibration.method}" + (f" from {images} images" if images else "")
     return [
         Table(f"{plan.network} ({plan.onnx}): {numbers}; {source}", ["layer", "op", "precision", "reason"], layers, 4),
-        Table("ranges", ["tensors", "signed", "amax", "maximum", "clipped"], ranges, 2),
+        Table("ranges", ["tensors", "signed", "amax", "shift", "maximum", "clipped"], ranges, 2),
     ]
 
 
@@ -97,11 +99,13 @@ def edit(
             layers[name].reason = reason
     order = {name: index for index, name in enumerate(nodes)}
     layers = dict(sorted(layers.items(), key=lambda entry: order[entry[0]]))
-    ranges = [shared for group in sharing_a_range(network, layers) for shared in _ranges(group, plan, statistics)]
+    ranges = [
+        shared for group in sharing_a_range(network, layers) for shared in _ranges(network, group, plan, statistics)
+    ]
     return plan.model_copy(update={"layers": layers, "ranges": ranges})
 
 
-def _ranges(group: list[str], plan: Plan, statistics: Statistics | None) -> list[Range]:
+def _ranges(network: Network, group: list[str], plan: Plan, statistics: Statistics | None) -> list[Range]:
     """The ranges that the plan has for tensors of one scale, or a new one."""
     if kept := [shared for shared in plan.ranges if not set(group).isdisjoint(shared.tensors)]:
         return kept
@@ -110,7 +114,7 @@ def _ranges(group: list[str], plan: Plan, statistics: Statistics | None) -> list
             f"{_named(group, shown=3)} has no range in the plan; give --statistics, the .npz of calibration, and "
             "a plan that was made from it"
         )
-    return [shared_range(group, statistics, plan.calibration.method)]
+    return [shared_range(network, group, statistics, plan.calibration.method)]
 
 
 def _changes(old: Layer | None, new: Layer | None) -> Iterator[str]:
@@ -119,11 +123,11 @@ def _changes(old: Layer | None, new: Layer | None) -> Iterator[str]:
         return
     if old.reason != new.reason:
         yield f"reason: {old.reason} -> {new.reason}"
-    for field, name in (("weight_scales", "weight scales"), ("bias_correction", "bias corrections")):
+    for field in ("weight_scales", "bias_correction", "input_correction"):
         one, other = getattr(old, field) or [], getattr(new, field) or []
         changed = sum(a != b for a, b in zip(one, other, strict=False)) + abs(len(one) - len(other))
         if changed:
-            yield f"{changed} of {max(len(one), len(other))} {name} differ"
+            yield f"{changed} of {max(len(one), len(other))} values of {field} differ"
 
 
 def _precision(layer: Layer | None) -> str:
@@ -136,7 +140,10 @@ def _calibration(plan: Plan) -> str:
 
 
 def _range_text(shared: Range | None) -> str:
-    return f"{shared.amax:.6g}{' signed' if shared.signed else ''}" if shared else "none"
+    if shared is None:
+        return "none"
+    shift = f" about {shared.shift:.6g}" if shared.shift is not None else ""
+    return f"{shared.amax:.6g}{shift}{' signed' if shared.signed else ''}"
 
 
 def _named(names: list[str], shown: int) -> str:

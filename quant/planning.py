@@ -1,25 +1,22 @@
 """From statistics to a plan: which layers run in int8, with which ranges, scales and corrected biases."""
 
-from collections import defaultdict
-
 import numpy as np
 import onnx
 
 from quant.calibrate import Statistics
-from quant.graph import PASSING, Network, attribute, channel_axis
+from quant.graph import PASSING, Network, attribute, channel_axis, is_residual
 from quant.half import LARGEST
-from quant.histogram import MagnitudeHistogram
-from quant.plan import Calibration, Layer, Plan, Range
-from quant.thresholds import Method, threshold
+from quant.plan import Calibration, Layer, Plan, Range, short
+from quant.ranges import fp16_scale, groups_of, shared_range, sharing_a_range
+from quant.thresholds import DEFAULT, Method
 from sodeploy.errors import UserError
 
 HEAD_CHANNELS = 4  # with fewer, a layer at the end makes a map, not features
 FP16_HEADROOM = LARGEST / 4  # images beyond the calibration set reach further
-SMALLEST_SCALE = 2.0**-20  # fp16 still has 4 significant bits there; below, a channel is as good as dead
 
 
 def make_plan(
-    network: Network, statistics: Statistics, method: Method = "kl", float_layers: dict[str, str] | None = None
+    network: Network, statistics: Statistics, method: Method = DEFAULT, float_layers: dict[str, str] | None = None
 ) -> Plan:
     """Decide every layer and range of `network`.
 
@@ -38,7 +35,7 @@ def make_plan(
             raise UserError(f"{network.path} has no node {name!r}; names are as Netron or quant/plan.py show them")
 
     layers = decide(network, statistics, float_layers or {}) | overflowing(network, statistics)
-    ranges = [shared_range(tensors, statistics, method) for tensors in sharing_a_range(network, layers)]
+    ranges = [shared_range(network, tensors, statistics, method) for tensors in sharing_a_range(network, layers)]
     return Plan(
         network=network.contract.network,
         onnx=network.path.name,
@@ -50,6 +47,12 @@ def make_plan(
     )
 
 
+def all_ranges(network: Network, statistics: Statistics, method: Method) -> list[Range]:
+    """The ranges of a plan that leaves no more layers in float than always are."""
+    layers = decide(network, None, {})
+    return [shared_range(network, tensors, statistics, method) for tensors in sharing_a_range(network, layers)]
+
+
 def quantize_weight(weight: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:
     """`weight` in steps of its channel's scale, int8 in [-127, 127], rounded half to even."""
     steps = weight / _along(scales, weight.ndim, axis)
@@ -59,17 +62,6 @@ def quantize_weight(weight: np.ndarray, scales: np.ndarray, axis: int) -> np.nda
 def dequantize_weight(quantized: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:
     """The float32 weight that an int8 layer really computes with."""
     return quantized.astype(np.float32) * _along(scales, quantized.ndim, axis)
-
-
-def fp16_scale(value: float | np.ndarray) -> np.ndarray:
-    """The least fp16 number >= `value` (and >= SMALLEST_SCALE), as float32.
-
-    Engines hold scales in the body's fp16. Rounding up, here, once, keeps the largest value inside the range and
-    makes every dialect and the simulation compute with the same numbers.
-    """
-    wanted = np.maximum(np.asarray(value, np.float32), np.float32(SMALLEST_SCALE))
-    half = wanted.astype(np.float16)
-    return np.where(half.astype(np.float32) < wanted, np.nextafter(half, np.float16(np.inf)), half).astype(np.float32)
 
 
 def _along(scales: np.ndarray, ndim: int, axis: int) -> np.ndarray:
@@ -85,7 +77,7 @@ def decide(network: Network, statistics: Statistics | None, float_layers: dict[s
         statistics: for the correction of biases; without them there is none.
         float_layers: node -> reason, for layers to leave in fp16 on top of those that always are.
     """
-    groups = _groups(network)
+    groups = groups_of(network)
     layers = {}
     heads = _heads(network)
     for node in network.nodes:
@@ -105,18 +97,6 @@ def decide(network: Network, statistics: Statistics | None, float_layers: dict[s
     return layers
 
 
-def sharing_a_range(network: Network, layers: dict[str, Layer]) -> list[list[str]]:
-    """The tensors that int8 layers read and write, in groups that must have one scale."""
-    groups = _groups(network)
-    members = defaultdict(list)
-    for tensor, group in groups.items():
-        members[group].append(tensor)
-    int8 = [node for node in network.nodes if node.name in layers and layers[node.name].precision == "int8"]
-    return [
-        members[group] for group in dict.fromkeys(groups[tensor] for node in int8 for tensor in stored(network, node))
-    ]
-
-
 def overflowing(network: Network, statistics: Statistics) -> dict[str, Layer]:
     """An fp32 entry for every node that makes or reads values which came near fp16's end in calibration."""
     reach = {name: histogram.maximum for name, histogram in statistics.histograms.items()}
@@ -134,14 +114,6 @@ def overflowing(network: Network, statistics: Statistics) -> dict[str, Layer]:
 
 def _in_float(node: onnx.NodeProto, reason: str) -> Layer:
     return Layer(op=node.op_type, precision="fp16", reason=reason)
-
-
-def is_residual(network: Network, node: onnx.NodeProto) -> bool:
-    """An Add of two feature maps of one shape."""
-    if node.op_type != "Add" or not all(name in network.float_tensors for name in node.input):
-        return False
-    shapes = [network.shape(name) for name in node.input]
-    return shapes[0] == shapes[1] and len(shapes[0]) == 4
 
 
 def _heads(network: Network) -> set[str]:
@@ -178,15 +150,25 @@ def int8_layer(network: Network, node: onnx.NodeProto, statistics: Statistics | 
     weight, axis, scales = network.weight(node), channel_axis(node), weight_scales(network, node)
     steps = quantize_weight(weight, scales, axis)
     layer = Layer(
-        op=node.op_type, precision="int8", reason="features", weight_scales=[_short(scale) for scale in scales]
+        op=node.op_type, precision="int8", reason="features", weight_scales=[short(scale) for scale in scales]
     )
     if statistics is not None:
         if node.name in statistics.steps:
             steps = layer.steps = statistics.steps[node.name]
         error = dequantize_weight(steps, scales, axis) - weight
         correction = bias_correction(node, error, statistics.channel_means(node.input[0]))
-        layer.bias_correction = [_short(value) for value in correction]
+        layer.bias_correction = [short(value) for value in correction]
+        if node.input[0] in statistics.input_errors:
+            kept = bias_correction(node, error + weight, statistics.input_errors[node.input[0]])
+            layer.input_correction = [short(value) for value in kept]
     return layer
+
+
+def channels_read(node: onnx.NodeProto, weight: np.ndarray) -> int:
+    """How many channels the input of a Conv or Gemm with this weight has."""
+    if node.op_type == "Gemm":
+        return int(weight.shape[1 - channel_axis(node)])
+    return int(weight.shape[1]) * attribute(node, "group", 1)
 
 
 def weight_scales(network: Network, node: onnx.NodeProto) -> np.ndarray:
@@ -204,7 +186,8 @@ def bias_correction(node: onnx.NodeProto, error: np.ndarray, means: np.ndarray) 
 
     Args:
         error: W_q - W, as the node lays its weight out.
-        means: `(C_in,)`, each input channel's mean in the float32 network.
+        means: `(C_in,)`, each input channel's mean in the float32 network. Where it is x that errs and not W, W and
+            the error's means say the same: -sum(W * E[x_q - x]).
 
     Returns:
         `(C_out,) float64`.
@@ -215,49 +198,3 @@ def bias_correction(node: onnx.NodeProto, error: np.ndarray, means: np.ndarray) 
     groups = attribute(node, "group", 1)
     by_group = per_channel.reshape(groups, -1, per_channel.shape[1])  # (groups, C_out / groups, C_in / groups)
     return -np.einsum("goi,gi->go", by_group, means.reshape(groups, -1)).reshape(-1)
-
-
-def stored(network: Network, node: onnx.NodeProto) -> list[str]:
-    """The tensors that an int8 layer reads and, on engines that keep results in int8, writes."""
-    inputs = list(node.input) if node.op_type == "Add" else [node.input[0]]
-    return [*inputs, network.scope(node)]
-
-
-def _groups(network: Network) -> dict[str, str]:
-    """Float tensor -> representative of the tensors that must share its scale, those without a ReLU still to come."""
-    parent = {name: name for name in network.float_tensors}
-
-    def find(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = name = parent[parent[name]]
-        return name
-
-    for node in network.nodes:
-        inputs = node.input if node.op_type == "Concat" else node.input[:1] if node.op_type in PASSING else ()
-        for name in inputs:
-            for output in node.output:
-                if name in parent and output in parent:
-                    parent[find(output)] = find(name)
-    order = [network.input, *(output for node in network.nodes for output in node.output)]
-    return {name: find(name) for name in order if name in parent}
-
-
-def shared_range(tensors: list[str], statistics: Statistics, method: Method) -> Range:
-    """The one range of tensors that pass on each other's values, from all of theirs."""
-    histogram = MagnitudeHistogram()
-    for tensor in tensors:
-        if tensor in statistics.histograms:
-            histogram += statistics.histograms[tensor]
-    amax = threshold(histogram, method)
-    return Range(
-        tensors=tensors,
-        amax=_short(amax),
-        maximum=_short(histogram.maximum),
-        signed=histogram.signed,
-        clipped=_short(histogram.share_above(amax)),
-    )
-
-
-def _short(value: float) -> float:
-    """Nine significant digits: enough to restore any float32, and no more for a reader to skip."""
-    return float(f"{value:.9g}")

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 
 from calib_data import Sample
-from quant.graph import Network, attribute
+from quant.graph import Network, attribute, integers, pads_itself
 from quant.observe import as_input, opened, some
 from quant.planning import weight_scales
 from sodeploy import terminal
@@ -86,8 +86,7 @@ def round_adaptively(weight: np.ndarray, scales: np.ndarray, covariance: np.ndar
 
 def _window(network: Network, node: onnx.NodeProto) -> int:
     """How many inputs each product of a two-dimensional convolution has; 0 for what is left at the nearest step."""
-    pads_itself = any(a.name == "auto_pad" and a.s not in (b"", b"NOTSET") for a in node.attribute)
-    if node.op_type != "Conv" or not network.is_weighted(node) or network.weight(node).ndim != 4 or pads_itself:
+    if node.op_type != "Conv" or not network.is_weighted(node) or network.weight(node).ndim != 4 or pads_itself(node):
         return 0
     if node.input[0] not in network.float_tensors:
         return 0
@@ -149,9 +148,8 @@ def _sampled_inputs(network: Network, node: onnx.NodeProto, x: np.ndarray, rng: 
     """
     height, width = network.weight(node).shape[2:]
     groups = attribute(node, "group", 1)
-    lists = {a.name: list(a.ints) for a in node.attribute if a.ints}
-    (down, across), (apart, aside) = lists.get("strides", [1, 1]), lists.get("dilations", [1, 1])
-    top, left, bottom, right = lists.get("pads", [0, 0, 0, 0])
+    (down, across), (apart, aside) = integers(node, "strides", [1, 1]), integers(node, "dilations", [1, 1])
+    top, left, bottom, right = integers(node, "pads", [0, 0, 0, 0])
     padded = np.pad(x, ((0, 0), (top, bottom), (left, right)))
     rows = (padded.shape[1] - apart * (height - 1) - 1) // down + 1
     columns = (padded.shape[2] - aside * (width - 1) - 1) // across + 1

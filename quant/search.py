@@ -21,10 +21,11 @@ from quant.calibrate import Statistics
 from quant.emit import emit_simulation
 from quant.gate import Gate
 from quant.graph import PASSING, Network
-from quant.histogram import LOWER_EDGES, MagnitudeHistogram
+from quant.histogram import LOWER_EDGES
 from quant.plan import Layer, Plan, Precision
 from quant.planning import make_plan, overflowing
-from quant.thresholds import Method
+from quant.ranges import summed
+from quant.thresholds import DEFAULT, Method
 from runtime.budget import Budget, Verdict
 from runtime.metrics import LABELS
 from runtime.report import Table, decimal, show
@@ -72,7 +73,7 @@ def find_plan(
     budget: Budget,
     file: str | Path,
     statistics: Statistics | None = None,
-    method: Method = "kl",
+    method: Method = DEFAULT,
 ) -> Candidate:
     """`search`, its measurements kept in `file` (see `Gate`), and a table of it on stdout."""
     started = time.monotonic()
@@ -83,7 +84,7 @@ def find_plan(
 
 
 def search(
-    network: Network, gate: Gate, statistics: Statistics | None = None, method: Method = "kl"
+    network: Network, gate: Gate, statistics: Statistics | None = None, method: Method = DEFAULT
 ) -> list[Candidate]:
     """The plan with the fewest layers in fp32 and, given statistics, the fewest in fp16.
 
@@ -266,10 +267,7 @@ def _remark(network: Network, statistics: Statistics, plan: Plan, layer: str) ->
         largest, usual = int(means.argmax()), float(np.median(means))
         if means[largest] > _OUTLIER * usual > 0:
             return f"; channel {largest} of {tensor} is {means[largest] / usual:.0f} times as large as the median one"
-    histogram = MagnitudeHistogram()
-    for member in plan.range_of()[tensor].tensors:
-        if member in statistics.histograms:
-            histogram += statistics.histograms[member]
+    histogram = summed(statistics.histograms, plan.range_of()[tensor].tensors)
     counts = histogram.counts.copy()
     counts[0] = 0  # the exact zeros of a ReLU
     cumulative = np.cumsum(counts)

@@ -9,16 +9,21 @@ from quant.histogram import MagnitudeHistogram
 
 Method = Literal["kl", "mse", "percentile", "max"]
 METHODS: tuple[Method, ...] = get_args(Method)
+DEFAULT: Method = "mse"
 
-LEVELS = 128  # magnitudes an int8 tensor can tell apart
+LEVELS = 128  # magnitudes an int8 tensor can tell apart, zero among them
 PERCENTILE = 99.99
 
 
-def threshold(histogram: MagnitudeHistogram, method: Method) -> float:
-    """The magnitude at which to clip, in (0, maximum]; 0.0 for a tensor that is all zero."""
+def threshold(histogram: MagnitudeHistogram, method: Method, levels: int = LEVELS) -> float:
+    """The magnitude at which to clip, in (0, maximum]; 0.0 for a tensor that is all zero.
+
+    Args:
+        levels: magnitudes that can be told apart; more than `LEVELS` for a range that is shifted (quant/ranges.py).
+    """
     if histogram.maximum == 0:
         return 0.0
-    return _METHODS[method](histogram)
+    return _METHODS[method](histogram, levels)
 
 
 def kl_threshold(counts: np.ndarray, levels: int = LEVELS) -> int:
@@ -66,7 +71,7 @@ def kl_threshold(counts: np.ndarray, levels: int = LEVELS) -> int:
     return int(sizes[np.argmin(divergence)])
 
 
-def expected_error(histogram: MagnitudeHistogram, clip: float, bins: int = 2048) -> float:
+def expected_error(histogram: MagnitudeHistogram, clip: float, levels: int = LEVELS, bins: int = 2048) -> float:
     """The squared error, summed over all values, of int8 with the range [-clip, clip].
 
     A value inside errs by step**2 / 12 on average, or by its own square where it rounds to zero; a value beyond by its
@@ -75,16 +80,16 @@ def expected_error(histogram: MagnitudeHistogram, clip: float, bins: int = 2048)
     counts = histogram.linear(bins)
     counts[0] = 0.0  # after a ReLU exact zeros, which have no error
     x = (np.arange(bins) + 0.5) / bins * histogram.maximum
-    step = clip / (LEVELS - 1)
+    step = clip / (levels - 1)
     inside = np.where(x < step / 2, x**2, step**2 / 12)
     return float(np.sum(counts * np.where(x > clip, (x - clip) ** 2, inside)))
 
 
-def _kl(histogram: MagnitudeHistogram, bins: int = 2048) -> float:
-    return histogram.maximum * kl_threshold(histogram.linear(bins)) / bins
+def _kl(histogram: MagnitudeHistogram, levels: int, bins: int = 2048) -> float:
+    return histogram.maximum * kl_threshold(histogram.linear(bins), levels) / bins
 
 
-def _mse(histogram: MagnitudeHistogram, bins: int = 2048) -> float:
+def _mse(histogram: MagnitudeHistogram, levels: int, bins: int = 2048) -> float:
     """The clip with the least `expected_error`; all candidates at once, by running sums."""
     counts = histogram.linear(bins)
     counts[0] = 0.0
@@ -92,7 +97,7 @@ def _mse(histogram: MagnitudeHistogram, bins: int = 2048) -> float:
     number, first, second = (np.append(0.0, np.cumsum(counts * x**power)) for power in range(3))
     kept = np.arange(bins // 16, bins + 1)
     clip = kept / bins * histogram.maximum
-    step = clip / (LEVELS - 1)
+    step = clip / (levels - 1)
     vanishing = np.minimum(np.searchsorted(x, step / 2), kept)
     rounding = step**2 / 12 * (number[kept] - number[vanishing]) + second[vanishing]
     clipping = (
@@ -101,7 +106,7 @@ def _mse(histogram: MagnitudeHistogram, bins: int = 2048) -> float:
     return float(clip[np.argmin(rounding + clipping)])
 
 
-def _percentile(histogram: MagnitudeHistogram, bins: int = 2048) -> float:
+def _percentile(histogram: MagnitudeHistogram, levels: int, bins: int = 2048) -> float:
     counts = histogram.linear(bins)
     counts[0] = 0.0  # exact zeros of a ReLU say nothing about where the values end
     cumulative = np.cumsum(counts)
@@ -109,9 +114,9 @@ def _percentile(histogram: MagnitudeHistogram, bins: int = 2048) -> float:
     return histogram.maximum * min(kept, bins) / bins
 
 
-_METHODS: dict[Method, Callable[[MagnitudeHistogram], float]] = {
+_METHODS: dict[Method, Callable[[MagnitudeHistogram, int], float]] = {
     "kl": _kl,
     "mse": _mse,
     "percentile": _percentile,
-    "max": lambda histogram: histogram.maximum,
+    "max": lambda histogram, levels: histogram.maximum,
 }
