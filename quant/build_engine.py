@@ -44,7 +44,7 @@ from quant.calib_cache import plan_from_cache
 from quant.calibrate import Statistics, gather, load_statistics
 from quant.drift import drift
 from quant.emit import emit_half, emit_half_simulation, emit_simulation, emit_tensorrt
-from quant.emit_cpu import emit_cpu
+from quant.emit_cpu import emit_cpu, integer_layers
 from quant.engine_profile import Profile, parse_profile
 from quant.equalize import needs_equalization, write_equalized
 from quant.gate import require_disjoint
@@ -127,7 +127,7 @@ def build(
         graphs[".int8.trt"] = emit_tensorrt(network, plan)
         graphs[".int8.cpu"] = emit_cpu(network, plan)
         graphs[".int8.sim"] = emit_simulation(network, plan)
-        _check(base, graphs)
+        _check(base, graphs, network, plan)
     for suffix, graph in graphs.items():
         path = _beside(base, f"{suffix}.onnx")
         onnx.checker.check_model(graph)
@@ -245,15 +245,18 @@ def _statistics(
     return gather(network, calibration, file), file
 
 
-def _check(base: Path, graphs: dict[str, onnx.ModelProto]) -> None:
+def _check(base: Path, graphs: dict[str, onnx.ModelProto], network: Network, plan: Plan) -> None:
     """Refuse an int8 graph that an engine would refuse; warn of one that it would run slowly."""
     source = _beside(base, ".int8.trt.onnx")
     check_tensorrt(graphs[".int8.trt"], source)
     for problem in unequal_scales(graphs[".int8.trt"]):
         terminal.warn(f"{source}: {problem}")
+    integer = _beside(base, ".int8.cpu.onnx")
+    if not integer_layers(network, plan):
+        terminal.warn(f"{integer} computes in fp32: int8 does not pay on a CPU where each result goes through a PReLU")
     if left := check_cpu(graphs[".int8.cpu"]):
         terminal.warn(
-            f"{_beside(base, '.int8.cpu.onnx')}: onnxruntime will compute {len(left)} int8 layer(s) in float, slowly: "
+            f"{integer}: onnxruntime will compute {len(left)} int8 layer(s) in float, slowly: "
             f"{', '.join(left)}; set them to fp16 in the plan"
         )
 

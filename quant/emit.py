@@ -77,7 +77,7 @@ def _with_qdq(network: Network, plan: Plan, simulate: bool) -> onnx.ModelProto:
                     copy.input[1] = graph.constant(f"{node.name}/weight", dequantize_weight(weight, scales, axis))
                 else:
                     copy.input[1] = graph.dequantized_constant(f"{node.name}/weight", weight, scales, axis)
-                bias = corrected_bias(network, node, layer) + np.array(layer.input_correction or 0.0)
+                bias = corrected_bias(network, node, layer)
                 if shared.shift is not None:
                     # What the layer reads is lower by the shift, in all channels.
                     means = np.full(channels_read(node, weight), -shared.shift)
@@ -125,11 +125,12 @@ def quantized_weight(network: Network, node: onnx.NodeProto, layer: Layer) -> tu
 
 
 def corrected_bias(network: Network, node: onnx.NodeProto, layer: Layer) -> np.ndarray:
-    """`(C_out,) float32`: the layer's bias, or zeros, with what the plan corrects of its weight's rounding."""
+    """`(C_out,) float32`: the layer's bias, or zeros, with the plan's corrections."""
     assert layer.weight_scales is not None
     bias = network.bias(node)
     bias = np.zeros(len(layer.weight_scales)) if bias is None else bias.reshape(-1)
-    return (bias + np.array(layer.bias_correction or 0.0)).astype(np.float32)
+    corrections = (layer.bias_correction, layer.input_correction)
+    return (bias + sum(np.array(each) for each in corrections if each is not None)).astype(np.float32)
 
 
 def set_bias(node: onnx.NodeProto, name: str) -> None:

@@ -1,25 +1,27 @@
 """The `cpu` dialect: Q/DQ at the inputs and outputs of every operator, so that onnxruntime runs integer kernels only.
 
 Activations uint8: zero point 0 where nothing is negative (the ReLU itself becomes the saturation of the layer before
-it), else 128. Weights int8 per output channel. Biases int32 in units of input scale times weight scale. Between two
-integer layers nothing is ever float.
+it), else in the middle of the range or where its shift puts it. Weights int8 per output channel. Biases int32 in units
+of input scale times weight scale. Between two integer layers nothing is ever float.
 
-An x86 CPU without VNNI adds two products of uint8 and int8 in 16 bits, which saturate. Neither 2 x 127 x 127 nor
-2 x 255 x 64 does: so a range takes 127 steps to each side, as on TensorRT, and a weight that multiplies signed values
-64 instead of 127. The graph then computes the same on every CPU.
+An x86 CPU without VNNI adds two products of uint8 and int8 in 16 bits, which saturate. 2 x 255 x 64 does not: so a
+weight takes 64 steps to each side instead of 127, and a range all 255. Rounding a weight costs less than rounding what
+it multiplies, once biases are corrected. The graph then computes the same on every CPU.
+
+What a PReLU reads is not quantized: onnxruntime has no integer kernel for it, and most of the eight bits would go to
+negative values of which it leaves hardly anything. The layers that make it stay in float.
 """
 
 import numpy as np
 import onnx
 
 from quant.emit import Rewriter, corrected_bias, label, quantized_weight, set_bias
-from quant.graph import Network, attribute
+from quant.graph import PASSING, Network, attribute
 from quant.plan import Layer, Plan, Range
-from quant.planning import HEAD_CHANNELS
-from quant.ranges import SMALLEST_SCALE
+from quant.planning import HEAD_CHANNELS, bias_correction, dequantize_weight
+from quant.ranges import SMALLEST_SCALE, sharing_a_range
 
-_STEPS = 127  # of an activation's range to each side
-_SIGNED_READ_STEPS = 64  # of a weight, where the activation that it multiplies uses all 255 of its own
+_WEIGHT_STEPS = 64  # to each side
 _LARGEST_BIAS = 2.0**30  # in steps; leaves the int32 accumulator as much again
 
 
@@ -28,15 +30,17 @@ def emit_cpu(network: Network, plan: Plan) -> onnx.ModelProto:
     model = onnx.ModelProto()
     model.CopyFrom(network.model)
     graph = Rewriter(model)
-    ranges = plan.range_of()
+    layers = integer_layers(network, plan)
+    stored = {tensor for group in sharing_a_range(network, layers) for tensor in group}
+    ranges = {tensor: shared for tensor, shared in plan.range_of().items() if tensor in stored}
 
     for node in network.nodes:
         copy = graph.copy(node)
         for index, name in enumerate(node.input):
             if name in ranges:
                 copy.input[index] = graph.quantize(name, *_parameters(ranges[name]))
-        layer = plan.layers.get(node.name)
-        if layer is not None and layer.precision == "int8" and node.op_type != "Add":
+        layer = layers.get(node.name)
+        if layer is not None and node.op_type != "Add":
             _integer_layer(graph, network, copy, node, layer, ranges[node.input[0]])
         elif _is_narrow(network, node):
             _as_shifted_planes(graph, network, copy, node)
@@ -46,28 +50,41 @@ def emit_cpu(network: Network, plan: Plan) -> onnx.ModelProto:
 
 def _parameters(shared: Range) -> tuple[np.float32, np.uint8]:
     """Scale and zero point."""
-    scale = np.float32(max(shared.amax / _STEPS, SMALLEST_SCALE))
-    if shared.shift is not None:
-        return scale, np.uint8(np.clip(128 - np.rint(shared.shift / scale), 0, 255))
-    return scale, np.uint8(128 if shared.signed else 0)
+    if not shared.signed and shared.shift is None:
+        return np.float32(max(shared.amax / 255, SMALLEST_SCALE)), np.uint8(0)
+    scale = np.float32(max(shared.amax / 127, SMALLEST_SCALE))
+    return scale, np.uint8(np.clip(128 - np.rint((shared.shift or 0) / scale), 0, 255))
+
+
+def integer_layers(network: Network, plan: Plan) -> dict[str, Layer]:
+    """The plan's int8 layers without those whose result, or a sum of it with others, a PReLU reads."""
+    activated: set[str] = set()  # tensors that a PReLU reads, directly or not
+    for node in reversed(network.model.graph.node):
+        if node.op_type == "PRelu":
+            activated.add(node.input[0])
+        elif node.op_type in (*PASSING, "Concat", "Add") and not activated.isdisjoint(node.output):
+            activated |= set(node.input)
+    return {
+        node.name: plan.layers[node.name]
+        for node in network.nodes
+        if node.name in plan.nodes("int8") and activated.isdisjoint(node.output)
+    }
 
 
 def _integer_layer(
     graph: Rewriter, network: Network, copy: onnx.NodeProto, node: onnx.NodeProto, layer: Layer, read: Range
 ) -> None:
+    scale, _ = _parameters(read)
+    planned, scales, axis = quantized_weight(network, node, layer)
     bias = corrected_bias(network, node, layer)
-    scale, zero_point = _parameters(read)
-    if zero_point:  # else the upper half of the codes holds what is beyond the range, and nothing is clipped
-        bias += np.array(layer.input_correction or 0.0, np.float32)
-    weight, scales, axis = quantized_weight(network, node, layer)
     # A channel that is as good as dead has so small a scale that its bias would not fit 32 bits. Its weight is then
-    # expressed in larger steps; it was negligible beside the bias.
-    smallest = np.abs(bias) / (np.float64(scale) * _LARGEST_BIAS)
-    if zero_point:
-        smallest = np.maximum(smallest, scales * (127 / _SIGNED_READ_STEPS))
-    if np.any(scales < smallest):
-        scales = np.maximum(scales, smallest).astype(np.float32)
-        weight, scales, axis = quantized_weight(network, node, layer.rescaled(scales))
+    # expressed in still larger steps; it was negligible beside the bias.
+    coarse = np.maximum(scales * (127 / _WEIGHT_STEPS), np.abs(bias) / (np.float64(scale) * _LARGEST_BIAS))
+    weight, coarse, _ = quantized_weight(network, node, layer.rescaled(coarse))
+    if layer.input_means is not None:
+        moved = dequantize_weight(weight, coarse, axis) - dequantize_weight(planned, scales, axis)
+        bias = bias + bias_correction(node, moved, np.array(layer.input_means))
+    scales = coarse
     bias_scales = (scale * scales).astype(np.float32)
     copy.input[1] = graph.dequantized_constant(f"{node.name}/weight", weight, scales, axis)
     steps = np.rint(bias / bias_scales.astype(np.float64)).astype(np.int32)

@@ -47,7 +47,8 @@ class Layer(_Strict):
     """What one node of the ONNX graph runs in, and why.
 
     An int8 Conv or Gemm has a scale per output channel of its weight, and what is added to its bias so that rounding
-    its weight and quantizing its input do not shift its mean output. An int8 Add has none of these.
+    its weight (`bias_correction`) and its input (`input_correction`) do not shift its mean output; the means of its
+    input's channels are kept for engines that must round the weight again. An int8 Add has none of these.
     """
 
     op: str
@@ -56,6 +57,7 @@ class Layer(_Strict):
     weight_scales: list[float] | None = None
     bias_correction: list[float] | None = None
     input_correction: list[float] | None = None
+    input_means: list[float] | None = None
     _steps: bytes | None = PrivateAttr(default=None)
 
     @property

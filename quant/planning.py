@@ -156,7 +156,9 @@ def int8_layer(network: Network, node: onnx.NodeProto, statistics: Statistics | 
         if node.name in statistics.steps:
             steps = layer.steps = statistics.steps[node.name]
         error = dequantize_weight(steps, scales, axis) - weight
-        correction = bias_correction(node, error, statistics.channel_means(node.input[0]))
+        means = statistics.channel_means(node.input[0])
+        layer.input_means = [short(value) for value in means]
+        correction = bias_correction(node, error, means)
         layer.bias_correction = [short(value) for value in correction]
         if node.input[0] in statistics.input_errors:
             kept = bias_correction(node, error + weight, statistics.input_errors[node.input[0]])

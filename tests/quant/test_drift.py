@@ -12,7 +12,7 @@ from quant.graph import Network
 from quant.histogram import MagnitudeHistogram
 from quant.plan import Plan
 from quant.planning import make_plan
-from quant.thresholds import threshold
+from quant.thresholds import DEFAULT, threshold
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def test_drift_is_the_distance_of_the_ranges_of_half(statistics: Statistics, pla
         histogram = MagnitudeHistogram()
         for tensor in shared.tensors:
             histogram = histogram + statistics.half.get(tensor, MagnitudeHistogram())
-        moved.append(abs(threshold(histogram, "kl") - shared.amax) / shared.amax)
+        moved.append(abs(threshold(histogram, DEFAULT) - shared.amax) / shared.amax)
     assert found.largest == pytest.approx(max(moved))
     assert found.median == pytest.approx(np.median(moved))
     assert (found.images, found.half) == (6, 3)

@@ -10,7 +10,8 @@ from onnx import helper
 from quant.calibrate import Statistics
 from quant.graph import Network
 from quant.plan import Plan, load_plan, save_plan
-from quant.planning import SMALLEST_SCALE, bias_correction, dequantize_weight, fp16_scale, make_plan, quantize_weight
+from quant.planning import bias_correction, dequantize_weight, make_plan, quantize_weight
+from quant.ranges import SMALLEST_SCALE, fp16_scale
 from quant.thresholds import METHODS
 from sodeploy.errors import UserError
 
@@ -62,12 +63,12 @@ def test_a_layer_that_does_not_exist(unet: Network, statistics: Statistics) -> N
 
 def test_values_near_the_end_of_fp16_stay_in_fp32(unet: Network, statistics: Statistics) -> None:
     histogram = statistics.histograms["total"]
-    before = histogram.maximum
-    histogram.maximum = 40_000.0
+    before = histogram.high
+    histogram.high = 40_000.0
     try:
         layers = make_plan(unet, statistics).layers
     finally:
-        histogram.maximum = before
+        histogram.high = before
     kept = {name for name, layer in layers.items() if layer.precision == "fp32"}
     assert kept == {"total/Add", "up/Resize", "joined/Concat", "d_pre/Conv"}  # what makes it, passes it on, or reads it
     assert "values reach 4e+04" in layers["total/Add"].reason

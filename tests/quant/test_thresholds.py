@@ -83,7 +83,8 @@ def test_histograms_add_up_to_that_of_all_values() -> None:
     values = np.random.default_rng(1).standard_normal(1000).astype(np.float32)
     whole, parts = histogram_of(values), histogram_of(values[:300]) + histogram_of(values[300:])
     assert np.array_equal(whole.counts, parts.counts)
-    assert (whole.maximum, whole.signed) == (parts.maximum, parts.signed) == (np.abs(values).max(), True)
+    assert (whole.low, whole.high) == (parts.low, parts.high) == (values.min(), values.max())
+    assert (whole.maximum, whole.signed) == (np.abs(values).max(), True)
 
 
 def test_linear_bins_keep_every_count() -> None:
@@ -112,3 +113,8 @@ def test_expected_error_is_that_of_rounding_and_clipping(clip: float) -> None:
     step = clip / 127
     rounded = np.clip(np.rint(values / step), -127, 127) * step
     assert expected_error(histogram_of(values), clip) == pytest.approx(np.square(rounded - values).sum(), rel=0.03)
+
+
+def test_more_levels_clip_less() -> None:
+    histogram = histogram_of(np.random.default_rng(0).exponential(size=200_000))
+    assert threshold(histogram, "mse", levels=255) > 1.05 * threshold(histogram, "mse")

@@ -1,0 +1,68 @@
+"""What quantizing inputs does to means: measured right, and made up for."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+
+from quant.calibrate import Statistics
+from quant.emit import emit_simulation
+from quant.graph import Network
+from quant.input_error import input_errors
+from quant.observe import as_input, opened
+from quant.plan import Plan
+from quant.planning import int8_layer
+from quant.ranges import fp16_scale
+from tests.quant.conftest import Picture
+
+Run = Callable[[onnx.ModelProto, np.ndarray], np.ndarray]
+
+
+def clipping(plan: Plan) -> Plan:
+    """The plan with ranges of a third."""
+    narrow = plan.model_copy(deep=True)
+    for shared in narrow.ranges:
+        shared.amax /= 3
+    return narrow
+
+
+def test_errors_are_those_of_the_range(unet: Network, plan: Plan, pictures: list[Picture]) -> None:
+    narrow = clipping(plan)
+    found = input_errors(unet, narrow.ranges, pictures, threads=1)
+    scale = fp16_scale(narrow.range_of()["joined"].amax / 127)
+    moved = []
+    for picture in pictures:
+        (x,) = opened(unet.model, ["joined"], 1)(as_input(picture, unet.contract))
+        moved.append((np.clip(np.rint(x / scale), -128, 127) * scale - x).mean(axis=(0, 2, 3)))
+    assert found["joined"] == pytest.approx(np.mean(moved, axis=0), abs=1e-5)
+    assert found["joined"].min() < -0.1  # it does clip
+
+
+def test_order_makes_no_difference(unet: Network, plan: Plan, pictures: list[Picture]) -> None:
+    once = input_errors(unet, plan.ranges, pictures, threads=1)
+    again = input_errors(unet, plan.ranges, pictures[::-1], threads=1)
+    assert all(np.array_equal(once[tensor], again[tensor]) for tensor in once)
+
+
+def test_means_of_a_clipping_network_are_restored(
+    unet: Network, plan: Plan, statistics: Statistics, pictures: list[Picture], run: Run
+) -> None:
+    """Layer d alone, whose input is clipped at a third of its range."""
+    narrow = clipping(plan)
+    counted = Statistics(statistics.network, statistics.histograms, statistics.channel_sums, statistics.images)
+    counted.input_errors = input_errors(unet, narrow.ranges, pictures, threads=1)
+    (node,) = [node for node in unet.nodes if node.name == "d_pre/Conv"]
+
+    def moved(layer_statistics: Statistics) -> float:
+        """How far the mean of each channel of d is from that of fp32 over the pictures, at most."""
+        layer = int8_layer(unet, node, layer_statistics)
+        graph = emit_simulation(unet, narrow.model_copy(update={"layers": {"d_pre/Conv": layer}}))
+        errors = []
+        for picture in pictures:
+            x = as_input(picture, unet.contract)
+            (ours,), (theirs,) = opened(graph, ["d_pre"], 1)(x), opened(unet.model, ["d_pre"], 1)(x)
+            errors.append((ours - theirs)[:, :, 1:-1, 1:-1].mean(axis=(0, 2, 3)))
+        return float(np.abs(np.mean(errors, axis=0)).max())
+
+    assert moved(counted) < moved(statistics) / 5
