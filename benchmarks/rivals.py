@@ -26,7 +26,7 @@ from calib_data import open_dataset
 from quant.calibrate import load_statistics
 from quant.gate import require_disjoint
 from quant.graph import Network, load_network
-from quant.thresholds import threshold
+from quant.thresholds import DEFAULT, Method, threshold
 from runtime.bench import bench
 from runtime.contract import PRECISION_KEY, annotate, embed
 from runtime.cpu import saturates_int8
@@ -39,6 +39,7 @@ from sodeploy.errors import UserError
 HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE / "rivals-requirements.txt"
 RIVALS = ("onnxruntime-entropy", "onnxruntime-minmax", "modelopt-entropy")
+OUR_OTHER_METHODS: tuple[Method, ...] = ("kl",)
 FOR_SATURATING_CPUS = ("onnxruntime-minmax-reduced",)
 _SATURATED = "; this CPU has no VNNI and saturates int8 sums, which costs the others' graphs accuracy too"
 METRICS = {"s": "S", "mae": "MAE", "mean_f": "mean F"}
@@ -85,7 +86,10 @@ def compare(
     networks = []
     for path in models:
         network = load_network(path)
-        tools = ours(network, calib, calib_images, folder)
+        tools = [
+            *ours(network, calib, calib_images, folder, DEFAULT),
+            *(ours(network, calib, calib_images, folder / method, method)[1] for method in OUR_OTHER_METHODS),
+        ]
         inputs = folder / f"{path.stem}.inputs.npy"
         images = itertools.islice(open_dataset(calib, masks=False), calib_images)
         np.save(inputs, np.stack([preprocess(sample.image(), network.contract) for sample in images]))
@@ -106,18 +110,19 @@ def compare(
     return {"calibration_images": calib_images, "saturates": saturates_int8(), "networks": networks}
 
 
-def ours(network: Network, calib: str, calib_images: int, folder: Path) -> list[Quantized]:
+def ours(network: Network, calib: str, calib_images: int, folder: Path, method: Method) -> tuple[Quantized, Quantized]:
     """What quant/build_engine.py makes: the graph for CPUs, and the simulation of the one for TensorRT."""
+    folder.mkdir(exist_ok=True)
     base = folder / network.path.stem
     Path(f"{base}.statistics.npz").unlink(missing_ok=True)  # else nothing is left to calibrate
     script = HERE.parent / "quant" / "build_engine.py"
     command: list[str | Path] = [sys.executable, script, network.path, "--int8", "--no-engines", "--calib", calib]
-    command += ["--images", str(calib_images), "--output-dir", folder]
-    cost = _measured(f"sodeploy on {network.path}", command, Path(f"{base}.sodeploy.log"))
-    return [
-        Quantized("sodeploy, for CPUs", f"{base}.int8.cpu.onnx", cost),
-        Quantized("sodeploy, for TensorRT (simulated)", f"{base}.int8.sim.onnx", cost),
-    ]
+    command += ["--images", str(calib_images), "--method", method, "--output-dir", folder]
+    cost = _measured(f"sodeploy by {method} on {network.path}", command, Path(f"{base}.sodeploy.log"))
+    return (
+        Quantized(f"sodeploy by {method}, for CPUs", f"{base}.int8.cpu.onnx", cost),
+        Quantized(f"sodeploy by {method}, for TensorRT (simulated)", f"{base}.int8.sim.onnx", cost),
+    )
 
 
 def rival(network: Network, tool: str, python: str | CommandFailed, inputs: Path, folder: Path) -> Quantized:

@@ -64,10 +64,11 @@ def integer_layers(network: Network, plan: Plan) -> dict[str, Layer]:
             activated.add(node.input[0])
         elif node.op_type in (*PASSING, "Concat", "Add") and not activated.isdisjoint(node.output):
             activated |= set(node.input)
+    int8 = plan.nodes("int8")
     return {
         node.name: plan.layers[node.name]
         for node in network.nodes
-        if node.name in plan.nodes("int8") and activated.isdisjoint(node.output)
+        if node.name in int8 and activated.isdisjoint(node.output)
     }
 
 
@@ -75,16 +76,16 @@ def _integer_layer(
     graph: Rewriter, network: Network, copy: onnx.NodeProto, node: onnx.NodeProto, layer: Layer, read: Range
 ) -> None:
     scale, _ = _parameters(read)
-    planned, scales, axis = quantized_weight(network, node, layer)
+    weight, scales, axis = quantized_weight(network, node, layer)
+    planned = dequantize_weight(weight, scales, axis)
     bias = corrected_bias(network, node, layer)
     # A channel that is as good as dead has so small a scale that its bias would not fit 32 bits. Its weight is then
     # expressed in still larger steps; it was negligible beside the bias.
-    coarse = np.maximum(scales * (127 / _WEIGHT_STEPS), np.abs(bias) / (np.float64(scale) * _LARGEST_BIAS))
-    weight, coarse, _ = quantized_weight(network, node, layer.rescaled(coarse))
+    scales = np.maximum(scales * (127 / _WEIGHT_STEPS), np.abs(bias) / (np.float64(scale) * _LARGEST_BIAS))
+    weight, scales, _ = quantized_weight(network, node, layer.rescaled(scales))
     if layer.input_means is not None:
-        moved = dequantize_weight(weight, coarse, axis) - dequantize_weight(planned, scales, axis)
+        moved = dequantize_weight(weight, scales, axis) - planned
         bias = bias + bias_correction(node, moved, np.array(layer.input_means))
-    scales = coarse
     bias_scales = (scale * scales).astype(np.float32)
     copy.input[1] = graph.dequantized_constant(f"{node.name}/weight", weight, scales, axis)
     steps = np.rint(bias / bias_scales.astype(np.float64)).astype(np.int32)
