@@ -68,11 +68,14 @@ def groups_of(network: Network) -> dict[str, str]:
 def shared_range(network: Network, tensors: list[str], statistics: Statistics, method: Method) -> Range:
     """The one range of tensors that pass on each other's values, from all of theirs."""
     histogram = summed(statistics.histograms, tensors)
-    levels = magnitudes(histogram) if _can_be_shifted(network, tensors) else LEVELS
-    clip = threshold(histogram, method, levels)
-    amax, shift = clip, None
-    if levels > LEVELS:
-        amax, shift = _centred(max(histogram.low, -clip), min(histogram.high, clip))
+    amax = clip = threshold(histogram, method)
+    shift = None
+    if _can_be_shifted(network, tensors) and (levels := magnitudes(histogram)) > LEVELS:
+        further = threshold(histogram, method, levels)
+        low, high = max(histogram.low, -further), min(histogram.high, further)
+        if _is_lopsided(low, high):  # what was clipped did not make it so
+            clip = further
+            amax, shift = _centered(low, high)
     return Range(
         tensors=tensors,
         amax=short(amax),
@@ -97,13 +100,16 @@ def magnitudes(histogram: MagnitudeHistogram) -> int:
 
     `LEVELS`, as without a shift, where that would gain little.
     """
-    width = histogram.high - histogram.low
-    if histogram.maximum == 0 or width / 2 > _LOPSIDED * histogram.maximum:
+    if not _is_lopsided(histogram.low, histogram.high):
         return LEVELS
-    return int((2 * LEVELS - 1) * histogram.maximum / width)
+    return int((2 * LEVELS - 1) * histogram.maximum / (histogram.high - histogram.low))
 
 
-def _centred(low: float, high: float) -> tuple[float, float]:
+def _is_lopsided(low: float, high: float) -> bool:
+    return 0 < (high - low) / 2 <= _LOPSIDED * max(high, -low)
+
+
+def _centered(low: float, high: float) -> tuple[float, float]:
     """(amax, shift) of the range [low, high]; zero, which convolutions pad with, falls on a step."""
     amax = (high - low) / 2
     scale = fp16_scale(amax / (LEVELS - 1))

@@ -13,10 +13,11 @@ from quant.calibrate import Statistics, calibrate
 from quant.emit import emit_simulation, emit_tensorrt
 from quant.emit_cpu import emit_cpu, integer_layers
 from quant.graph import Network, load_network
+from quant.histogram import MagnitudeHistogram
 from quant.layer_report import layer_report
 from quant.plan import Plan, Range, load_plan, save_plan
 from quant.planning import make_plan
-from quant.ranges import fp16_scale
+from quant.ranges import fp16_scale, shared_range
 from quant.rules import check_tensorrt
 from runtime.processing import preprocess
 from sodeploy.errors import UserError
@@ -173,6 +174,17 @@ def test_a_network_of_prelus_alone_does_not_pay_on_a_cpu(
     writer.node("Sigmoid", [writer.conv(features, 8, 1, "head", relu=False)], "saliency")
     build(writer.write(tmp_path / "prelus.onnx"), tmp_path, pictures, engines=False)  # type: ignore[arg-type]
     assert "prelus.int8.cpu.onnx computes in fp32" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_what_is_lopsided_by_a_few_values_is_not_shifted(gates: Gates) -> None:
+    """One value far out on one side, which is clipped."""
+    counted = Statistics(gates.network.digest)
+    counted.histograms["gate"] = histogram = MagnitudeHistogram()
+    histogram.add(np.random.default_rng(0).uniform(-1, 1, 1_000_000).astype(np.float32))
+    histogram.add(np.array([1.6], np.float32))
+    shared = shared_range(gates.network, ["gate"], counted, "mse")
+    assert shared.shift is None
+    assert shared.amax == pytest.approx(1, abs=0.1)
 
 
 def test_reach() -> None:
