@@ -35,21 +35,23 @@ def make_plan(
             raise UserError(f"{network.path} has no node {name!r}; names are as Netron or quant/plan.py show them")
 
     layers = decide(network, statistics, float_layers or {}) | overflowing(network, statistics)
-    ranges = [shared_range(network, tensors, statistics, method) for tensors in sharing_a_range(network, layers)]
     return Plan(
         network=network.contract.network,
         onnx=network.path.name,
         onnx_sha256=network.digest,
         calibration=Calibration(method=method, images=dict(sorted(statistics.images.items()))),
         rounding=statistics.rounding,
-        ranges=ranges,
+        ranges=_ranges(network, layers, statistics, method),
         layers=layers,
     )
 
 
 def all_ranges(network: Network, statistics: Statistics, method: Method) -> list[Range]:
     """The ranges of a plan that leaves no more layers in float than always are."""
-    layers = decide(network, None, {})
+    return _ranges(network, decide(network, None, {}), statistics, method)
+
+
+def _ranges(network: Network, layers: dict[str, Layer], statistics: Statistics, method: Method) -> list[Range]:
     return [shared_range(network, tensors, statistics, method) for tensors in sharing_a_range(network, layers)]
 
 

@@ -117,7 +117,7 @@ def _centered(low: float, high: float) -> tuple[float, float]:
 
 
 def _can_be_shifted(network: Network, tensors: list[str]) -> bool:
-    """Whether a subtraction before quantizing costs an engine nothing, and all that reads the result can undo it.
+    """Whether a subtraction before quantizing costs an engine little, and all that reads the result can undo it.
 
     What leaves a convolution's own ReLU is quantized on the way; after any other function, values are float anyway. A
     sum has no bias to undo a shift in.
