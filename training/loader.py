@@ -6,7 +6,9 @@ augmentation takes follows from the seed, the epoch and the sample. To resume, o
 """
 
 import signal
+import sys
 from collections.abc import Iterator, Sequence
+from types import TracebackType
 
 import cv2
 import numpy as np
@@ -137,3 +139,12 @@ def _collate(items: list[Item | UserError]) -> Item | UserError:
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends us
+    sys.excepthook = _report_unless_the_parent_is_gone
+
+
+def _report_unless_the_parent_is_gone(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """What a thread of multiprocessing calls when the parent is interrupted while it takes over a tensor."""
+    if not issubclass(kind, (EOFError, ConnectionError)):
+        sys.__excepthook__(kind, error, trace)

@@ -10,7 +10,7 @@ import torch
 from calib_data import open_dataset
 from sodeploy.errors import UserError
 from training.augment import Flip, RandomCrop, Resize
-from training.loader import AugmentedSamples, batches, places
+from training.loader import AugmentedSamples, _report_unless_the_parent_is_gone, batches, places
 from training.models import entry
 
 CROP = (Flip(name="flip"), RandomCrop(name="random_crop", size=32))
@@ -113,3 +113,14 @@ def test_sizes_that_differ_are_named() -> None:
     loaded = batches(samples("synthetic:train:8", ()), places(range(8), 8, 0, range(1)), 0, pin_memory=False)
     with pytest.raises(UserError, match=r"a batch has images of \d+x\d+ and \d+x\d+; add a resize"):
         next(loaded)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(ConnectionResetError(), ""), (EOFError(), ""), (ValueError("odd"), "odd")]
+)
+def test_a_worker_is_silent_about_a_parent_that_is_gone(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _report_unless_the_parent_is_gone(type(error), error, None)
+    assert said in (printed := capsys.readouterr().err)
+    assert bool(printed) == bool(said)
