@@ -42,7 +42,7 @@ def emit_cpu(network: Network, plan: Plan) -> onnx.ModelProto:
         layer = layers.get(node.name)
         if layer is not None and node.op_type != "Add":
             _integer_layer(graph, network, copy, node, layer, ranges[node.input[0]])
-        elif _is_narrow(network, node):
+        elif node.input and node.input[0] in ranges and _is_narrow(network, node):
             _as_shifted_planes(graph, network, copy, node)
         graph.append(copy)
     return label(graph.finish(), "int8", "cpu", plan)

@@ -11,12 +11,13 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from quant.calibrate import Statistics
-from quant.emit import emit_half, emit_simulation, emit_tensorrt
-from quant.emit_cpu import emit_cpu
+from quant.emit import Rewriter, emit_half, emit_simulation, emit_tensorrt
+from quant.emit_cpu import _as_shifted_planes, emit_cpu
 from quant.graph import Network
 from quant.half import round_to_half, to_half
 from quant.plan import Plan
-from quant.planning import fp16_scale, make_plan
+from quant.planning import make_plan
+from quant.ranges import fp16_scale
 from runtime.contract import CALIBRATION_KEY, DIALECT_KEY, METADATA_KEY, PRECISION_KEY, Contract
 from runtime.processing import preprocess
 
@@ -159,8 +160,11 @@ def test_a_head_as_shifted_planes_is_the_same_convolution(run: Run, outputs: int
         network="head", input_name="x", output_name="y", height=9, width=11, mean=(0,) * 3, std=(1,) * 3
     )
     network = Network(model, contract, "0" * 64, Path("head.onnx"))
-    plan = Plan(network="head", onnx="head.onnx", onnx_sha256="0" * 64, calibration=None, ranges=[], layers={})
-    rewritten = emit_cpu(network, plan)
+    rewriter = Rewriter(onnx.ModelProto.FromString(model.SerializeToString()))
+    (node,) = network.nodes
+    _as_shifted_planes(rewriter, network, copy := rewriter.copy(node), node)
+    rewriter.append(copy)
+    rewritten = rewriter.finish()
     assert [node.op_type for node in rewritten.graph.node] == ["Transpose", "MatMul", "Transpose", "Conv"]
     image = rng.standard_normal((1, 5, 9, 11)).astype(np.float32)
     assert run(rewritten, image) == pytest.approx(run(model, image), abs=1e-5)
