@@ -82,7 +82,7 @@ def _with_qdq(network: Network, plan: Plan, simulate: bool) -> onnx.ModelProto:
                     # What the layer reads is lower by the shift, in all channels.
                     means = np.full(channels_read(node, weight), -shared.shift)
                     bias += bias_correction(node, dequantize_weight(weight, scales, axis), means)
-                set_bias(copy, graph.constant(f"{node.name}/bias", bias.astype(np.float32)))
+                set_bias(copy, graph.constant(f"{node.name}/bias", bias))
         graph.append(copy)
     return graph.finish()
 

@@ -38,7 +38,11 @@ def input_errors(
         return {}
     model = onnx.ModelProto()
     model.CopyFrom(network.model)
-    errors = [_append(model.graph, network, tensor, range_of[tensor], reader) for tensor, reader in readers.items()]
+    errors = []
+    for tensor, reader in readers.items():
+        error, _ = append_error(model.graph, tensor, range_of[tensor])
+        rank, axis = len(network.shape(tensor)), channel_axis_read(reader)
+        errors.append(per_channel(model.graph, "ReduceMean", error, rank, axis))
     run = opened(model, errors, threads)
     chosen = some(images, IMAGES)
     totals = [np.zeros(1)] * len(errors)
@@ -47,8 +51,8 @@ def input_errors(
     return {tensor: total / len(chosen) for tensor, total in zip(readers, totals, strict=True)}
 
 
-def _append(graph: onnx.GraphProto, network: Network, tensor: str, shared: Range, reader: onnx.NodeProto) -> str:
-    """Add nodes for the mean of what quantizing adds to each channel of a tensor; the name of the result."""
+def append_error(graph: onnx.GraphProto, tensor: str, shared: Range) -> tuple[str, str]:
+    """Add nodes that quantize a tensor to its range: the names of the error, and of the values less their shift."""
     own = f"{tensor}/error"
     scale = fp16_scale(shared.amax / 127)
     for name, value in (("shift", np.float32(shared.shift or 0)), ("scale", scale), ("zero", np.int8(0))):
@@ -61,4 +65,4 @@ def _append(graph: onnx.GraphProto, network: Network, tensor: str, shared: Range
         ("Sub", [f"{own}/back", f"{own}/shifted"], own),
     ):
         graph.node.append(onnx.helper.make_node(op, inputs, [output]))
-    return per_channel(graph, "ReduceMean", own, len(network.shape(tensor)), channel_axis_read(reader))
+    return own, f"{own}/shifted"

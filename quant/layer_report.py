@@ -22,10 +22,10 @@ from onnx import TensorProto, helper, numpy_helper
 from calib_data import Dataset, Sample, open_dataset
 from quant.emit import emit_half_simulation, emit_simulation, quantized_input, quantized_weight
 from quant.graph import Network, load_network
+from quant.input_error import append_error
 from quant.observe import as_input, opened
 from quant.plan import Layer, Plan, Range, load_plan
 from quant.planning import dequantize_weight
-from quant.ranges import fp16_scale
 from runtime.processing import to_saliency
 from runtime.report import Table, show
 from sodeploy import terminal
@@ -175,10 +175,7 @@ def _measure(network: Network, ranges: Mapping[str, Range], inputs: Sequence[np.
     outputs = []
     for tensor, shared in ranges.items():
         own = f"{tensor}/report"
-        shifted = node("Sub", [tensor, constant(f"{own}/shift", np.float32(shared.shift or 0))], f"{own}/shifted")
-        parameters = [constant(f"{own}/scale", fp16_scale(shared.amax / 127)), constant(f"{own}/zero", np.int8(0))]
-        steps = node("QuantizeLinear", [shifted, *parameters], f"{own}/steps")
-        error = node("Sub", [node("DequantizeLinear", [steps, *parameters], f"{own}/back"), shifted], f"{own}/error")
+        error, shifted = append_error(graph, tensor, shared)
         beyond = node(
             "Greater",
             [node("Abs", [shifted], f"{own}/abs"), constant(f"{own}/amax", np.float32(shared.amax))],
