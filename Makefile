@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+ROOMS := calib_data training export quant runtime
 STAMP := .venv/.installed
 
 .PHONY: install demo test test-all-builds lint gpu-check
@@ -21,10 +22,14 @@ test: $(STAMP)
 test-all-builds: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -v -m "all_builds or not all_builds" tests/quant/test_networks_build.py
 
+# mypy wants to see the packages as they are installed: a tree of links, every room below sodeploy/
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy sodeploy calib_data training export quant runtime
+	rm -rf build/typed && mkdir -p build/typed/sodeploy
+	ln -s $(CURDIR)/sodeploy/*.py build/typed/sodeploy/
+	ln -s $(addprefix $(CURDIR)/,$(ROOMS)) build/typed/sodeploy/
+	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p sodeploy
 
 # On a machine with an NVIDIA GPU, from whatever is installed there; writes benchmarks/results/<gpu>-<date>.{json,md}
 gpu-check:

@@ -16,15 +16,15 @@ import onnx
 import typer
 from onnx import numpy_helper
 
-from calib_data import open_dataset
-from quant.calibrate import gather
-from quant.gate import require_disjoint
-from quant.graph import Network, load_network
-from quant.search import find_plan
-from runtime.budget import parse_budget
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write
+from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
+from sodeploy.quant.budget.gate import require_disjoint
+from sodeploy.quant.budget.search import find_plan
+from sodeploy.quant.calibrate import gather
+from sodeploy.quant.graph import Network, load_network
+from sodeploy.runtime.measure.budget import parse_budget
 
 CHANNEL = 0
 _KEEPS_FACTORS = ("Relu", "MaxPool", "Resize")  # f(k x) = k f(x) for k > 0, channel by channel

@@ -12,17 +12,17 @@ import cv2
 import numpy as np
 from kernel_times import FULL_HD, alternate
 
-from calib_data.images import read_image
-from runtime.bench import bench
-from runtime.contract import Contract
-from runtime.cuda_processing import CudaProcessing
-from runtime.device import Device
-from runtime.device_session import DeviceSession, open_on_device
-from runtime.gpu import current_gpu
-from runtime.pipeline import Pipeline
-from runtime.processing import postprocess, preprocess
-from runtime.session import Session, open_session
+from sodeploy.calib_data.images import read_image
 from sodeploy.errors import UserError
+from sodeploy.runtime.bench import bench
+from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.gpu.device import Device
+from sodeploy.runtime.gpu.driver import current_gpu
+from sodeploy.runtime.gpu.pipeline import Pipeline
+from sodeploy.runtime.gpu.processing import CudaProcessing
+from sodeploy.runtime.gpu.session import DeviceSession, open_on_device
+from sodeploy.runtime.processing import postprocess, preprocess
+from sodeploy.runtime.session import Session, open_session
 
 Row = dict[str, Any]
 
@@ -68,8 +68,8 @@ def build_engines(models: Sequence[Path], folder: Path, deadline: float) -> Iter
     Args:
         deadline: no build is begun after this time of `time.monotonic`.
     """
-    from quant.engine import build, installed_builders  # needs onnx, which the other parts do without
-    from quant.engine_profile import parse_profile
+    from sodeploy.quant.engine import build, installed_builders  # needs onnx, which the other parts do without
+    from sodeploy.quant.engines.shapes import parse_profile
 
     for builder in installed_builders():
         targets = [current_gpu().capability] if builder == "tensorrt_rtx" else None
@@ -220,7 +220,7 @@ def _torch_way(images: list[np.ndarray], contract: Contract) -> Callable[[], Non
 def _native_size(model: Path) -> str:
     import onnx
 
-    from runtime.contract import contract_of
+    from sodeploy.runtime.contract import contract_of
 
     metadata = {entry.key: entry.value for entry in onnx.load(model, load_external_data=False).metadata_props}
     contract = contract_of(metadata, model)

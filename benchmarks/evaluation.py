@@ -18,13 +18,13 @@ import cv2
 import numpy as np
 import typer
 
-from calib_data import Dataset, open_dataset
-from runtime.evaluate import evaluate
-from runtime.metrics import LABELS, usable_cores
-from runtime.report import Table, show
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write
+from sodeploy.calib_data import Dataset, open_dataset
 from sodeploy.errors import UserError
+from sodeploy.runtime.evaluate import evaluate
+from sodeploy.runtime.measure.metrics import LABELS, usable_cores
+from sodeploy.runtime.measure.report import Table, show
 
 
 def plain(maps: Path, masks: Path) -> dict[str, float]:

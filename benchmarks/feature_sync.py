@@ -13,11 +13,11 @@ from typing import Annotated
 
 import typer
 
-from export.to_onnx import export
-from runtime.bench import bench, publish
 from sodeploy import terminal
-from training.recipe import load_recipe
-from training.train import train
+from sodeploy.export.to_onnx import export
+from sodeploy.runtime.bench import bench, publish
+from sodeploy.training.recipe import load_recipe
+from sodeploy.training.train import train
 
 RECIPE = Path(__file__).resolve().parent / "feature_sync" / "isnet_dis.yaml"
 WITHOUT = ("teacher=null", "loss={bce: 1}")

@@ -23,11 +23,11 @@ from typing import Annotated, Any
 import typer
 from kernel_times import copy_bandwidth, kernel_rows
 
-from runtime.device import Device
-from runtime.gpu import gpu_state
 from sodeploy import terminal
 from sodeploy.artifacts import versions, write_text
 from sodeploy.errors import UserError
+from sodeploy.runtime.gpu.device import Device
+from sodeploy.runtime.gpu.driver import gpu_state
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"

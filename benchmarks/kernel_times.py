@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from runtime.composition import CHANNELS, STYLES, Style, small_size
-from runtime.contract import Contract
-from runtime.cuda_processing import CudaProcessing
-from runtime.device import Device
-from runtime.resize_taps import Resize, Rule
+from sodeploy.runtime.composition import CHANNELS, STYLES, Style, small_size
+from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.gpu.device import Device
+from sodeploy.runtime.gpu.processing import CudaProcessing
+from sodeploy.runtime.gpu.resize_taps import Resize, Rule
 
 Size = tuple[int, int]
 

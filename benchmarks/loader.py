@@ -17,11 +17,11 @@ import typer
 
 from sodeploy import terminal
 from sodeploy.errors import UserError
-from training.processes import Process
-from training.recipe import Recipe, load_recipe
-from training.run import training_batches
-from training.splits import open_splits
-from training.train import train
+from sodeploy.training.processes import Process
+from sodeploy.training.recipe import Recipe, load_recipe
+from sodeploy.training.run import training_batches
+from sodeploy.training.splits import open_splits
+from sodeploy.training.train import train
 
 _AHEAD = 4  # batches that each worker has ready: taken first, they would count as made in no time
 

@@ -10,12 +10,12 @@ from typing import Annotated, NamedTuple
 import onnx
 import typer
 
-from export.simplify import simplify
-from export.to_onnx import trace
-from runtime.report import Table, show
 from sodeploy import terminal
 from sodeploy.errors import UserError
-from training.models import NETWORKS, build, entry
+from sodeploy.export.simplify import simplify
+from sodeploy.export.to_onnx import trace
+from sodeploy.runtime.measure.report import Table, show
+from sodeploy.training.models import NETWORKS, build, entry
 
 
 class Counts(NamedTuple):

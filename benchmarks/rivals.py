@@ -22,19 +22,19 @@ import onnx
 import typer
 from process_cost import CommandFailed, Cost, measure
 
-from calib_data import open_dataset
-from quant.calibrate import load_statistics
-from quant.gate import require_disjoint
-from quant.graph import Network, load_network
-from quant.thresholds import DEFAULT, Method, threshold
-from runtime.bench import bench
-from runtime.contract import PRECISION_KEY, annotate, embed
-from runtime.cpu import saturates_int8
-from runtime.processing import preprocess
-from runtime.report import Table, decimal, interval, show, to_markdown
 from sodeploy import terminal
 from sodeploy.artifacts import sha256, write_text
+from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
+from sodeploy.quant.budget.gate import require_disjoint
+from sodeploy.quant.calibrate import load_statistics
+from sodeploy.quant.calibration.methods import DEFAULT, Method, threshold
+from sodeploy.quant.graph import Network, load_network
+from sodeploy.runtime.bench import bench
+from sodeploy.runtime.contract import PRECISION_KEY, annotate, embed
+from sodeploy.runtime.cpu import saturates_int8
+from sodeploy.runtime.measure.report import Table, decimal, interval, show, to_markdown
+from sodeploy.runtime.processing import preprocess
 
 HERE = Path(__file__).resolve().parent
 REQUIREMENTS = HERE / "rivals-requirements.txt"
@@ -73,8 +73,10 @@ def compare(
         environment: of the Model Optimizer; made unless it is there.
 
     Returns:
-        `calibration_images`; `saturates` (`runtime.cpu.saturates_int8`); `networks`, one per model: `model`, `sha256`;
-        `tools`, the fields of `Quantized`; `bench`, the record of `runtime.bench` of the model and of all graphs in the
+        `calibration_images`; `saturates` (`sodeploy.runtime.cpu.saturates_int8`); `networks`, one per model: `model`,
+        `sha256`;
+        `tools`, the fields of `Quantized`; `bench`, the record of `sodeploy.runtime.bench` of the model and of all
+        graphs in the
         order of `tools`, with one thread; `calibration` of ours alone on all of `calib`: `images`, `seconds`,
         `peak_mib`, `tensors`, `kl_seconds` (of the search for the ranges of all tensors).
 

@@ -8,8 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
-from calib_data.images import read_image, read_mask
 from sodeploy import artifacts
+from sodeploy.calib_data.images import read_image, read_mask
 from sodeploy.errors import UserError
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from calib_data.images import SUFFIXES
+from sodeploy.calib_data.images import SUFFIXES
 from sodeploy.errors import UserError
 
 _IMAGE_FOLDERS = ("images", "image", "imgs", "img", "im")  # or *-image

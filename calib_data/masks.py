@@ -17,9 +17,9 @@ import cv2
 import numpy as np
 import typer
 
-from calib_data.dataset import Dataset, Sample
-from calib_data.sources import open_dataset
 from sodeploy import artifacts, terminal
+from sodeploy.calib_data.dataset import Dataset, Sample
+from sodeploy.calib_data.sources import open_dataset
 from sodeploy.errors import UserError
 
 MARGIN = 5  # pixels, in a square neighbourhood, at the mask's own size

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from calib_data import synthetic
-from calib_data.dataset import Dataset, FileSample
-from calib_data.images import SUFFIXES
-from calib_data.layouts import IMAGE_PLACES, MASK_PLACES, Layout, find_layout
+from sodeploy.calib_data import synthetic
+from sodeploy.calib_data.dataset import Dataset, FileSample
+from sodeploy.calib_data.images import SUFFIXES
+from sodeploy.calib_data.layouts import IMAGE_PLACES, MASK_PLACES, Layout, find_layout
 from sodeploy.errors import UserError
 
 

@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 import typer
 
-from calib_data.dataset import Dataset, FileSample
-from calib_data.sources import open_dataset
 from sodeploy import artifacts, terminal
+from sodeploy.calib_data.dataset import Dataset, FileSample
+from sodeploy.calib_data.sources import open_dataset
 from sodeploy.errors import UserError
 
 _SIDE = 64  # an image is looked at as a thumbnail of so many pixels

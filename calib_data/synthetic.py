@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from calib_data.dataset import Dataset, array_digest
-from calib_data.shapes import Shape, draw_shape, place, rasterize
-from calib_data.textures import draw_colours, draw_texture
+from sodeploy.calib_data.dataset import Dataset, array_digest
+from sodeploy.calib_data.shapes import Shape, draw_shape, place, rasterize
+from sodeploy.calib_data.textures import draw_colours, draw_texture
 from sodeploy.errors import UserError
 
 PREFIX = "synthetic:"

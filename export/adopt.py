@@ -14,14 +14,14 @@ import numpy as np
 import onnx
 import typer
 
-from export import upgrade
-from export.parity import Parity, Shape, compare, require, runner
-from export.simplify import simplify
-from export.size_option import HELP, SizedCommand, parse_size
-from runtime.contract import PRECISION_KEY, Contract, annotate, embed
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_manifest
 from sodeploy.errors import UserError
+from sodeploy.export import upgrade
+from sodeploy.export.parity import Parity, Shape, compare, require, runner
+from sodeploy.export.simplify import simplify
+from sodeploy.export.size_option import HELP, SizedCommand, parse_size
+from sodeploy.runtime.contract import PRECISION_KEY, Contract, annotate, embed
 
 
 def adopt(
@@ -38,7 +38,8 @@ def adopt(
     """Write `model` with a contract, and a manifest beside it.
 
     Args:
-        preprocessing: fields of the contract (`runtime.contract.Contract`): network, mean, std, and any of colour,
+        preprocessing: fields of the contract (`sodeploy.runtime.contract.Contract`): network, mean, std, and any of
+        colour,
             interpolation, divide_by, stretch.
         size: the native (height, width); a graph of dynamic size is fixed to it unless `dynamic_size`.
         batch: fixes a dynamic batch; None leaves the batch as it is.
@@ -114,7 +115,7 @@ def _parity(original: onnx.ModelProto, graph: onnx.ModelProto, contract: Contrac
 
 def preprocessing_like(network: str) -> tuple[dict[str, Any], tuple[int, int]]:
     """The contract's fields about the image, and the native size, of a network of ours (`training.models`)."""
-    from training.models import entry  # imports torch, which nothing else here needs
+    from sodeploy.training.models import entry  # imports torch, which nothing else here needs
 
     contract = entry(network).contract
     fields = ("network", "colour", "interpolation", "divide_by", "mean", "std", "stretch")

@@ -7,8 +7,8 @@ import onnx
 import onnxsim
 from onnx import numpy_helper
 
-from export.batch_norm import absorb_batch_norms
 from sodeploy.errors import UserError
+from sodeploy.export.batch_norm import absorb_batch_norms
 
 IR_VERSION = 10  # onnxruntime 1.20 reads no newer
 

@@ -17,16 +17,16 @@ import onnx
 import torch
 import typer
 
-from export.parity import Parity, Shape, compare, require, runner
-from export.simplify import simplify, strip_module_prefix
-from export.size_option import HELP, SizedCommand, parse_size
-from runtime.contract import PRECISION_KEY, Contract, annotate, embed
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, require_file, write_manifest
 from sodeploy.errors import UserError
-from training.checkpoint import load_checkpoint
-from training.models import build, entry
-from training.models.network import SaliencyNetwork
+from sodeploy.export.parity import Parity, Shape, compare, require, runner
+from sodeploy.export.simplify import simplify, strip_module_prefix
+from sodeploy.export.size_option import HELP, SizedCommand, parse_size
+from sodeploy.runtime.contract import PRECISION_KEY, Contract, annotate, embed
+from sodeploy.training.checkpoint import load_checkpoint
+from sodeploy.training.models import build, entry
+from sodeploy.training.models.network import SaliencyNetwork
 
 OPSET = 17
 OPSETS = range(17, 22)  # what onnxruntime 1.20 and TensorRT 10.8 read, and the exporter writes
@@ -55,7 +55,8 @@ def export(
 ) -> Path:
     """Write the ONNX of a registered network with the weights of `checkpoint`, and a manifest beside it.
 
-    The graph is compared with PyTorch before anything is written (`export.parity`), on other batches and sizes too
+    The graph is compared with PyTorch before anything is written (`sodeploy.export.parity`), on other batches and sizes
+    too
     where it takes them. The same weights and options give the same bytes.
 
     Args:

@@ -13,7 +13,7 @@ and, with --int8,
     out/u2netp.equalized.onnx   where channels of one tensor differ much: the same function with equal ones, which the
                                 following are of (quant/equalize.py)
     out/u2netp.statistics.npz   what calibration saw; another --method reads it instead of running the network again
-    out/u2netp.rounding.npz     which weights are rounded up and which down (quant/rounding.py)
+    out/u2netp.rounding.npz     which weights are rounded up and which down (quant/planning/rounding.py)
     out/u2netp.plan.json        every decision; quant/plan.py shows, compares and edits it (--plan takes an edited one)
     out/u2netp.int8.trt.onnx    for TensorRT and TensorRT-RTX
     out/u2netp.int8.cpu.onnx    for onnxruntime on a CPU
@@ -23,7 +23,8 @@ and an engine per precision where a builder is installed.
 
     python quant/build_engine.py out/u2netp.onnx --int8 --calib DATA --eval OTHER --max-drop s=0.002,mae=0.001
 
-leaves as few layers in fp16, and nodes in fp32, as keep the losses on OTHER within the budget (quant/search.py), and
+leaves as few layers in fp16, and nodes in fp32, as keep the losses on OTHER within the budget (quant/budget/search.py),
+and
 writes besides
 
     out/u2netp.search.json, .npz    what was measured; the same command goes on from there after an interrupt
@@ -38,29 +39,29 @@ from typing import Annotated
 import onnx
 import typer
 
-from calib_data import Dataset, open_dataset
-from quant import engine
-from quant.calib_cache import plan_from_cache
-from quant.calibrate import Statistics, gather, load_statistics
-from quant.drift import drift
-from quant.emit import emit_half, emit_half_simulation, emit_simulation, emit_tensorrt
-from quant.emit_cpu import emit_cpu, integer_layers
-from quant.engine_profile import Profile, parse_profile
-from quant.equalize import needs_equalization, write_equalized
-from quant.gate import require_disjoint
-from quant.graph import Network, load_network
-from quant.input_error import input_errors
-from quant.plan import Plan, Rounding, load_plan, read_plan, save_plan
-from quant.planning import all_ranges, make_plan
-from quant.rounding import adaptive_steps, write_steps
-from quant.rules import check_cpu, check_tensorrt, unequal_scales
-from quant.search import find_plan
-from quant.thresholds import DEFAULT, METHODS, Method
-from runtime.budget import Budget, parse_budget
-from runtime.gpu import driver_problem
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, read_manifest, sha256, write_manifest
+from sodeploy.calib_data import Dataset, open_dataset
 from sodeploy.errors import UserError
+from sodeploy.quant import engine
+from sodeploy.quant.budget.gate import require_disjoint
+from sodeploy.quant.budget.search import find_plan
+from sodeploy.quant.calib_cache import plan_from_cache
+from sodeploy.quant.calibrate import Statistics, gather, load_statistics
+from sodeploy.quant.calibration.methods import DEFAULT, METHODS, Method
+from sodeploy.quant.emit.checks import check_cpu, check_tensorrt, unequal_scales
+from sodeploy.quant.emit.cpu import emit_cpu, integer_layers
+from sodeploy.quant.emit.tensorrt import emit_half, emit_half_simulation, emit_simulation, emit_tensorrt
+from sodeploy.quant.engines.shapes import Profile, parse_profile
+from sodeploy.quant.equalize import needs_equalization, write_equalized
+from sodeploy.quant.graph import Network, load_network
+from sodeploy.quant.planning.decide import all_ranges, make_plan
+from sodeploy.quant.planning.drift import drift
+from sodeploy.quant.planning.input_error import input_errors
+from sodeploy.quant.planning.plan import Plan, Rounding, load_plan, read_plan, save_plan
+from sodeploy.quant.planning.rounding import adaptive_steps, write_steps
+from sodeploy.runtime.gpu.driver import driver_problem
+from sodeploy.runtime.measure.budget import Budget, parse_budget
 
 
 def build(

@@ -16,13 +16,13 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from quant.graph import PASSING, WEIGHTED, Network, load_network
-from quant.plan import Calibration, Layer, Plan, Range, load_plan, short
-from quant.planning import decide
-from quant.ranges import SMALLEST_SCALE, sharing_a_range
 from sodeploy import terminal
 from sodeploy.artifacts import require_file, write_text
 from sodeploy.errors import UserError
+from sodeploy.quant.graph import PASSING, WEIGHTED, Network, load_network
+from sodeploy.quant.planning.decide import decide
+from sodeploy.quant.planning.plan import Calibration, Layer, Plan, Range, load_plan, short
+from sodeploy.quant.planning.ranges import SMALLEST_SCALE, sharing_a_range
 
 _HEADER = re.compile(r"TRT-\w+-(Entropy|MinMax|Legacy)Calibration2?")
 _LINE = re.compile(r"(?P<tensor>.+?)\s*:\s*(?P<scale>[0-9a-fA-F]{8})")

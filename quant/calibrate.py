@@ -20,13 +20,13 @@ import numpy as np
 import onnx
 import typer
 
-from calib_data import Sample, open_dataset
-from quant.graph import PASSING, Network, channel_axis_read, load_network
-from quant.histogram import MagnitudeHistogram
-from quant.observe import as_input, distinct, opened, per_channel
-from quant.plan import Rounding
 from sodeploy.artifacts import atomic_write
+from sodeploy.calib_data import Sample, open_dataset
 from sodeploy.errors import UserError
+from sodeploy.quant.calibration.histogram import MagnitudeHistogram
+from sodeploy.quant.calibration.inspect_graph import as_input, distinct, opened, per_channel
+from sodeploy.quant.graph import PASSING, Network, channel_axis_read, load_network
+from sodeploy.quant.planning.plan import Rounding
 from sodeploy.terminal import note, progress, run
 
 _FORMAT = 2  # of the file of statistics
@@ -45,11 +45,12 @@ class Statistics:
             units of 2**-24.
         images: image digest -> name, of the images that were counted.
         half: tensor -> magnitudes in about half of the images, those that `is_in_half`: how far the ranges of these are
-            from the ranges of all says whether the images were enough (quant/drift.py).
-        steps: node -> int8, weights that were rounded adaptively (quant/rounding.py); kept in a file of their own,
+            from the ranges of all says whether the images were enough (quant/planning/drift.py).
+        steps: node -> int8, weights that were rounded adaptively (quant/planning/rounding.py); kept in a file of their
+        own,
             which `rounding` names.
         input_errors: input tensor of a layer -> (C,), how far quantizing it moves each channel's mean
-            (quant/input_error.py); like `steps` no part of the file.
+            (quant/planning/input_error.py); like `steps` no part of the file.
     """
 
     network: str

@@ -2,7 +2,8 @@
 
     python quant/engine.py out/u2netp.int8.trt.onnx --output out/u2netp.int8.engine [--builder tensorrt|tensorrt_rtx]
 
-The network is strongly typed: precision is what the graph says (quant/emit.py), no flag changes it. TensorRT times
+The network is strongly typed: precision is what the graph says (quant/emit/tensorrt.py), no flag changes it. TensorRT
+times
 kernels on the GPU at hand and builds for that one; TensorRT-RTX compiles for compute capabilities without a GPU.
 """
 
@@ -18,16 +19,16 @@ from typing import Annotated, Any, NamedTuple, get_args
 import onnx
 import typer
 
-from quant.engine_profile import Profile, checked_profile, parse_profile
-from quant.kernels_report import Kernel, summary
-from quant.rules import check_tensorrt, unequal_scales
-from quant.trt_builder import Options, compile_engine, load
-from runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY, Contract, contract_of
-from runtime.engine_record import INSTALL, Builder
-from runtime.gpu import current_gpu, driver_problem
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, require_file, write_manifest
 from sodeploy.errors import UserError
+from sodeploy.quant.emit.checks import check_tensorrt, unequal_scales
+from sodeploy.quant.engines.builder import Options, compile_engine, load
+from sodeploy.quant.engines.kernels import Kernel, summary
+from sodeploy.quant.engines.shapes import Profile, checked_profile, parse_profile
+from sodeploy.runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY, Contract, contract_of
+from sodeploy.runtime.gpu.driver import current_gpu, driver_problem
+from sodeploy.runtime.gpu.engine_record import INSTALL, Builder
 
 # TensorRT-RTX compiles one plan for all targets of an engine. Ampere and newer share one; a single Turing target makes
 # it a plan for Turing, on which int8 convolutions run in fp16 (1.7.1), so sm75 gets an engine of its own.
@@ -108,7 +109,7 @@ def build(
         profile: needed exactly by a graph of dynamic batch or size.
         workspace_mib: the most scratch memory a kernel may use; by default all there is.
         hardware_compatible: TensorRT only: runs on every GPU from Ampere on, somewhat slower.
-        version_compatible: TensorRT only: runs on later versions too (`runtime.engine_record` says which).
+        version_compatible: TensorRT only: runs on later versions too (`sodeploy.runtime.gpu.engine_record` says which).
         refit: the engine's weights can be replaced.
 
     Raises:

@@ -21,12 +21,12 @@ import onnx
 import typer
 from onnx import numpy_helper
 
-from calib_data import Sample, open_dataset
-from quant.graph import Network, attribute, load_network
-from quant.observe import as_input, opened, per_channel, some
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_manifest
+from sodeploy.calib_data import Sample, open_dataset
 from sodeploy.errors import UserError
+from sodeploy.quant.calibration.inspect_graph import as_input, opened, per_channel, some
+from sodeploy.quant.graph import Network, attribute, load_network
 
 # Operators for which f(c * x) = c * f(x) with c > 0 for each channel of its own.
 _HOMOGENEOUS = (

@@ -11,9 +11,9 @@ import onnx
 import onnx.version_converter
 from onnx import numpy_helper
 
-from runtime.contract import Contract, contract_of
 from sodeploy.artifacts import require_file, sha256
 from sodeploy.errors import UserError
+from sodeploy.runtime.contract import Contract, contract_of
 
 OPSET = 19  # the first in which QuantizeLinear takes fp16, which a strongly typed engine's Q/DQ needs
 

@@ -4,7 +4,7 @@
 
 For every layer: how well its input survives the plan's range and its weight the scales (signal to quantization noise),
 how much of the input is clipped, and how far the map moves when this layer alone is quantized. All of it is the
-simulation's arithmetic (quant/emit.py), on a few images.
+simulation's arithmetic (quant/emit/tensorrt.py), on a few images.
 """
 
 import json
@@ -19,18 +19,18 @@ import onnx
 import typer
 from onnx import TensorProto, helper, numpy_helper
 
-from calib_data import Dataset, Sample, open_dataset
-from quant.emit import emit_half_simulation, emit_simulation, quantized_input, quantized_weight
-from quant.graph import Network, load_network
-from quant.input_error import append_error
-from quant.observe import as_input, opened
-from quant.plan import Layer, Plan, Range, load_plan
-from quant.planning import dequantize_weight
-from runtime.processing import to_saliency
-from runtime.report import Table, show
 from sodeploy import terminal
 from sodeploy.artifacts import write_text
+from sodeploy.calib_data import Dataset, Sample, open_dataset
 from sodeploy.errors import UserError
+from sodeploy.quant.calibration.inspect_graph import as_input, opened
+from sodeploy.quant.emit.tensorrt import emit_half_simulation, emit_simulation, quantized_input, quantized_weight
+from sodeploy.quant.graph import Network, load_network
+from sodeploy.quant.planning.decide import dequantize_weight
+from sodeploy.quant.planning.input_error import append_error
+from sodeploy.quant.planning.plan import Layer, Plan, Range, load_plan
+from sodeploy.runtime.measure.report import Table, show
+from sodeploy.runtime.processing import to_saliency
 
 
 @dataclass(frozen=True)

@@ -1,233 +1,220 @@
-"""The plan: every decision of quantization, once, in a JSON file that a person can read, diff and edit.
+"""Show a plan, compare two, or edit one.
 
-    python quant/plan.py show out/u2netp.plan.json
-    python quant/plan.py diff out/u2netp.plan.json edited.json
-    python quant/plan.py edit out/u2netp.plan.json --set /stage1/Conv=fp16 --reason "outliers" --output edited.json
-
-Emitters turn (float32 network, plan) into the graph each engine wants; none of them decides anything.
+python quant/plan.py show out/u2netp.plan.json
+python quant/plan.py diff out/u2netp.plan.json edited.json
+python quant/plan.py edit out/u2netp.plan.json --set /stage1/Conv=fp16 --reason "outliers" --output edited.json
 """
 
-import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, get_args
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+import typer
 
-from quant.graph import Network
-from quant.thresholds import Method
 from sodeploy import terminal
-from sodeploy.artifacts import require_file, sha256, write_text
 from sodeploy.errors import UserError
+from sodeploy.quant.calibrate import Statistics, load_statistics
+from sodeploy.quant.graph import Network, is_residual, load_network
+from sodeploy.quant.planning.decide import int8_layer
+from sodeploy.quant.planning.plan import Layer, Plan, Precision, Range, load_plan, read_plan, save_plan
+from sodeploy.quant.planning.ranges import shared_range, sharing_a_range
+from sodeploy.runtime.measure.report import Table, show
 
-Precision = Literal["int8", "fp16", "fp32"]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class Range(_Strict):
-    """One scale, and the tensors that share it because values pass unchanged from one to the next."""
-
-    tensors: list[str] = Field(min_length=1)
-    amax: float = Field(ge=0, description="magnitudes beyond are clipped; 0: the tensors are all zero")
-    shift: float | None = Field(default=None, description="subtracted first: clipped is what is further than amax away")
-    maximum: float | None = Field(default=None, ge=0, description="largest magnitude seen in calibration, where known")
-    signed: bool
-    clipped: float | None = Field(default=None, ge=0, le=1, description="share of the values beyond amax, where known")
-
-    @property
-    def reach(self) -> float:
-        """The largest magnitude that is not clipped."""
-        return self.amax + abs(self.shift or 0.0)
+app = terminal.application("Show a plan, compare two, or edit one.")
 
 
-class Layer(_Strict):
-    """What one node of the ONNX graph runs in, and why.
-
-    An int8 Conv or Gemm has a scale per output channel of its weight, and what is added to its bias so that rounding
-    its weight (`bias_correction`) and its input (`input_correction`) do not shift its mean output; the means of its
-    input's channels are kept for engines that must round the weight again. An int8 Add has none of these.
-    """
-
-    op: str
-    precision: Precision
-    reason: str
-    weight_scales: list[float] | None = None
-    bias_correction: list[float] | None = None
-    input_correction: list[float] | None = None
-    input_means: list[float] | None = None
-    _steps: bytes | None = PrivateAttr(default=None)
-
-    @property
-    def steps(self) -> np.ndarray | None:
-        """The adaptively rounded weight, flat int8, in steps of `weight_scales`; None: each is the nearest step."""
-        return None if self._steps is None else np.frombuffer(self._steps, np.int8)
-
-    @steps.setter
-    def steps(self, steps: np.ndarray) -> None:
-        self._steps = steps.astype(np.int8).tobytes()
-
-    def rescaled(self, weight_scales: np.ndarray) -> "Layer":
-        """The layer with other scales, its weight at the nearest of their steps."""
-        return Layer(**self.model_dump() | {"weight_scales": weight_scales.tolist()})
+def tables(plan: Plan) -> list[Table]:
+    """What `show` prints: every layer with its reason, every range, in the order of the graph."""
+    counts = Counter(layer.precision for layer in plan.layers.values())
+    layers = [[name, layer.op, layer.precision, layer.reason] for name, layer in plan.layers.items()]
+    ranges = [
+        [
+            _named(shared.tensors, shown=3),
+            "yes" if shared.signed else "no",
+            f"{shared.amax:.5g}",
+            _known(shared.shift, "{:.5g}"),
+            _known(shared.maximum, "{:.5g}"),
+            _known(shared.clipped, "{:.3%}"),
+        ]
+        for shared in plan.ranges
+    ]
+    numbers = ", ".join(f"{counts[precision]} {precision}" for precision in get_args(Precision))
+    source = "no images were needed"
+    if plan.calibration is not None:
+        images = len(plan.calibration.images)
+        source = f"ranges by {plan.calibration.method}" + (f" from {images} images" if images else "")
+    return [
+        Table(f"{plan.network} ({plan.onnx}): {numbers}; {source}", ["layer", "op", "precision", "reason"], layers, 4),
+        Table("ranges", ["tensors", "signed", "amax", "shift", "maximum", "clipped"], ranges, 2),
+    ]
 
 
-class Calibration(_Strict):
-    """Which images the ranges were read from, and how."""
-
-    method: Method | Literal["calib.cache"]
-    images: dict[str, str] = Field(description="sha256 of the image's content -> name; none known of a calib.cache")
-
-
-class Rounding(_Strict):
-    """The file beside the plan in which int8 weights stand that are not at the nearest step (quant/rounding.py)."""
-
-    file: str
-    sha256: str
-
-
-class Plan(_Strict):
-    """All decisions for one network.
-
-    Nodes without an entry in `layers` run in the body's precision: fp16 in an engine, fp32 on a CPU.
-    """
-
-    format: Literal[1] = 1
-    network: str
-    onnx: str = Field(description="file name of the float32 network")
-    onnx_sha256: str
-    calibration: Calibration | None = Field(description="None: no layer is int8")
-    rounding: Rounding | None = Field(default=None, description="None: every weight is at the nearest step")
-    ranges: list[Range]
-    layers: dict[str, Layer]
-
-    def range_of(self) -> dict[str, Range]:
-        """tensor -> its range."""
-        return {tensor: shared for shared in self.ranges for tensor in shared.tensors}
-
-    def nodes(self, precision: Precision) -> set[str]:
-        """Names of the nodes that run in `precision`."""
-        return {name for name, layer in self.layers.items() if layer.precision == precision}
+def differences(old: Plan, new: Plan) -> Iterator[str]:
+    """A line for every decision in which two plans differ, in the order of the graph."""
+    if old.onnx_sha256 != new.onnx_sha256:
+        yield f"network: {old.onnx} ({old.onnx_sha256[:12]}) -> {new.onnx} ({new.onnx_sha256[:12]})"
+    if old.calibration != new.calibration:
+        yield f"calibration: {_calibration(old)} -> {_calibration(new)}"
+    for name in dict.fromkeys([*old.layers, *new.layers]):
+        yield from (f"layer {name}: {change}" for change in _changes(old.layers.get(name), new.layers.get(name)))
+    before, after = old.range_of(), new.range_of()
+    moved: dict[str, list[str]] = defaultdict(list)
+    for tensor in dict.fromkeys([*before, *after]):
+        one, other = _range_text(before.get(tensor)), _range_text(after.get(tensor))
+        if one != other:
+            moved[f"{one} -> {other}"].append(tensor)
+    for change, tensors in moved.items():
+        yield f"range of {_named(tensors, shown=3)}: {change}"
 
 
-def short(value: float) -> float:
-    """Nine significant digits: enough to restore any float32, and no more for a reader to skip."""
-    return float(f"{value:.9g}")
+def edit(
+    network: Network, plan: Plan, changes: dict[str, Precision], reason: str, statistics: Statistics | None = None
+) -> Plan:
+    """The plan with other precisions for some nodes, and with exactly the ranges that its int8 layers then need.
 
+    Ranges that stay keep their (perhaps edited) amax.
 
-def save_plan(plan: Plan, path: str | Path) -> None:
-    """Write the plan: a line per range and per layer, so that two plans diff well."""
-    fields = plan.model_dump(mode="json", exclude_none=True)
-    ranges, layers = fields.pop("ranges"), fields.pop("layers")
-    head = json.dumps(fields, indent=1)[:-2]
-    text = f"""{head},
- "ranges": [{_lines(_one_line(entry) for entry in ranges)}],
- "layers": {{{_lines(f"{json.dumps(name)}: {_one_line(entry)}" for name, entry in layers.items())}}}
-}}
-"""
-    write_text(path, text)
-
-
-def read_plan(path: str | Path) -> Plan:
-    """Read a plan, of whatever network.
+    Args:
+        changes: node -> precision.
+        statistics: of this network; needed where a layer that was not int8 is to be, for its scales and ranges.
 
     Raises:
-        UserError: missing, or not a plan (the field is named).
+        UserError: no such node, a node that has no int8 form, or statistics are missing or of another network.
     """
-    path = require_file(path, "make a plan with quant/build_engine.py --int8")
-    try:
-        return Plan.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = " / ".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{path}: {where}: {first['msg']}; undo the edit or make the plan anew") from None
-
-
-def load_plan(path: str | Path, network: Network) -> Plan:
-    """Read a plan and check that it is one for `network`.
-
-    Raises:
-        UserError: as `read_plan`; or for another network, or naming a node that does not exist.
-    """
-    plan = read_plan(path)
-    if plan.onnx_sha256 != network.digest:
-        raise UserError(
-            f"{path} was made for {plan.onnx} (sha256 {plan.onnx_sha256[:12]}), not for {network.path} "
-            f"(sha256 {network.digest[:12]}); make a plan for this file with quant/build_engine.py --int8"
-        )
-    _check_names(plan, path, network)
-    if plan.rounding is not None:
-        attach(plan, read_steps(Path(path).with_name(plan.rounding.file), plan.rounding), network)
-    return plan
-
-
-def read_steps(path: Path, wanted: Rounding) -> dict[str, np.ndarray]:
-    """Node -> int8 steps, from a file that `quant.rounding.write_steps` wrote.
-
-    Raises:
-        UserError: missing, or not the file that the plan was made with.
-    """
-    require_file(path, "the plan's rounded weights stand in it: keep it beside the plan, or make the plan anew")
-    if sha256(path) != wanted.sha256:
-        raise UserError(f"{path} is not the file that the plan was made with; make the plan anew")
-    with np.load(path) as arrays:
-        return dict(arrays)
-
-
-def attach(plan: Plan, steps: dict[str, np.ndarray], network: Network) -> None:
-    """Give the plan's int8 layers their rounded weights."""
-    for node in network.nodes:
-        layer = plan.layers.get(node.name)
-        if layer is not None and layer.precision == "int8" and node.name in steps:
-            layer.steps = steps[node.name]
-
-
-def _check_names(plan: Plan, path: str | Path, network: Network) -> None:
+    if statistics is not None and statistics.network != network.digest:
+        raise UserError(f"the statistics were gathered from another network than {network.path}; calibrate again")
     nodes = {node.name: node for node in network.nodes}
-    ranges = plan.range_of()
-    for name, layer in plan.layers.items():
+    layers = dict(plan.layers)
+    for name, precision in changes.items():
         node = nodes.get(name)
         if node is None:
-            raise UserError(f"{path}: layer {name} is no node of {network.path}; remove the entry")
-        if layer.precision != "int8":
-            continue
-        if node.op_type not in ("Conv", "Gemm", "Add"):
-            raise UserError(f"{path}: layer {name} is a {node.op_type}, which has no int8 form here; set it to fp16")
-        read = node.input if node.op_type == "Add" else node.input[:1]
-        if missing := [tensor for tensor in read if tensor not in ranges]:
-            raise UserError(
-                f"{path}: int8 layer {name} reads {missing[0]}, for which there is no range; set it to fp16"
-            )
-        if node.op_type == "Add" and any(ranges[tensor].shift is not None for tensor in read):
-            raise UserError(f"{path}: the range of {read[0]}, which {name} adds up in int8, cannot have a shift")
-        if node.op_type != "Add":
-            channels = len(network.constants[node.input[1]]) if node.op_type == "Conv" else None
-            scales = layer.weight_scales
-            if not scales or (channels and len(scales) != channels) or min(scales) <= 0:
-                raise UserError(f"{path}: int8 layer {name} needs {channels} positive weight_scales; undo the edit")
-            for field in ("bias_correction", "input_correction"):
-                correction = getattr(layer, field)
-                if correction is not None and len(correction) != len(scales):
-                    raise UserError(f"{path}: layer {name}: {field} must have {len(scales)} values; undo the edit")
+            raise UserError(f"{network.path} has no node {name!r}; quant/plan.py show lists those of a plan")
+        if precision != "int8":
+            layers[name] = Layer(op=node.op_type, precision=precision, reason=reason)
+        elif name not in layers or layers[name].precision != "int8":
+            if node.op_type in ("Conv", "Gemm") and network.is_weighted(node):
+                if statistics is None:
+                    raise UserError(f"{name} needs scales to become int8; give --statistics, the .npz of calibration")
+                layers[name] = int8_layer(network, node, statistics)
+            elif is_residual(network, node):
+                layers[name] = Layer(op="Add", precision="int8", reason=reason)
+            else:
+                raise UserError(f"{name} is a {node.op_type} that has no int8 form here; leave it in fp16")
+            layers[name].reason = reason
+    order = {name: index for index, name in enumerate(nodes)}
+    layers = dict(sorted(layers.items(), key=lambda entry: order[entry[0]]))
+    ranges = [
+        shared for group in sharing_a_range(network, layers) for shared in _ranges(network, group, plan, statistics)
+    ]
+    return plan.model_copy(update={"layers": layers, "ranges": ranges})
 
 
-def _one_line(entry: dict[str, Any]) -> str:
-    return json.dumps(entry)
+def _ranges(network: Network, group: list[str], plan: Plan, statistics: Statistics | None) -> list[Range]:
+    """The ranges that the plan has for tensors of one scale, or a new one."""
+    if kept := [shared for shared in plan.ranges if not set(group).isdisjoint(shared.tensors)]:
+        return kept
+    if statistics is None or plan.calibration is None or plan.calibration.method == "calib.cache":
+        raise UserError(
+            f"{_named(group, shown=3)} has no range in the plan; give --statistics, the .npz of calibration, and "
+            "a plan that was made from it"
+        )
+    return [shared_range(network, group, statistics, plan.calibration.method)]
 
 
-def _lines(entries: Any) -> str:
-    return "".join(f"{separator}\n  {entry}" for separator, entry in zip(_separators(), entries, strict=False)) + "\n "
+def _changes(old: Layer | None, new: Layer | None) -> Iterator[str]:
+    if old is None or new is None or old.precision != new.precision:
+        yield f"{_precision(old)} -> {_precision(new)}"
+        return
+    if old.reason != new.reason:
+        yield f"reason: {old.reason} -> {new.reason}"
+    for field in ("weight_scales", "bias_correction", "input_correction"):
+        one, other = getattr(old, field) or [], getattr(new, field) or []
+        changed = sum(a != b for a, b in zip(one, other, strict=False)) + abs(len(one) - len(other))
+        if changed:
+            yield f"{changed} of {max(len(one), len(other))} values of {field} differ"
 
 
-def _separators() -> Any:
-    yield ""
-    while True:
-        yield ","
+def _precision(layer: Layer | None) -> str:
+    return f"{layer.precision} ({layer.reason})" if layer else "no entry"
+
+
+def _calibration(plan: Plan) -> str:
+    calibration = plan.calibration
+    return f"{calibration.method}, {len(calibration.images)} images" if calibration else "none"
+
+
+def _range_text(shared: Range | None) -> str:
+    if shared is None:
+        return "none"
+    shift = f" about {shared.shift:.6g}" if shared.shift is not None else ""
+    return f"{shared.amax:.6g}{shift}{' signed' if shared.signed else ''}"
+
+
+def _named(names: list[str], shown: int) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def _known(value: float | None, form: str) -> str:
+    return "" if value is None else form.format(value)
+
+
+@app.command("show")
+def show_command(plan: Annotated[Path, typer.Argument(help="a .plan.json")]) -> None:
+    """Print every layer with its precision and the reason, and every range."""
+    show(tables(read_plan(plan)))
+
+
+@app.command("diff")
+def diff_command(
+    old: Annotated[Path, typer.Argument(help="a .plan.json")], new: Annotated[Path, typer.Argument(help="another")]
+) -> None:
+    """Print a line for every decision in which two plans differ; nothing if they decide the same."""
+    for line in differences(read_plan(old), read_plan(new)):
+        terminal.results.print(line, soft_wrap=True, markup=False)
+
+
+@app.command("edit")
+def edit_command(
+    plan: Annotated[Path, typer.Argument(help="a .plan.json")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the plan to write")],
+    set_: Annotated[list[str], typer.Option("--set", metavar="NODE=PRECISION", help="NODE=int8|fp16|fp32; repeatable")],
+    reason: Annotated[str, typer.Option(help="why, for whoever reads the plan")] = "set by hand",
+    model: Annotated[
+        Path | None, typer.Option(help="the plan's float32 ONNX, if it does not lie beside the plan")
+    ] = None,
+    statistics: Annotated[
+        Path | None, typer.Option(help="the .statistics.npz of calibration, to make a layer int8")
+    ] = None,
+) -> None:
+    """Write the plan with other precisions for some nodes; quant/build_engine.py --plan follows it."""
+    old = read_plan(plan)
+    network = load_network(model or _beside(plan, old))
+    new = edit(
+        network, load_plan(plan, network), _parse(set_), reason, load_statistics(statistics) if statistics else None
+    )
+    save_plan(new, output)
+    for line in differences(old, new):
+        terminal.note(line)
+    terminal.note(f"wrote {output}; python quant/build_engine.py {network.path} --int8 --plan {output} follows it")
+
+
+def _parse(settings: list[str]) -> dict[str, Precision]:
+    changes: dict[str, Precision] = {}
+    for setting in settings:
+        node, separator, precision = setting.rpartition("=")
+        if not separator or precision not in get_args(Precision):
+            raise UserError(f"--set {setting} is not NODE=int8, NODE=fp16 or NODE=fp32")
+        changes[node] = precision  # type: ignore[assignment]
+    return changes
+
+
+def _beside(plan: Path, content: Plan) -> Path:
+    path = plan.parent / content.onnx
+    if not path.is_file():
+        raise UserError(f"{path}, which {plan} was made for, does not exist; say where it lies with --model")
+    return path
 
 
 if __name__ == "__main__":
-    from quant.plan_commands import app  # which imports this module, under its own name
-
     terminal.run(app)

@@ -22,21 +22,21 @@ import cv2
 import numpy as np
 import typer
 
-from calib_data import Dataset, Sample, open_dataset
-from runtime import metrics
-from runtime.budget import Budget, Verdict, parse_budget
-from runtime.complexity import complexity
-from runtime.contract import CALIBRATION_KEY, PRECISION_KEY
-from runtime.device import Device as Gpu
-from runtime.gpu import current_gpu, gpu_state
-from runtime.recommendation import Measured, recommend, time_ratio
-from runtime.report import bench_tables, labels, show, to_markdown
-from runtime.runners import CpuRunner, GpuRunner, Runner, stand_in
-from runtime.session import Device
-from runtime.throughput import Throughput, throughput
-from runtime.timeline import Timeline
 from sodeploy import artifacts, terminal
+from sodeploy.calib_data import Dataset, Sample, open_dataset
 from sodeploy.errors import UserError
+from sodeploy.runtime.contract import CALIBRATION_KEY, PRECISION_KEY
+from sodeploy.runtime.gpu.device import Device as Gpu
+from sodeploy.runtime.gpu.driver import current_gpu, gpu_state
+from sodeploy.runtime.gpu.timeline import Timeline
+from sodeploy.runtime.measure import metrics
+from sodeploy.runtime.measure.budget import Budget, Verdict, parse_budget
+from sodeploy.runtime.measure.complexity import complexity
+from sodeploy.runtime.measure.recommendation import Measured, recommend, time_ratio
+from sodeploy.runtime.measure.report import bench_tables, labels, show, to_markdown
+from sodeploy.runtime.measure.runners import CpuRunner, GpuRunner, Runner, stand_in
+from sodeploy.runtime.measure.throughput import Throughput, throughput
+from sodeploy.runtime.session import Device
 
 _WARMUP = 3  # runs of each model before the first that counts
 _CHUNK = 16  # images between two rounds of scoring: as many maps of each model wait in memory
@@ -76,11 +76,13 @@ def bench(
         `rows`, one per model: `model` (its path), `network`, `precision`, `device`, `params_m` and `macs_g` (null for
         an engine, whose graph is gone), `input_shape`, `size_mib`, `metrics` {mae, mean_f, max_f, adp_f, w_f, s,
         mean_e, max_e, adp_e}, `delta` {metric: {value, ci95: [low, high]}} to the baseline (whose own are 0),
-        `latency_ms` {stage: {p50, p90, p99}} with the stages of `runtime.runners`, `time_ratio` {value, ci95}: the
+        `latency_ms` {stage: {p50, p90, p99}} with the stages of `sodeploy.runtime.measure.runners`, `time_ratio`
+        {value, ci95}: the
         inference time as a multiple of the baseline's, `stand_in` (why times are not those of a deployed model, or
         ""), `images_per_s` and `device_memory_mib` (null on the CPU), `calibrated_on` (how many of these images it was
         calibrated on; null: it does not say), `images`, `dataset`; beside them `dataset`, `images`, `threads`,
-        `batch`, `hardware`, `gpu` {before, after} (`runtime.gpu.gpu_state`), `versions`, and `recommendation`
+        `batch`, `hardware`, `gpu` {before, after} (`sodeploy.runtime.gpu.driver.gpu_state`), `versions`, and
+        `recommendation`
         {budget, model (null: none), int8_pays (null: not measured, or within the noise), text (sentences)}.
 
     Raises:

@@ -17,15 +17,15 @@ import cv2
 import numpy as np
 import typer
 
-from calib_data import open_dataset
-from calib_data.dataset import FileSample
-from calib_data.images import SUFFIXES, read_mask
-from calib_data.layouts import find_layout
-from runtime import metrics
-from runtime.curves import draw_curves, require_drawable
-from runtime.report import evaluation_table, labels, show, to_markdown
 from sodeploy import artifacts, terminal
+from sodeploy.calib_data import open_dataset
+from sodeploy.calib_data.dataset import FileSample
+from sodeploy.calib_data.images import SUFFIXES, read_mask
+from sodeploy.calib_data.layouts import find_layout
 from sodeploy.errors import UserError
+from sodeploy.runtime.measure import metrics
+from sodeploy.runtime.measure.curves import draw_curves, require_drawable
+from sodeploy.runtime.measure.report import evaluation_table, labels, show, to_markdown
 
 
 class Truth(Protocol):

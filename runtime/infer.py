@@ -15,18 +15,18 @@ import cv2
 import numpy as np
 import typer
 
-from calib_data.images import read_image
-from calib_data.layouts import image_files
-from runtime.composition import Style, compose
-from runtime.device_session import open_on_device
-from runtime.metrics import usable_cores
-from runtime.pipeline import Picture, pictures
-from runtime.processing import postprocess, preprocess
-from runtime.session import Device, Session, open_session
-from runtime.timeline import Timeline
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write
+from sodeploy.calib_data.images import read_image
+from sodeploy.calib_data.layouts import image_files
 from sodeploy.errors import UserError
+from sodeploy.runtime.composition import Style, compose
+from sodeploy.runtime.gpu.pipeline import Picture, pictures
+from sodeploy.runtime.gpu.session import open_on_device
+from sodeploy.runtime.gpu.timeline import Timeline
+from sodeploy.runtime.measure.metrics import usable_cores
+from sodeploy.runtime.processing import postprocess, preprocess
+from sodeploy.runtime.session import Device, Session, open_session
 
 
 def infer(
@@ -45,7 +45,7 @@ def infer(
 
     Args:
         model: an ONNX file; on cuda also an engine.
-        style: what the pictures are (`runtime.composition`).
+        style: what the pictures are (`sodeploy.runtime.composition`).
         batch: images to one run of the network on cuda; on the CPU it is always one.
         profile: on cuda, where to write the timeline, as JSON for Perfetto or chrome://tracing.
 

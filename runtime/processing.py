@@ -7,8 +7,8 @@ tables were measured with. Everything follows the model's contract.
 import cv2
 import numpy as np
 
-from runtime.contract import Contract
 from sodeploy.errors import UserError
+from sodeploy.runtime.contract import Contract
 
 _INTERPOLATION = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
-from runtime.contract import DIALECT_KEY, PRECISION_KEY, Contract, contract_of
-from runtime.cpu import saturates_int8
-from runtime.device import DeviceError, OutOfDeviceMemory
 from sodeploy import terminal
 from sodeploy.artifacts import require_file
 from sodeploy.errors import UserError
+from sodeploy.runtime.contract import DIALECT_KEY, PRECISION_KEY, Contract, contract_of
+from sodeploy.runtime.cpu import saturates_int8
+from sodeploy.runtime.gpu.device import DeviceError, OutOfDeviceMemory
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -61,7 +61,7 @@ def open_session(path: str | Path, device: Device = "cpu", threads: int | None =
     """
     path = require_file(path, "give the path of a model")
     if path.suffix == ".engine":
-        from runtime.engine_session import open_engine
+        from sodeploy.runtime.gpu.engine_session import open_engine
 
         return open_engine(path)
     if path.suffix == ".onnx":

@@ -1,1 +1,11 @@
-"""What every room shares (errors, the terminal, artifacts) and the front door, `sodeploy` (see __main__.py)."""
+"""Salient-object networks from PyTorch to TensorRT INT8, with the accuracy they lose on the way measured.
+
+Every room of the repository is a package below this one: `runtime/` is `sodeploy.runtime`, and so on.
+"""
+
+from pathlib import Path
+
+# An installed package holds the rooms. In a checkout they lie beside this folder.
+_checkout = Path(__file__).resolve().parent.parent
+if (_checkout / "pyproject.toml").is_file() and str(_checkout) not in __path__:
+    __path__.append(str(_checkout))

@@ -12,21 +12,21 @@ from sodeploy.errors import UserError
 
 STAGES = {
     "demo": ("sodeploy.demo", "the whole way on a synthetic data set, on any machine"),
-    "train": ("training.train", "images and masks -> checkpoint"),
-    "networks": ("training.networks", "the networks there are, with parameters and MACs"),
-    "export": ("export.to_onnx", "checkpoint -> ONNX with its contract"),
-    "adopt": ("export.adopt", "anybody's ONNX -> ONNX with a contract"),
-    "equalize": ("quant.equalize", "ONNX -> the same with channels of one magnitude"),
-    "calibrate": ("quant.calibrate", "ranges counted apart, on several machines, and merged"),
-    "build": ("quant.build_engine", "ONNX -> plan, fp16 and int8 graphs, engines"),
-    "plan": ("quant.plan_commands", "a plan -> shown, compared, edited"),
-    "layers": ("quant.layer_report", "a plan x images -> what each int8 layer costs"),
-    "engine": ("quant.engine", "one graph -> one engine, with every option"),
-    "bench": ("runtime.bench", "models x images -> accuracy, its loss, latency"),
-    "infer": ("runtime.infer", "a folder of images -> saliency maps or pictures"),
-    "evaluate": ("runtime.evaluate", "folders of saliency maps -> the nine metrics"),
-    "masks": ("calib_data.masks", "masks -> grown, shrunk, and their boundaries"),
-    "subset": ("calib_data.subset", "a folder of images -> a calibration set"),
+    "train": ("sodeploy.training.train", "images and masks -> checkpoint"),
+    "networks": ("sodeploy.training.networks", "the networks there are, with parameters and MACs"),
+    "export": ("sodeploy.export.to_onnx", "checkpoint -> ONNX with its contract"),
+    "adopt": ("sodeploy.export.adopt", "anybody's ONNX -> ONNX with a contract"),
+    "equalize": ("sodeploy.quant.equalize", "ONNX -> the same with channels of one magnitude"),
+    "calibrate": ("sodeploy.quant.calibrate", "ranges counted apart, on several machines, and merged"),
+    "build": ("sodeploy.quant.build_engine", "ONNX -> plan, fp16 and int8 graphs, engines"),
+    "plan": ("sodeploy.quant.plan", "a plan -> shown, compared, edited"),
+    "layers": ("sodeploy.quant.layer_report", "a plan x images -> what each int8 layer costs"),
+    "engine": ("sodeploy.quant.engine", "one graph -> one engine, with every option"),
+    "bench": ("sodeploy.runtime.bench", "models x images -> accuracy, its loss, latency"),
+    "infer": ("sodeploy.runtime.infer", "a folder of images -> saliency maps or pictures"),
+    "evaluate": ("sodeploy.runtime.evaluate", "folders of saliency maps -> the nine metrics"),
+    "masks": ("sodeploy.calib_data.masks", "masks -> grown, shrunk, and their boundaries"),
+    "subset": ("sodeploy.calib_data.subset", "a folder of images -> a calibration set"),
 }
 _EXTRAS = {"torch": "train", "onnx": "quant", "onnxruntime": "cpu", "py_sod_metrics": "bench", "matplotlib": "report"}
 
@@ -57,7 +57,8 @@ def _room(stage: str) -> ModuleType:
 def _print_stages() -> None:
     terminal.results.print("usage: sodeploy STAGE [OPTIONS]; sodeploy STAGE --help says which\n", markup=False)
     for stage, (module, does) in STAGES.items():
-        script = f"{module.replace('.', '/')}.py"
+        room, _, stem = module.removeprefix("sodeploy.").rpartition(".")
+        script = f"{room or 'sodeploy'}/{stem}.py"
         terminal.results.print(f"  {stage:<10}{does:<56}{script}", markup=False, soft_wrap=True)
 
 

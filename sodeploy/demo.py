@@ -14,17 +14,17 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from calib_data import open_dataset
-from export.to_onnx import export
-from quant import build_engine
-from runtime.bench import bench, publish
-from runtime.budget import parse_budget
 from sodeploy import terminal
-from training.recipe import load_recipe
-from training.train import train
+from sodeploy.calib_data import open_dataset
+from sodeploy.export.to_onnx import export
+from sodeploy.quant import build_engine
+from sodeploy.runtime.bench import bench, publish
+from sodeploy.runtime.measure.budget import parse_budget
+from sodeploy.training.recipe import RECIPES, load_recipe
+from sodeploy.training.train import train
 
 NETWORK = "u2net_tiny"
-RECIPE = Path(__file__).parent.parent / "training" / "configs" / "demo.yaml"
+RECIPE = RECIPES / "demo.yaml"
 CALIBRATION, EVALUATION = "synthetic:calib:64", "synthetic:eval:100"
 MAX_DROP = "s=0.005,mae=0.002"
 

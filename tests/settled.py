@@ -7,10 +7,10 @@ left. Here every layer mostly passes on what it sees, so that the map still show
 import torch
 from torch import nn
 
-from calib_data import open_dataset
-from runtime.processing import preprocess
-from training.models import build, entry
-from training.models.network import SaliencyNetwork
+from sodeploy.calib_data import open_dataset
+from sodeploy.runtime.processing import preprocess
+from sodeploy.training.models import build, entry
+from sodeploy.training.models.network import SaliencyNetwork
 
 _MIXED = 0.2  # share of the usual random weights
 

@@ -1,6 +1,7 @@
 """What holds for the repository as a whole: imports run one way, the README's commands exist, the front door opens."""
 
 import ast
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -20,6 +21,7 @@ MAY_IMPORT = {
     "training": {"calib_data", "runtime", "training", "torch"},
     "export": {"calib_data", "runtime", "training", "export", "torch"},
 }
+DISTRIBUTIONS = set(importlib.metadata.packages_distributions())
 FRONT_DOOR = {"sodeploy.__main__", "sodeploy.demo"}
 
 
@@ -37,13 +39,32 @@ def imported_modules(file: Path) -> set[str]:
 def test_imports_run_one_way(repository: Path, room: str) -> None:
     for file in (repository / room).rglob("*.py"):
         modules = imported_modules(file)
-        guarded = {module.split(".")[0] for module in modules} & {*ROOMS, "torch"}
+        rooms = {module.removeprefix("sodeploy.").split(".")[0] for module in modules}
+        guarded = rooms & {*ROOMS, "torch"}
         assert guarded <= MAY_IMPORT[room], file
         assert not modules & FRONT_DOOR, file
 
 
+def test_every_package_is_installed(repository: Path) -> None:
+    rooms = [repository / room for room in (*ROOMS, "sodeploy")]
+    there = {path.parent.relative_to(repository) for room in rooms for path in room.rglob("__init__.py")}
+    named = {"sodeploy" if folder == Path("sodeploy") else f"sodeploy.{'.'.join(folder.parts)}" for folder in there}
+    assert named == set(read_toml(repository / "pyproject.toml")["tool"]["setuptools"]["packages"])
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_no_file_hides_a_module(repository: Path, room: str) -> None:
+    """Python puts a script's folder first on its path, where `types.py` would be taken for the standard library's."""
+    scripts = {
+        path.parent for path in (repository / room).rglob("*.py") if '__name__ == "__main__"' in path.read_text()
+    }
+    names = {path.stem for folder in scripts for path in folder.iterdir() if path.suffix in ("", ".py")}
+    assert not names & {*sys.stdlib_module_names, *DISTRIBUTIONS}
+
+
 def test_a_deployed_image_needs_no_torch(repository: Path) -> None:
-    code = "import sys, runtime.bench, quant.build_engine, sodeploy.__main__; sys.exit('torch' in sys.modules)"
+    modules = "sodeploy.runtime.bench, sodeploy.quant.build_engine, sodeploy.__main__"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=repository, check=False).returncode == 0
 
 
@@ -101,8 +122,9 @@ def test_what_the_image_copies_exists_and_is_all_it_needs(repository: Path) -> N
     assert all((repository / source).exists() for source in copied)
     assert not copied & ignored
     project = read_toml(repository / "pyproject.toml")
-    packages = {pattern.rstrip("*") for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]}
-    assert packages <= copied  # setuptools would leave a missing one out without a word
+    packages = project["tool"]["setuptools"]["packages"]
+    folders = {package.removeprefix("sodeploy.").split(".")[0] for package in packages}
+    assert folders <= copied  # setuptools would leave a missing one out without a word
     assert {project["project"]["readme"], *project["project"]["license-files"]} <= copied
     (extras,) = re.findall(r"'\.\[(.*?)\]'", dockerfile())
     assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])

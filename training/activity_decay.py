@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.models.csnet import CSNet
+from sodeploy.training.models.csnet import CSNet
 
 _COSTS = (8, 8, 4, 2, 1)  # of the coarsest branch of each stage: as high as its resolution
 

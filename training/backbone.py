@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 from sodeploy.errors import UserError
-from training.checkpoint import read_weights, without_prefix
-from training.models.network import SaliencyNetwork
+from sodeploy.training.checkpoint import read_weights, without_prefix
+from sodeploy.training.models.network import SaliencyNetwork
 
 _OF_CLASSIFIERS = re.compile(r"(fc|head|norm)\.|.*\.attn_mask$")  # "norm" stands before Swin's classifier
 _NOT_IN_CLASSIFIERS = re.compile(r"norm[0-3]\.|.*num_batches_tracked$")  # Swin's norms of the features: stay as made

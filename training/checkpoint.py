@@ -11,8 +11,8 @@ import torch
 
 from sodeploy import artifacts
 from sodeploy.errors import UserError
-from training.models import NETWORKS
-from training.models.network import SaliencyNetwork
+from sodeploy.training.models import NETWORKS
+from sodeploy.training.models.network import SaliencyNetwork
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net", "params", "weights")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, wrapping classes

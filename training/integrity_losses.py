@@ -1,7 +1,7 @@
 """The losses of the integrity ISNet (G. Zhu et al., Pattern Recognition 2024).
 
 `logits` are its five maps, four of the object from fine to coarse and one of the object with a margin. `masks` are
-`(N, 3, H, W)`: the mask, the dilated mask and the eroded mask (`calib_data.masks`).
+`(N, 3, H, W)`: the mask, the dilated mask and the eroded mask (`sodeploy.calib_data.masks`).
 """
 
 from collections.abc import Sequence

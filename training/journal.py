@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sodeploy import artifacts
-from training.processes import Process
+from sodeploy.training.processes import Process
 
 T = TypeVar("T")
 

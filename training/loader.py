@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from calib_data import Dataset
-from calib_data.masks import dilate, erode
-from runtime.contract import Contract
-from runtime.processing import preprocess
+from sodeploy.calib_data import Dataset
+from sodeploy.calib_data.masks import dilate, erode
 from sodeploy.errors import UserError
-from training.augment import Augmentation
+from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.processing import preprocess
+from sodeploy.training.augment import Augmentation
 
 Place = tuple[int, int]  # epoch, index
 Item = tuple[torch.Tensor, torch.Tensor]

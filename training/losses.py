@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 import torch.nn.functional as F
 
-from training.integrity_losses import expanded_region, hierarchical_difference
-from training.pyramid_losses import pyramid_consistency, structure_pyramid
+from sodeploy.training.integrity_losses import expanded_region, hierarchical_difference
+from sodeploy.training.pyramid_losses import pyramid_consistency, structure_pyramid
 
 MapLoss = Callable[[Sequence[torch.Tensor], torch.Tensor], torch.Tensor]
 

@@ -8,8 +8,8 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from sodeploy import terminal
-from training.models import NETWORKS, build, entry
-from training.models.network import SaliencyNetwork
+from sodeploy.training.models import NETWORKS, build, entry
+from sodeploy.training.models.network import SaliencyNetwork
 
 
 class Row(NamedTuple):

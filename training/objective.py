@@ -6,12 +6,12 @@ from typing import cast
 import torch
 from torch import nn
 
-from training.activity_decay import forward_with_activity_decay
-from training.losses import MAP_LOSSES, NEED_MARGINS, feature_distance
-from training.models.csnet import CSNet
-from training.models.isnet import ISNetDIS, ISNetGTEncoder
-from training.models.network import SaliencyNetwork
-from training.recipe import ACTIVITY_DECAY, FEATURE_SYNC
+from sodeploy.training.activity_decay import forward_with_activity_decay
+from sodeploy.training.losses import MAP_LOSSES, NEED_MARGINS, feature_distance
+from sodeploy.training.models.csnet import CSNet
+from sodeploy.training.models.isnet import ISNetDIS, ISNetGTEncoder
+from sodeploy.training.models.network import SaliencyNetwork
+from sodeploy.training.recipe import ACTIVITY_DECAY, FEATURE_SYNC
 
 
 class Objective(nn.Module):

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.optim.optimizer import ParamsT
 
 from sodeploy.errors import UserError
-from training.models.network import SaliencyNetwork
+from sodeploy.training.models.network import SaliencyNetwork
 
 LR_SHARE = "lr_share"  # of a parameter group: what the learning rate is multiplied by for it
 

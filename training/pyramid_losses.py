@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
-from training.models.laplacian import GaussianPyramid
+from sodeploy.training.models.laplacian import GaussianPyramid
 
 
 def structure_pyramid(logits: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:

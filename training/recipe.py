@@ -8,14 +8,15 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from runtime.contract import Contract
 from sodeploy import artifacts
 from sodeploy.errors import UserError
-from training.augment import Augmentation
-from training.losses import MAP_LOSSES, NEED_MARGINS
-from training.models import NETWORKS, entry
-from training.optimizers import Constant, Optimizer, Schedule
+from sodeploy.runtime.contract import Contract
+from sodeploy.training.augment import Augmentation
+from sodeploy.training.losses import MAP_LOSSES, NEED_MARGINS
+from sodeploy.training.models import NETWORKS, entry
+from sodeploy.training.optimizers import Constant, Optimizer, Schedule
 
+RECIPES = Path(__file__).parent / "configs"  # those that come with the product
 FEATURE_SYNC = "feature_sync"
 ACTIVITY_DECAY = "activity_decay"
 _TERMS = (*MAP_LOSSES, FEATURE_SYNC, ACTIVITY_DECAY)

@@ -12,18 +12,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sodeploy import artifacts, terminal
 from sodeploy.errors import UserError
-from training.checkpoint import write_checkpoint
-from training.journal import Journal, Meter
-from training.loader import AugmentedSamples, batches, places
-from training.losses import NEED_MARGINS
-from training.models import entry
-from training.objective import Objective, set_train_mode
-from training.optimizers import LR_SHARE
-from training.processes import Process
-from training.recipe import Recipe
-from training.run_state import BEST, LAST, RunState, save_state
-from training.splits import Splits
-from training.validation import validate
+from sodeploy.training.checkpoint import write_checkpoint
+from sodeploy.training.journal import Journal, Meter
+from sodeploy.training.loader import AugmentedSamples, batches, places
+from sodeploy.training.losses import NEED_MARGINS
+from sodeploy.training.models import entry
+from sodeploy.training.objective import Objective, set_train_mode
+from sodeploy.training.optimizers import LR_SHARE
+from sodeploy.training.processes import Process
+from sodeploy.training.recipe import Recipe
+from sodeploy.training.run_state import BEST, LAST, RunState, save_state
+from sodeploy.training.splits import Splits
+from sodeploy.training.validation import validate
 
 
 def training_batches(

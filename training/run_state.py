@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from sodeploy.errors import UserError
-from training.checkpoint import read_checkpoint, write_checkpoint
-from training.models.network import SaliencyNetwork
-from training.recipe import Recipe
+from sodeploy.training.checkpoint import read_checkpoint, write_checkpoint
+from sodeploy.training.models.network import SaliencyNetwork
+from sodeploy.training.recipe import Recipe
 
 LAST = "last.pth"
 BEST = "best.pth"

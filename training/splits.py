@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from calib_data import Dataset, open_dataset
+from sodeploy.calib_data import Dataset, open_dataset
 from sodeploy.errors import UserError
-from training.recipe import Validation
+from sodeploy.training.recipe import Validation
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,17 @@ from torch import nn
 
 from sodeploy import terminal
 from sodeploy.errors import UserError
-from training.backbone import load_backbone
-from training.checkpoint import load_checkpoint
-from training.models import build, entry
-from training.models.isnet import ISNetGTEncoder
-from training.objective import Objective
-from training.optimizers import parameter_groups
-from training.processes import Process, join_processes
-from training.recipe import Recipe, load_recipe
-from training.run import Run
-from training.run_state import BEST, LAST, RunState, facts_of, load_state
-from training.splits import open_splits
+from sodeploy.training.backbone import load_backbone
+from sodeploy.training.checkpoint import load_checkpoint
+from sodeploy.training.models import build, entry
+from sodeploy.training.models.isnet import ISNetGTEncoder
+from sodeploy.training.objective import Objective
+from sodeploy.training.optimizers import parameter_groups
+from sodeploy.training.processes import Process, join_processes
+from sodeploy.training.recipe import Recipe, load_recipe
+from sodeploy.training.run import Run
+from sodeploy.training.run_state import BEST, LAST, RunState, facts_of, load_state
+from sodeploy.training.splits import open_splits
 
 TEACHER = "teacher"  # the first stage's folder, in that of the second
 

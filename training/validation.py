@@ -6,12 +6,12 @@ import cv2
 import numpy as np
 import torch
 
-from calib_data import Dataset
-from runtime import metrics
-from runtime.contract import Contract
-from runtime.processing import postprocess, preprocess
-from training.models.network import SaliencyNetwork
-from training.processes import Process
+from sodeploy.calib_data import Dataset
+from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.measure import metrics
+from sodeploy.runtime.processing import postprocess, preprocess
+from sodeploy.training.models.network import SaliencyNetwork
+from sodeploy.training.processes import Process
 
 _PICTURES = 4  # of each validation, side by side: image, mask, prediction
 _PICTURE_HEIGHT = 192
@@ -28,7 +28,8 @@ def validate(
     """Score `network` on some samples, shared among the processes; each gets the result of all.
 
     Returns:
-        The nine metrics by their keys in `runtime.metrics.LABELS`, and a picture (H, W, 3) uint8 RGB of the first
+        The nine metrics by their keys in `sodeploy.runtime.measure.metrics.LABELS`, and a picture (H, W, 3) uint8 RGB
+        of the first
         samples: image, mask and prediction in each row.
 
     Raises:

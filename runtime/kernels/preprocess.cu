@@ -1,7 +1,7 @@
 // From images to the network's input: resize, colour order, normalisation and HWC -> CHW in one pass over the images.
 //
 // The resize gives cv2's bytes exactly (INTER_LINEAR and INTER_AREA of uint8, 3 channels); which source pixels make an
-// output pixel, and with which weights, comes from tables that the host computes (runtime/resize_taps.py). Compile
+// output pixel, and with which weights, comes from tables that the host computes (runtime/gpu/resize_taps.py). Compile
 // with -fmad=false: a fused multiply-add rounds once where cv2 rounds twice.
 //
 // Every block makes one stretch of one output row of one image: blockIdx = (stretch, output row, image).

@@ -9,8 +9,8 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from quant.graph import load_network
-from runtime.contract import Contract, embed
+from sodeploy.quant.graph import load_network
+from sodeploy.runtime.contract import Contract, embed
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 GRAPH = """<ir_version: 9, opset_import: ["" : 19]>

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 
-from runtime.contract import Contract, embed
-from runtime.gpu import driver_problem
+from sodeploy.runtime.contract import Contract, embed
+from sodeploy.runtime.gpu.driver import driver_problem
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 # In a process of its own, with sizes that a CPU manages, and with onnxruntime's CPU provider for its CUDA provider.
@@ -19,7 +19,7 @@ SMALL_CHECK = """
 import sys
 sys.path[:0] = [{benchmarks!r}]
 import end_to_end, gpu_check, kernel_times
-import runtime.device_session, runtime.session
+import sodeploy.runtime.gpu.session, sodeploy.runtime.session
 from pathlib import Path
 kernel_times.CASES = [((48, 64), 1), ((90, 160), 2)]
 kernel_times._REPEATS, kernel_times._COPY_BYTES = 2, 4096
@@ -28,9 +28,9 @@ end_to_end._BATCH, end_to_end._REPEATS, end_to_end._FILES, end_to_end.FULL_HD = 
 end_to_end._EVALUATION = "synthetic:eval:6:64"
 end_to_end.runs_onnx_on_gpu = lambda: {graphs_run!r}
 gpu_check._tests = lambda: [{{"tests": "none"}}]
-open_session, session = runtime.session.open_session, runtime.session.OnnxRuntimeSession
+open_session, session = sodeploy.runtime.session.open_session, sodeploy.runtime.session.OnnxRuntimeSession
 end_to_end.open_session = lambda path, device: open_session(path, "cpu")
-runtime.device_session.OnnxRuntimeSession = lambda path, device, stream: session(path, "cpu")
+sodeploy.runtime.gpu.session.OnnxRuntimeSession = lambda path, device, stream: session(path, "cpu")
 print(gpu_check.check(Path({models!r}), Path({output!r})))
 """
 

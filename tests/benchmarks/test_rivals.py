@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from quant.graph import Network, load_network
-from runtime.contract import Contract, embed
-from runtime.session import open_session
+from sodeploy.quant.graph import Network, load_network
+from sodeploy.runtime.contract import Contract, embed
+from sodeploy.runtime.session import open_session
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 GRAPH = """<ir_version: 9, opset_import: ["" : 19]>

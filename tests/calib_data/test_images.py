@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from calib_data.images import read_image, read_mask
+from sodeploy.calib_data.images import read_image, read_mask
 from sodeploy.errors import UserError
 
 Reader = Callable[[Path], np.ndarray]

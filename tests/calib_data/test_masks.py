@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from calib_data import open_dataset
-from calib_data.images import read_mask
-from calib_data.masks import margins, write_margins
+from sodeploy.calib_data import open_dataset
+from sodeploy.calib_data.images import read_mask
+from sodeploy.calib_data.masks import margins, write_margins
 from sodeploy.errors import UserError
 
 SHAPES = ("square", "disk", "ring", "two_blobs_border", "thin_line", "soft_disk", "empty", "full")

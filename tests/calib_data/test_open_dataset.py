@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from calib_data import Dataset, Sample, open_dataset, overlap
-from calib_data.dataset import FileSample
+from sodeploy.calib_data import Dataset, Sample, open_dataset, overlap
+from sodeploy.calib_data.dataset import FileSample
 from sodeploy.errors import UserError
 
 STEMS = ["a", "b", "c.v2"]

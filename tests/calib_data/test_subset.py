@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from calib_data import open_dataset, overlap
-from calib_data.subset import choose, describe, write_subset
 from sodeploy import artifacts
+from sodeploy.calib_data import open_dataset, overlap
+from sodeploy.calib_data.subset import choose, describe, write_subset
 from sodeploy.errors import UserError
 
 

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from calib_data import open_dataset, overlap
-from calib_data.shapes import draw_shape, place, rasterize
-from calib_data.synthetic import SyntheticSample
+from sodeploy.calib_data import open_dataset, overlap
+from sodeploy.calib_data.shapes import draw_shape, place, rasterize
+from sodeploy.calib_data.synthetic import SyntheticSample
 from sodeploy.errors import UserError
 
 KNOWN = (70.6, 68.6, 82.2, 0.1311)  # mean red, green, blue of scene eval-00000 at 128, and its mask's share

@@ -13,11 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
-from export import adopt as module
-from export.adopt import adopt, preprocessing_like
-from export.parity import scene
-from runtime.contract import PRECISION_KEY, Contract, contract_of
 from sodeploy.errors import UserError
+from sodeploy.export import adopt as module
+from sodeploy.export.adopt import adopt, preprocessing_like
+from sodeploy.export.parity import scene
+from sodeploy.runtime.contract import PRECISION_KEY, Contract, contract_of
 
 PREPROCESSING: dict[str, Any] = {"network": "theirs", "mean": (0.5, 0.5, 0.5), "std": (1.0, 1.0, 1.0)}
 SIZE = (32, 48)

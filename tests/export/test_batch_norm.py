@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from export.batch_norm import absorb_batch_norms
-from export.parity import runner
-from export.simplify import simplify
+from sodeploy.export.batch_norm import absorb_batch_norms
+from sodeploy.export.parity import runner
+from sodeploy.export.simplify import simplify
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the exporter that we have chosen
 

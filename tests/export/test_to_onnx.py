@@ -14,13 +14,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from export import to_onnx
-from export.parity import scene
-from export.to_onnx import export
-from runtime.contract import PRECISION_KEY, contract_of
 from sodeploy.artifacts import sha256
 from sodeploy.errors import UserError
-from training.models import build, entry
+from sodeploy.export import to_onnx
+from sodeploy.export.parity import scene
+from sodeploy.export.to_onnx import export
+from sodeploy.runtime.contract import PRECISION_KEY, contract_of
+from sodeploy.training.models import build, entry
 
 SIZE = (64, 96)
 

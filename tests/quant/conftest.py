@@ -9,11 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from quant.calibrate import Statistics, calibrate
-from quant.graph import Network, load_network
-from quant.plan import Plan
-from quant.planning import make_plan
-from runtime.contract import Contract, embed
+from sodeploy.quant.calibrate import Statistics, calibrate
+from sodeploy.quant.graph import Network, load_network
+from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning.plan import Plan
+from sodeploy.runtime.contract import Contract, embed
 
 
 @dataclass(frozen=True)

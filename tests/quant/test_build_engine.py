@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 import pytest
 
-from calib_data import Dataset
-from quant import build_engine
-from quant import calibrate as calibrate_module
-from quant.calibrate import calibrate, gather, load_statistics
-from quant.graph import load_network
-from quant.plan import load_plan
+from sodeploy.calib_data import Dataset
 from sodeploy.errors import UserError
+from sodeploy.quant import build_engine
+from sodeploy.quant import calibrate as calibrate_module
+from sodeploy.quant.calibrate import calibrate, gather, load_statistics
+from sodeploy.quant.graph import load_network
+from sodeploy.quant.planning.plan import load_plan
 
 
 @pytest.fixture(scope="module")

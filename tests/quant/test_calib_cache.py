@@ -10,15 +10,15 @@ import numpy as np
 import onnx
 import pytest
 
-from quant import build_engine
-from quant.calib_cache import cache_of, plan_from_cache, read_cache
-from quant.emit import emit_simulation, emit_tensorrt
-from quant.emit_cpu import emit_cpu
-from quant.graph import Network
-from quant.plan import Plan, load_plan, save_plan
-from quant.rules import check_cpu, check_tensorrt
-from runtime.processing import preprocess
 from sodeploy.errors import UserError
+from sodeploy.quant import build_engine
+from sodeploy.quant.calib_cache import cache_of, plan_from_cache, read_cache
+from sodeploy.quant.emit.checks import check_cpu, check_tensorrt
+from sodeploy.quant.emit.cpu import emit_cpu
+from sodeploy.quant.emit.tensorrt import emit_simulation, emit_tensorrt
+from sodeploy.quant.graph import Network
+from sodeploy.quant.planning.plan import Plan, load_plan, save_plan
+from sodeploy.runtime.processing import preprocess
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from calib_data import open_dataset
-from quant.calibrate import Observer, Statistics, calibrate, gather, load_statistics, observed_tensors
-from quant.graph import Network, load_network
+from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
+from sodeploy.quant.calibrate import Observer, Statistics, calibrate, gather, load_statistics, observed_tensors
+from sodeploy.quant.graph import Network, load_network
 
 
 def assert_equal(a: Statistics, b: Statistics) -> None:

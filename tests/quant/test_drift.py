@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from quant.calibrate import Statistics, calibrate, is_in_half
-from quant.drift import Drift, drift
-from quant.graph import Network
-from quant.histogram import MagnitudeHistogram
-from quant.plan import Plan
-from quant.planning import make_plan
-from quant.thresholds import DEFAULT, threshold
+from sodeploy.quant.calibrate import Statistics, calibrate, is_in_half
+from sodeploy.quant.calibration.histogram import MagnitudeHistogram
+from sodeploy.quant.calibration.methods import DEFAULT, threshold
+from sodeploy.quant.graph import Network
+from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning.drift import Drift, drift
+from sodeploy.quant.planning.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from quant.calibrate import Statistics
-from quant.emit import Rewriter, emit_half, emit_simulation, emit_tensorrt
-from quant.emit_cpu import _as_shifted_planes, emit_cpu
-from quant.graph import Network
-from quant.half import round_to_half, to_half
-from quant.plan import Plan
-from quant.planning import make_plan
-from quant.ranges import fp16_scale
-from runtime.contract import CALIBRATION_KEY, DIALECT_KEY, METADATA_KEY, PRECISION_KEY, Contract
-from runtime.processing import preprocess
+from sodeploy.quant.calibrate import Statistics
+from sodeploy.quant.emit.cpu import _as_shifted_planes, emit_cpu
+from sodeploy.quant.emit.fp16 import round_to_half, to_half
+from sodeploy.quant.emit.tensorrt import Rewriter, emit_half, emit_simulation, emit_tensorrt
+from sodeploy.quant.graph import Network
+from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning.plan import Plan
+from sodeploy.quant.planning.ranges import fp16_scale
+from sodeploy.runtime.contract import CALIBRATION_KEY, DIALECT_KEY, METADATA_KEY, PRECISION_KEY, Contract
+from sodeploy.runtime.processing import preprocess
 
 Run = Callable[[onnx.ModelProto, np.ndarray], np.ndarray]
 

@@ -17,13 +17,14 @@ from onnx import numpy_helper
 from rich.progress import Progress
 from typed_graphs import write
 
-from quant import engine, trt_builder
-from quant.engine_profile import Profile, parse_profile
-from quant.kernels_report import summary
-from runtime.contract import CALIBRATION_KEY, DIALECT_KEY, annotate
-from runtime.engine_record import read_record
-from runtime.gpu import Gpu, driver_problem
 from sodeploy.errors import UserError
+from sodeploy.quant import engine
+from sodeploy.quant.engines import builder as trt_builder
+from sodeploy.quant.engines.kernels import summary
+from sodeploy.quant.engines.shapes import Profile, parse_profile
+from sodeploy.runtime.contract import CALIBRATION_KEY, DIALECT_KEY, annotate
+from sodeploy.runtime.gpu.driver import Gpu, driver_problem
+from sodeploy.runtime.gpu.engine_record import read_record
 
 needs_rtx = pytest.mark.skipif(
     "tensorrt_rtx" not in engine.installed_builders(),

@@ -8,16 +8,16 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from calib_data import Dataset
-from quant import build_engine
-from quant.calibrate import calibrate
-from quant.emit import emit_simulation
-from quant.equalize import Channels, channel_maxima, needs_equalization, write_equalized
-from quant.graph import Network, load_network
-from quant.plan import read_plan
-from quant.planning import make_plan
-from runtime.processing import preprocess
+from sodeploy.calib_data import Dataset
 from sodeploy.errors import UserError
+from sodeploy.quant import build_engine
+from sodeploy.quant.calibrate import calibrate
+from sodeploy.quant.emit.tensorrt import emit_simulation
+from sodeploy.quant.equalize import Channels, channel_maxima, needs_equalization, write_equalized
+from sodeploy.quant.graph import Network, load_network
+from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning.plan import read_plan
+from sodeploy.runtime.processing import preprocess
 from tests.quant.conftest import NetworkWriter, Picture
 
 Run = Callable[[onnx.ModelProto, np.ndarray], np.ndarray]

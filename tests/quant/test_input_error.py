@@ -6,14 +6,14 @@ import numpy as np
 import onnx
 import pytest
 
-from quant.calibrate import Statistics
-from quant.emit import emit_simulation
-from quant.graph import Network
-from quant.input_error import input_errors
-from quant.observe import as_input, opened
-from quant.plan import Plan
-from quant.planning import int8_layer
-from quant.ranges import fp16_scale
+from sodeploy.quant.calibrate import Statistics
+from sodeploy.quant.calibration.inspect_graph import as_input, opened
+from sodeploy.quant.emit.tensorrt import emit_simulation
+from sodeploy.quant.graph import Network
+from sodeploy.quant.planning.decide import int8_layer
+from sodeploy.quant.planning.input_error import input_errors
+from sodeploy.quant.planning.plan import Plan
+from sodeploy.quant.planning.ranges import fp16_scale
 from tests.quant.conftest import Picture
 
 Run = Callable[[onnx.ModelProto, np.ndarray], np.ndarray]

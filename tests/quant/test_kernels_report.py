@@ -2,7 +2,7 @@
 
 import json
 
-from quant.kernels_report import Kernel, kernels_in_inspector, kernels_in_log, precision_read, summary
+from sodeploy.quant.engines.kernels import Kernel, kernels_in_inspector, kernels_in_log, precision_read, summary
 
 # As TensorRT-RTX 1.7 logs it, shortened.
 LOG = """

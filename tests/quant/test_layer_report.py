@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import pytest
 
-from quant.calibrate import Observer
-from quant.graph import Network
-from quant.layer_report import LayerReport, layer_report, table, to_json
-from quant.plan import Plan, save_plan
-from quant.planning import fp16_scale
 from sodeploy.errors import UserError
+from sodeploy.quant.calibrate import Observer
+from sodeploy.quant.graph import Network
+from sodeploy.quant.layer_report import LayerReport, layer_report, table, to_json
+from sodeploy.quant.planning.decide import fp16_scale
+from sodeploy.quant.planning.plan import Plan, save_plan
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,16 @@ import pytest
 import torch
 from settled import settled
 
-from calib_data import open_dataset
-from export import to_onnx
-from quant import engine
-from quant.build_engine import build as quantize
-from quant.engine import EngineReport
-from quant.engine_profile import Profile
-from quant.graph import load_network
-from quant.kernels_report import Kernel, precision_read
-from quant.plan import read_plan
-from training.models import NETWORKS, entry
+from sodeploy.calib_data import open_dataset
+from sodeploy.export import to_onnx
+from sodeploy.quant import engine
+from sodeploy.quant.build_engine import build as quantize
+from sodeploy.quant.engine import EngineReport
+from sodeploy.quant.engines.kernels import Kernel, precision_read
+from sodeploy.quant.engines.shapes import Profile
+from sodeploy.quant.graph import load_network
+from sodeploy.quant.planning.plan import read_plan
+from sodeploy.training.models import NETWORKS, entry
 
 pytestmark = pytest.mark.skipif(
     "tensorrt_rtx" not in engine.installed_builders(),

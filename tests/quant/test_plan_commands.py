@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from quant.calibrate import Statistics
-from quant.emit import emit_tensorrt
-from quant.graph import Network
-from quant.plan import Plan, load_plan, save_plan
-from quant.plan_commands import differences, edit, tables
-from quant.planning import make_plan
-from quant.rules import check_tensorrt
 from sodeploy.errors import UserError
+from sodeploy.quant.calibrate import Statistics
+from sodeploy.quant.emit.checks import check_tensorrt
+from sodeploy.quant.emit.tensorrt import emit_tensorrt
+from sodeploy.quant.graph import Network
+from sodeploy.quant.plan import differences, edit, tables
+from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning.plan import Plan, load_plan, save_plan
 
 
 @pytest.fixture

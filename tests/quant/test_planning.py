@@ -7,13 +7,13 @@ import onnx
 import pytest
 from onnx import helper
 
-from quant.calibrate import Statistics
-from quant.graph import Network
-from quant.plan import Plan, load_plan, save_plan
-from quant.planning import bias_correction, dequantize_weight, make_plan, quantize_weight
-from quant.ranges import SMALLEST_SCALE, fp16_scale
-from quant.thresholds import METHODS
 from sodeploy.errors import UserError
+from sodeploy.quant.calibrate import Statistics
+from sodeploy.quant.calibration.methods import METHODS
+from sodeploy.quant.graph import Network
+from sodeploy.quant.planning.decide import bias_correction, dequantize_weight, make_plan, quantize_weight
+from sodeploy.quant.planning.plan import Plan, load_plan, save_plan
+from sodeploy.quant.planning.ranges import SMALLEST_SCALE, fp16_scale
 
 
 def test_layers(plan: Plan) -> None:

@@ -8,19 +8,19 @@ import numpy as np
 import onnx
 import pytest
 
-from quant.build_engine import build
-from quant.calibrate import Statistics, calibrate
-from quant.emit import emit_simulation, emit_tensorrt
-from quant.emit_cpu import emit_cpu, integer_layers
-from quant.graph import Network, load_network
-from quant.histogram import MagnitudeHistogram
-from quant.layer_report import layer_report
-from quant.plan import Plan, Range, load_plan, save_plan
-from quant.planning import make_plan
-from quant.ranges import fp16_scale, shared_range
-from quant.rules import check_tensorrt
-from runtime.processing import preprocess
 from sodeploy.errors import UserError
+from sodeploy.quant.build_engine import build
+from sodeploy.quant.calibrate import Statistics, calibrate
+from sodeploy.quant.calibration.histogram import MagnitudeHistogram
+from sodeploy.quant.emit.checks import check_tensorrt
+from sodeploy.quant.emit.cpu import emit_cpu, integer_layers
+from sodeploy.quant.emit.tensorrt import emit_simulation, emit_tensorrt
+from sodeploy.quant.graph import Network, load_network
+from sodeploy.quant.layer_report import layer_report
+from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning.plan import Plan, Range, load_plan, save_plan
+from sodeploy.quant.planning.ranges import fp16_scale, shared_range
+from sodeploy.runtime.processing import preprocess
 from tests.quant.conftest import NetworkWriter, Picture
 
 Run = Callable[[onnx.ModelProto, np.ndarray], np.ndarray]

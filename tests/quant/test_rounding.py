@@ -7,12 +7,12 @@ import onnx
 import pytest
 from onnx import helper
 
-from quant.calibrate import Statistics
-from quant.emit import emit_simulation
-from quant.graph import Network
-from quant.planning import make_plan
-from quant.rounding import _sampled_inputs, adaptive_steps, round_adaptively
-from runtime.processing import preprocess
+from sodeploy.quant.calibrate import Statistics
+from sodeploy.quant.emit.tensorrt import emit_simulation
+from sodeploy.quant.graph import Network
+from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning.rounding import _sampled_inputs, adaptive_steps, round_adaptively
+from sodeploy.runtime.processing import preprocess
 from tests.quant.conftest import Picture
 
 

@@ -8,13 +8,13 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from quant import build_engine
-from quant.emit import emit_half, emit_tensorrt
-from quant.emit_cpu import emit_cpu
-from quant.graph import Network
-from quant.plan import Plan, save_plan
-from quant.rules import check_cpu, check_tensorrt, unequal_scales
 from sodeploy.errors import UserError
+from sodeploy.quant import build_engine
+from sodeploy.quant.emit.checks import check_cpu, check_tensorrt, unequal_scales
+from sodeploy.quant.emit.cpu import emit_cpu
+from sodeploy.quant.emit.tensorrt import emit_half, emit_tensorrt
+from sodeploy.quant.graph import Network
+from sodeploy.quant.planning.plan import Plan, save_plan
 
 
 @pytest.fixture

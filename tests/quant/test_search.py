@@ -14,18 +14,18 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from calib_data import Dataset, Sample
-from quant import build_engine
-from quant import gate as gate_module
-from quant.calibrate import calibrate
-from quant.gate import Gate, require_disjoint
-from quant.graph import Network, load_network
-from quant.plan import load_plan
-from quant.search import Candidate, fewest, search, summary
-from runtime.budget import Verdict, parse_budget
-from runtime.contract import Contract, embed
-from runtime.metrics import Delta, Scores
+from sodeploy.calib_data import Dataset, Sample
 from sodeploy.errors import UserError
+from sodeploy.quant import build_engine
+from sodeploy.quant.budget import gate as gate_module
+from sodeploy.quant.budget.gate import Gate, require_disjoint
+from sodeploy.quant.budget.search import Candidate, fewest, search, summary
+from sodeploy.quant.calibrate import calibrate
+from sodeploy.quant.graph import Network, load_network
+from sodeploy.quant.planning.plan import load_plan
+from sodeploy.runtime.contract import Contract, embed
+from sodeploy.runtime.measure.budget import Verdict, parse_budget
+from sodeploy.runtime.measure.metrics import Delta, Scores
 
 SIZE = 32
 CHANNELS = 8

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from quant.histogram import MagnitudeHistogram
-from quant.thresholds import METHODS, expected_error, kl_threshold, threshold
+from sodeploy.quant.calibration.histogram import MagnitudeHistogram
+from sodeploy.quant.calibration.methods import METHODS, expected_error, kl_threshold, threshold
 
 
 def histogram_of(values: np.ndarray) -> MagnitudeHistogram:

@@ -1,4 +1,4 @@
-"""Small strongly typed graphs, as quant/emit.py writes them: fp32, fp16, and int8 with Q/DQ over an fp16 body."""
+"""Small strongly typed graphs, as quant/emit/ writes them: fp32, fp16, and int8 with Q/DQ over an fp16 body."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from runtime.contract import DIALECT_KEY, PRECISION_KEY, Contract, embed
+from sodeploy.runtime.contract import DIALECT_KEY, PRECISION_KEY, Contract, embed
 
 Precision = Literal["fp32", "fp16", "int8"]
 SIZE = 64

@@ -11,9 +11,9 @@ import onnx
 import pytest
 from emulated_device import EmulatedDevice, compile_kernels
 
-from runtime.contract import Contract, embed
-from runtime.device import Device
-from runtime.gpu import driver_problem
+from sodeploy.runtime.contract import Contract, embed
+from sodeploy.runtime.gpu.device import Device
+from sodeploy.runtime.gpu.driver import driver_problem
 
 SaveModel = Callable[..., Path]
 

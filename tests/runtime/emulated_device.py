@@ -1,4 +1,4 @@
-"""Our CUDA kernels on the CPU: the .cu files compiled by g++, behind the interface of `runtime.device.Device`.
+"""Our CUDA kernels on the CPU: the .cu files compiled by g++, behind the interface of `runtime.gpu.device.Device`.
 
 Proves arithmetic, indices and bounds, and that the host code passes what the kernels expect; says nothing about races,
 timing or a real GPU. Copies are bounds-checked here; what the kernels touch is checked where this runs under

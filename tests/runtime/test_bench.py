@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.bench import bench
-from runtime.metrics import LABELS
-from runtime.report import bench_tables, decimal, labels, to_markdown
 from sodeploy.errors import UserError
+from sodeploy.runtime.bench import bench
+from sodeploy.runtime.measure.metrics import LABELS
+from sodeploy.runtime.measure.report import bench_tables, decimal, labels, to_markdown
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("py_sod_metrics")
@@ -81,7 +81,7 @@ def test_only_the_first_images(models, data):
 
 
 def test_images_it_was_calibrated_on_are_refused_or_told(save_model, data):
-    from calib_data import open_dataset
+    from sodeploy.calib_data import open_dataset
 
     digests = [sample.digest() for sample in open_dataset(data)][:3]
     metadata = {"sodeploy.calibration": json.dumps({"images": 3, "digests_sha256": [*digests, "0" * 64]})}

@@ -10,14 +10,14 @@ import pytest
 from test_bench import IMAGES, data  # noqa: F401  (fixture)
 from test_engine_session import device, imitation, save_engine  # noqa: F401  (fixtures)
 
-from calib_data import open_dataset
-from runtime import bench as script
-from runtime import device_session
-from runtime.bench import bench
-from runtime.gpu import Gpu, driver_problem
-from runtime.report import bench_tables
-from runtime.session import OnnxRuntimeSession
+from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
+from sodeploy.runtime import bench as script
+from sodeploy.runtime.bench import bench
+from sodeploy.runtime.gpu import session as device_session
+from sodeploy.runtime.gpu.driver import Gpu, driver_problem
+from sodeploy.runtime.measure.report import bench_tables
+from sodeploy.runtime.session import OnnxRuntimeSession
 
 SaveModel = Callable[..., Path]
 

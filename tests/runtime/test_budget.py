@@ -2,9 +2,9 @@
 
 import pytest
 
-from runtime.budget import Verdict, parse_budget
-from runtime.metrics import Delta
 from sodeploy.errors import UserError
+from sodeploy.runtime.measure.budget import Verdict, parse_budget
+from sodeploy.runtime.measure.metrics import Delta
 
 
 def test_budgets() -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from runtime.complexity import Complexity, complexity
-from runtime.contract import Contract
+from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.measure.complexity import Complexity, complexity
 
 onnx = pytest.importorskip("onnx")
 helper = onnx.helper

@@ -5,8 +5,8 @@ import json
 import onnx
 import pytest
 
-from runtime.contract import METADATA_KEY, contract_of, embed, parse_contract
 from sodeploy.errors import UserError
+from sodeploy.runtime.contract import METADATA_KEY, contract_of, embed, parse_contract
 
 
 def metadata(model: onnx.ModelProto) -> dict[str, str]:

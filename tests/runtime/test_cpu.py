@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime import cpu
-from runtime.contract import DIALECT_KEY, PRECISION_KEY
-from runtime.session import open_session
+from sodeploy.runtime import cpu
+from sodeploy.runtime.contract import DIALECT_KEY, PRECISION_KEY
+from sodeploy.runtime.session import open_session
 
 pytest.importorskip("onnxruntime")
 

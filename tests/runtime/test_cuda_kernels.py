@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from runtime import cuda_kernels, cuda_processing
 from sodeploy.errors import UserError
+from sodeploy.runtime.gpu import kernels as cuda_kernels
+from sodeploy.runtime.gpu import processing as cuda_processing
 
 ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "sm_121"]
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not installed")

@@ -14,11 +14,11 @@ from emulated_device import compile_kernels, peek, poke
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.composition import STYLES, Style, compose
-from runtime.contract import Contract
-from runtime.cuda_processing import CudaProcessing
-from runtime.processing import postprocess, preprocess
 from sodeploy.errors import UserError
+from sodeploy.runtime.composition import STYLES, Style, compose
+from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.gpu.processing import CudaProcessing
+from sodeploy.runtime.processing import postprocess, preprocess
 
 MakeContract = Callable[..., Contract]
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

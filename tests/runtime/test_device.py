@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from emulated_device import imitated_driver, peek, poke
 
-from runtime import device as device_module
-from runtime.device import Device, DeviceError, OutOfDeviceMemory
-from runtime.device_buffers import Buffer
-from runtime.gpu import driver_problem
 from sodeploy.errors import UserError
+from sodeploy.runtime.gpu import device as device_module
+from sodeploy.runtime.gpu.buffers import Buffer
+from sodeploy.runtime.gpu.device import Device, DeviceError, OutOfDeviceMemory
+from sodeploy.runtime.gpu.driver import driver_problem
 
 needs_gpu = pytest.mark.skipif(driver_problem() is not None, reason=f"no GPU: {driver_problem()}")
 IMITATED = "FAKECUDA_KERNELS" in os.environ

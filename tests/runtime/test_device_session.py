@@ -9,15 +9,15 @@ import pytest
 from emulated_device import EmulatedDevice, EmulatedMemory
 from onnxruntime.capi.onnxruntime_pybind11_state import RuntimeException
 
-from runtime import device_session
-from runtime import session as session_module
-from runtime.composition import compose
-from runtime.device_session import OnnxDeviceSession, open_on_device
-from runtime.gpu import driver_problem
-from runtime.pipeline import pictures
-from runtime.processing import postprocess, preprocess
-from runtime.session import OnnxRuntimeSession, open_session
 from sodeploy.errors import UserError
+from sodeploy.runtime import session as session_module
+from sodeploy.runtime.composition import compose
+from sodeploy.runtime.gpu import session as device_session
+from sodeploy.runtime.gpu.driver import driver_problem
+from sodeploy.runtime.gpu.pipeline import pictures
+from sodeploy.runtime.gpu.session import OnnxDeviceSession, open_on_device
+from sodeploy.runtime.processing import postprocess, preprocess
+from sodeploy.runtime.session import OnnxRuntimeSession, open_session
 
 SaveModel = Callable[..., Path]
 

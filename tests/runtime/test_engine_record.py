@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from runtime import engine_record, gpu
-from runtime.contract import Contract
-from runtime.engine_record import check_engine, read_record
-from runtime.gpu import Gpu
 from sodeploy.artifacts import manifest_path, write_manifest
 from sodeploy.errors import UserError
+from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.gpu import driver as gpu
+from sodeploy.runtime.gpu import engine_record
+from sodeploy.runtime.gpu.driver import Gpu
+from sodeploy.runtime.gpu.engine_record import check_engine, read_record
 
 REBUILD = "python quant/engine.py small.onnx --output small.engine --builder tensorrt"
 

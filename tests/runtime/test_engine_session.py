@@ -12,14 +12,14 @@ import imitated_tensorrt
 import numpy as np
 import pytest
 
-from runtime import engine_record, engine_session
-from runtime.contract import Contract
-from runtime.device import Device, DeviceError, OutOfDeviceMemory
-from runtime.engine_session import Engine, EngineSession, open_engine
-from runtime.gpu import Gpu, driver_problem
-from runtime.session import open_session
 from sodeploy.artifacts import write_manifest
 from sodeploy.errors import UserError
+from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.gpu import engine_record, engine_session
+from sodeploy.runtime.gpu.device import Device, DeviceError, OutOfDeviceMemory
+from sodeploy.runtime.gpu.driver import Gpu, driver_problem
+from sodeploy.runtime.gpu.engine_session import Engine, EngineSession, open_engine
+from sodeploy.runtime.session import open_session
 
 IMITATED = "FAKECUDA_KERNELS" in os.environ
 SaveEngine = Callable[..., Path]
@@ -259,9 +259,9 @@ def test_a_real_engine_agrees_with_onnxruntime(builder: str, save_model: Callabl
         pytest.skip("the imitated driver runs no engines")
     if importlib.util.find_spec(builder) is None:
         pytest.skip(f"{builder} is not installed")
-    from quant.engine import build
-    from quant.engine_profile import parse_profile
-    from runtime.gpu import current_gpu
+    from sodeploy.quant.engine import build
+    from sodeploy.quant.engines.shapes import parse_profile
+    from sodeploy.runtime.gpu.driver import current_gpu
 
     model = save_model(batch=None)
     targets = None

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime import metrics
-from runtime.curves import draw_curves
-from runtime.evaluate import evaluate, to_csv, to_record
 from sodeploy.errors import UserError
+from sodeploy.runtime.evaluate import evaluate, to_csv, to_record
+from sodeploy.runtime.measure import metrics
+from sodeploy.runtime.measure.curves import draw_curves
 
 pytest.importorskip("py_sod_metrics")
 

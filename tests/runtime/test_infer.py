@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from test_engine_session import device, imitation, save_engine  # noqa: F401  (fixtures)
 
-from runtime import infer as script
-from runtime.composition import compose
-from runtime.contract import Contract
-from runtime.engine_session import open_engine
-from runtime.gpu import driver_problem
-from runtime.infer import infer
-from runtime.processing import postprocess, preprocess
 from sodeploy.errors import UserError
+from sodeploy.runtime import infer as script
+from sodeploy.runtime.composition import compose
+from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.gpu.driver import driver_problem
+from sodeploy.runtime.gpu.engine_session import open_engine
+from sodeploy.runtime.infer import infer
+from sodeploy.runtime.processing import postprocess, preprocess
 
 SaveModel = Callable[..., Path]
 

@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime import metrics
 from sodeploy.errors import UserError
+from sodeploy.runtime.measure import metrics
 
 sod = pytest.importorskip("py_sod_metrics")
 

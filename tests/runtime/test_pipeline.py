@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from test_engine_session import device, imitation, save_engine  # noqa: F401  (fixtures)
 
-from runtime import pipeline
-from runtime.contract import Contract
-from runtime.device import DeviceError, OutOfDeviceMemory
-from runtime.engine_session import EngineSession, open_engine
-from runtime.pipeline import pictures
-from runtime.processing import postprocess, preprocess
-from runtime.timeline import Timeline
 from sodeploy.errors import UserError
+from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.gpu import pipeline
+from sodeploy.runtime.gpu.device import DeviceError, OutOfDeviceMemory
+from sodeploy.runtime.gpu.engine_session import EngineSession, open_engine
+from sodeploy.runtime.gpu.pipeline import pictures
+from sodeploy.runtime.gpu.timeline import Timeline
+from sodeploy.runtime.processing import postprocess, preprocess
 
 SIZES = [(40, 60), (16, 24), (33, 17), (48, 48), (5, 90)]
 

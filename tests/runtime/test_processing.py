@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from runtime.processing import postprocess, preprocess
 from sodeploy.errors import UserError
+from sodeploy.runtime.processing import postprocess, preprocess
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from runtime.budget import Verdict
-from runtime.metrics import Delta
-from runtime.recommendation import Measured, recommend, time_ratio
+from sodeploy.runtime.measure.budget import Verdict
+from sodeploy.runtime.measure.metrics import Delta
+from sodeploy.runtime.measure.recommendation import Measured, recommend, time_ratio
 
 BUDGET = {"s": 0.002, "mae": 0.001}
 BASE = np.random.default_rng(0).lognormal(2, 0.3, 50)  # ms: some images, and some moments, are slower for all

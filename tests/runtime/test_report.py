@@ -3,9 +3,9 @@
 import pytest
 from rich.console import Console
 
-from runtime import report
-from runtime.metrics import LABELS
-from runtime.report import Table, bench_tables, show, to_markdown
+from sodeploy.runtime.measure import report
+from sodeploy.runtime.measure.metrics import LABELS
+from sodeploy.runtime.measure.report import Table, bench_tables, show, to_markdown
 
 TABLE = Table(
     "A title",

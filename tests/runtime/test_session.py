@@ -4,9 +4,9 @@ import numpy as np
 import onnx
 import pytest
 
-from runtime.contract import METADATA_KEY, embed
-from runtime.session import open_session
 from sodeploy.errors import UserError
+from sodeploy.runtime.contract import METADATA_KEY, embed
+from sodeploy.runtime.session import open_session
 
 pytest.importorskip("onnxruntime")
 

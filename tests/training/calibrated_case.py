@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from network_case import NetworkCase
 
-from training.models import build
-from training.models.network import SaliencyNetwork
+from sodeploy.training.models import build
+from sodeploy.training.models.network import SaliencyNetwork
 
 
 class CalibratedCase(NetworkCase):

@@ -17,18 +17,18 @@ import torch
 import torch.nn.functional as F
 from settled import settled
 
-from calib_data import open_dataset
-from export.parity import runner
-from export.to_onnx import export
-from quant.calibrate import calibrate
-from quant.emit import emit_simulation
-from quant.graph import load_network
-from quant.planning import make_plan
-from runtime.processing import preprocess
 from sodeploy.artifacts import read_manifest
-from training.models import build, entry
-from training.models.network import SaliencyNetwork
-from training.networks import channels, macs
+from sodeploy.calib_data import open_dataset
+from sodeploy.export.parity import runner
+from sodeploy.export.to_onnx import export
+from sodeploy.quant.calibrate import calibrate
+from sodeploy.quant.emit.tensorrt import emit_simulation
+from sodeploy.quant.graph import load_network
+from sodeploy.quant.planning.decide import make_plan
+from sodeploy.runtime.processing import preprocess
+from sodeploy.training.models import build, entry
+from sodeploy.training.models.network import SaliencyNetwork
+from sodeploy.training.networks import channels, macs
 
 SIZE = 64  # of exported images
 

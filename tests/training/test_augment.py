@@ -5,7 +5,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from sodeploy.errors import UserError
-from training.augment import Augmentation
+from sodeploy.training.augment import Augmentation
 
 STEPS = (
     {"name": "crop_border", "most": 7},

@@ -12,9 +12,9 @@ import torch
 
 from sodeploy import artifacts
 from sodeploy.errors import UserError
-from training.checkpoint import load_checkpoint, read_weights, write_checkpoint
-from training.models import build
-from training.models.network import SaliencyNetwork
+from sodeploy.training.checkpoint import load_checkpoint, read_weights, write_checkpoint
+from sodeploy.training.models import build
+from sodeploy.training.models.network import SaliencyNetwork
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import torch
 from network_case import NetworkCase
 
 from sodeploy.errors import UserError
-from training.models import build
-from training.models.csnet import CSNet, unpruned
-from training.models.network import SaliencyNetwork
+from sodeploy.training.models import build
+from sodeploy.training.models.csnet import CSNet, unpruned
+from sodeploy.training.models.network import SaliencyNetwork
 
 SIZES = ((96, 96), (96, 144))
 

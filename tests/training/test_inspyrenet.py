@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from calibrated_case import CalibratedCase
 from network_case import sum_of_bce
 
-from training.models import build
-from training.models.inspyrenet import InSPyReNet
-from training.models.network import SaliencyNetwork
-from training.models.swin import TINY, Swin
-from training.networks import macs
+from sodeploy.training.models import build
+from sodeploy.training.models.inspyrenet import InSPyReNet
+from sodeploy.training.models.network import SaliencyNetwork
+from sodeploy.training.models.swin import TINY, Swin
+from sodeploy.training.networks import macs
 
 
 class InSPyReNetCase(CalibratedCase):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from training.journal import Journal, Meter
-from training.processes import Process
+from sodeploy.training.journal import Journal, Meter
+from sodeploy.training.processes import Process
 
 PICTURE = np.zeros((4, 4, 3), np.uint8)
 

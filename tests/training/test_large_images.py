@@ -9,10 +9,10 @@ import pytest
 import torch
 from network_case import load_fill
 
-from training.models import build
-from training.models.inspyrenet import InSPyReNet, Levels
-from training.models.laplacian import GaussianPyramid
-from training.models.large_images import (
+from sodeploy.training.models import build
+from sodeploy.training.models.inspyrenet import InSPyReNet, Levels
+from sodeploy.training.models.laplacian import GaussianPyramid
+from sodeploy.training.models.large_images import (
     blend,
     cut_patches,
     dilate,

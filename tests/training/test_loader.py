@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from calib_data import open_dataset
+from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
-from training.augment import Flip, RandomCrop, Resize
-from training.loader import AugmentedSamples, _report_unless_the_parent_is_gone, batches, places
-from training.models import entry
+from sodeploy.training.augment import Flip, RandomCrop, Resize
+from sodeploy.training.loader import AugmentedSamples, _report_unless_the_parent_is_gone, batches, places
+from sodeploy.training.models import entry
 
 CROP = (Flip(name="flip"), RandomCrop(name="random_crop", size=32))
 

@@ -7,10 +7,15 @@ import pytest
 import torch
 from network_case import load_fill
 
-from training.integrity_losses import boundary_weight, difference_aware, expanded_region, hierarchical_difference
-from training.losses import bce, bce_sum, feature_distance, iou
-from training.models import build
-from training.pyramid_losses import pixel_iou, pyramid_consistency, structure_pyramid, weighted_bce
+from sodeploy.training.integrity_losses import (
+    boundary_weight,
+    difference_aware,
+    expanded_region,
+    hierarchical_difference,
+)
+from sodeploy.training.losses import bce, bce_sum, feature_distance, iou
+from sodeploy.training.models import build
+from sodeploy.training.pyramid_losses import pixel_iou, pyramid_consistency, structure_pyramid, weighted_bce
 
 
 @pytest.mark.parametrize("size", ["64x64", "70x100"])

@@ -2,8 +2,8 @@
 
 import pytest
 
-from training import networks
-from training.models import NETWORKS
+from sodeploy.training import networks
+from sodeploy.training.models import NETWORKS
 
 
 def test_the_table_prints_parameters_and_macs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -9,14 +9,14 @@ import torch
 import yaml
 
 from sodeploy.errors import UserError
-from training.activity_decay import forward_with_activity_decay
-from training.backbone import load_backbone
-from training.models import build
-from training.models.csnet import CSNet, unpruned
-from training.models.network import SaliencyNetwork
-from training.optimizers import LR_SHARE, parameter_groups
-from training.recipe import load_recipe
-from training.train import train
+from sodeploy.training.activity_decay import forward_with_activity_decay
+from sodeploy.training.backbone import load_backbone
+from sodeploy.training.models import build
+from sodeploy.training.models.csnet import CSNet, unpruned
+from sodeploy.training.models.network import SaliencyNetwork
+from sodeploy.training.optimizers import LR_SHARE, parameter_groups
+from sodeploy.training.recipe import load_recipe
+from sodeploy.training.train import train
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 RECIPES = (

@@ -7,9 +7,9 @@ import torch
 import yaml
 
 from sodeploy.errors import UserError
-from training.models import NETWORKS, build
-from training.optimizers import Constant, OneCycle, Polynomial, Steps, Triangle
-from training.recipe import load_recipe
+from sodeploy.training.models import NETWORKS, build
+from sodeploy.training.optimizers import Constant, OneCycle, Polynomial, Steps, Triangle
+from sodeploy.training.recipe import load_recipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 

@@ -14,9 +14,9 @@ import torch
 
 from sodeploy import artifacts
 from sodeploy.errors import UserError
-from training.checkpoint import load_checkpoint
-from training.models import build
-from training.train import train
+from sodeploy.training.checkpoint import load_checkpoint
+from sodeploy.training.models import build
+from sodeploy.training.train import train
 
 RECIPE = """
 network: u2net_tiny

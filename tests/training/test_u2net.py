@@ -4,7 +4,7 @@ import pytest
 import torch
 from network_case import GoldenTrainingStep, NetworkCase
 
-from training.models import build
+from sodeploy.training.models import build
 
 MAPS = tuple(f"d{k}" for k in range(7))
 

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from runtime.contract import Contract
 from sodeploy.errors import UserError
-from training.models.csf import CSF
-from training.models.csnet import L_X1, L_X2, CSNet, unpruned
-from training.models.inspyrenet import inspyrenet_res2net50, inspyrenet_swinb, inspyrenet_swint
-from training.models.isnet import ISNetDIS, ISNetGTEncoder
-from training.models.isnet_integrity import ISNetIntegrity
-from training.models.network import SaliencyNetwork
-from training.models.ras import RAS
-from training.models.u2net import U2NetTiny, u2net, u2netp
+from sodeploy.runtime.contract import Contract
+from sodeploy.training.models.csf import CSF
+from sodeploy.training.models.csnet import L_X1, L_X2, CSNet, unpruned
+from sodeploy.training.models.inspyrenet import inspyrenet_res2net50, inspyrenet_swinb, inspyrenet_swint
+from sodeploy.training.models.isnet import ISNetDIS, ISNetGTEncoder
+from sodeploy.training.models.isnet_integrity import ISNetIntegrity
+from sodeploy.training.models.network import SaliencyNetwork
+from sodeploy.training.models.ras import RAS
+from sodeploy.training.models.u2net import U2NetTiny, u2net, u2netp
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from training.models.convnorm import ConvNorm
+from sodeploy.training.models.convnorm import ConvNorm
 
 DEPTH = 64  # channels of every feature after the backbone
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from training.models.network import SaliencyNetwork
-from training.models.octave import MultiDilations, OctaveBlock, OctaveConv, Widths
-from training.models.res2net import Res2Net50
+from sodeploy.training.models.network import SaliencyNetwork
+from sodeploy.training.models.octave import MultiDilations, OctaveBlock, OctaveConv, Widths
+from sodeploy.training.models.res2net import Res2Net50
 
 _FUSED: Widths = (128, 256, 512, 512)
 _group_norm = partial(nn.GroupNorm, 32)

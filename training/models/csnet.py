@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from training.models.network import SaliencyNetwork
-from training.models.octave import MultiDilations, OctaveBlock, OctaveConv, Widths
+from sodeploy.training.models.network import SaliencyNetwork
+from sodeploy.training.models.octave import MultiDilations, OctaveBlock, OctaveConv, Widths
 
 
 @dataclass(frozen=True)

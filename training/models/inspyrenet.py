@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import torch
 
-from training.models.axial import DEPTH, ContextEncoder, Decoder, resize
-from training.models.laplacian import GaussianPyramid
-from training.models.network import SaliencyNetwork
-from training.models.res2net import Res2Net50
-from training.models.sica import ScaleInvariantContextAttention
-from training.models.swin import BASE, TINY, Swin
+from sodeploy.training.models.axial import DEPTH, ContextEncoder, Decoder, resize
+from sodeploy.training.models.laplacian import GaussianPyramid
+from sodeploy.training.models.network import SaliencyNetwork
+from sodeploy.training.models.res2net import Res2Net50
+from sodeploy.training.models.sica import ScaleInvariantContextAttention
+from sodeploy.training.models.swin import BASE, TINY, Swin
 
 
 class Levels(NamedTuple):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from training.models.convnorm import ConvNorm
+from sodeploy.training.models.convnorm import ConvNorm
 
 _MOMENTUM = 0.999  # of the batch norms after pooled and dilated convolutions: nearly the last batch's statistics alone
 

@@ -10,7 +10,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from training.models.rsu import NestedUNet, RSUEncoder, Widths, resize_to
+from sodeploy.training.models.rsu import NestedUNet, RSUEncoder, Widths, resize_to
 
 Maps = list[torch.Tensor]
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from training.models.integrity_coarse import ASPP, CoarseNet, conv3x3, pointwise, resize
-from training.models.network import SaliencyNetwork
-from training.models.resnet import ResNet50
+from sodeploy.training.models.integrity_coarse import ASPP, CoarseNet, conv3x3, pointwise, resize
+from sodeploy.training.models.network import SaliencyNetwork
+from sodeploy.training.models.resnet import ResNet50
 
 
 class ChannelAttention(nn.Module):

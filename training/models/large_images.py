@@ -8,9 +8,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from training.models.axial import resize
-from training.models.inspyrenet import InSPyReNet, Levels
-from training.models.laplacian import GaussianPyramid
+from sodeploy.training.models.axial import resize
+from sodeploy.training.models.inspyrenet import InSPyReNet, Levels
+from sodeploy.training.models.laplacian import GaussianPyramid
 
 _TRANSITIONS = (17, 9, 5)  # diameter in pixels of the band that gets details, at each level from fine to coarse
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from training.models.network import SaliencyNetwork
-from training.models.resnet import ResNet50
+from sodeploy.training.models.network import SaliencyNetwork
+from sodeploy.training.models.resnet import ResNet50
 
 _WIDTH = 64
 

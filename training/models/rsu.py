@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from training.models.network import SaliencyNetwork
+from sodeploy.training.models.network import SaliencyNetwork
 
 
 class Widths(NamedTuple):

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from training.models.axial import DEPTH, resize
-from training.models.convnorm import ConvNorm, ConvNormReLU
+from sodeploy.training.models.axial import DEPTH, resize
+from sodeploy.training.models.convnorm import ConvNorm, ConvNormReLU
 
 
 class ScaledConvNormReLU(ConvNormReLU):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from training.models.rsu import NestedUNet, Widths, conv_bn_relu, resize_to
+from sodeploy.training.models.rsu import NestedUNet, Widths, conv_bn_relu, resize_to
 
 
 class U2Net(NestedUNet):

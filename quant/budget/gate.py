@@ -1,0 +1,237 @@
+"""The gate of a budget search: what a network may lose, and whether a candidate keeps to it on evaluation images."""
+
+import contextlib
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnx
+
+from sodeploy import terminal
+from sodeploy.artifacts import atomic_write, write_text
+from sodeploy.calib_data import Dataset, Sample, overlap
+from sodeploy.errors import UserError
+from sodeploy.quant.graph import Network
+from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.measure import metrics
+from sodeploy.runtime.measure.budget import Budget, Verdict
+from sodeploy.runtime.processing import postprocess, preprocess, to_saliency
+from sodeploy.runtime.session import Session, open_session
+
+_PROBES = 4  # images on which the map error of a candidate is measured
+
+
+def require_disjoint(calibration: Dataset, evaluation: Dataset) -> None:
+    """Refuse a calibration set that shares images with the evaluation set.
+
+    Raises:
+        UserError: it does; the first of them are named.
+    """
+    if common := overlap(calibration, evaluation):
+        names = ", ".join(common[:3]) + (", ..." if len(common) > 3 else "")
+        raise UserError(
+            f"{len(common)} of the calibration images {calibration.name} are also in {evaluation.name} ({names}); "
+            "scores on images that the ranges were fitted to flatter: take them out of one of the two"
+        )
+
+
+class Gate:
+    """Measures candidates on the evaluation images and remembers every result in a file.
+
+    A result belongs to a graph's bytes, whatever plan or run it came from, so an interrupted search that is started
+    again makes the same candidates and finds what it measured. A context manager, for the processes that score.
+
+    Many candidates are judged on the same images and the best is taken, so that its interval flatters a little; a
+    bench on images of its own tells how much.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        images: Dataset,
+        budget: Budget,
+        file: str | Path,
+        threads: int | None = None,
+        workers: int | None = None,
+    ) -> None:
+        """
+        Args:
+            images: with masks; not those of the calibration.
+            file: JSON, where results are kept; the scores of fp32 lie beside it as .npz.
+            threads: of onnxruntime; None for one per core.
+            workers: processes to score in; None for one per core.
+
+        Raises:
+            UserError: there is no image, or one has no mask.
+        """
+        if not len(images):
+            raise UserError(f"{images.name} holds no image to measure losses on; give --eval a set of images and masks")
+        self.network, self.images, self.budget = network, images, budget
+        self.measured: set[str] = set()  # digests of the candidates that this run measured, and an earlier one
+        self.remembered: set[str] = set()
+        self._file, self._threads, self._workers = Path(file), threads, workers
+        self._processes = contextlib.ExitStack()
+        self._map: Callable[..., Iterator[Any]] | None = None
+        self._probes = [
+            images[index] for index in np.linspace(0, len(images) - 1, min(_PROBES, len(images)), dtype=int)
+        ]
+        self._probe_maps: list[np.ndarray] = []
+        self._key = {"format": 1, "network": network.digest, "images": _digest(images)}
+        self._state = self._load()
+        self._baseline: metrics.Scores | None = None
+
+    def __enter__(self) -> "Gate":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._processes.__exit__(kind, error, trace)
+
+    def judge(self, model: onnx.ModelProto, label: str) -> Verdict:
+        """What `model`, a candidate to take the place of the fp32 network, loses."""
+        key = _graph_digest(model)
+        found = self._state["verdicts"].get(key)
+        if found is None:
+            started = time.monotonic()
+            scores = self._score(model, label)
+            deltas = metrics.bootstrap_deltas(self.baseline(), scores) if scores is not None else {}
+            found = {
+                "candidate": label,
+                "deltas": {name: [delta.value, delta.low, delta.high] for name, delta in deltas.items()},
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            self._remember("verdicts", key, found)
+            self.measured.add(key)
+        elif key not in self.measured:
+            self.remembered.add(key)
+        return Verdict({name: metrics.Delta(*values) for name, values in found["deltas"].items()})
+
+    def map_error(self, model: onnx.ModelProto) -> float:
+        """The mean difference of `model`'s maps to those of fp32 on a handful of images, in [0, 1]; NaN counts as 1."""
+        key = _graph_digest(model)
+        if key not in self._state["map_errors"]:
+            if not self._probe_maps:
+                self._probe_maps = [saliency for saliency in self._saliency(self.network.model) if saliency is not None]
+            errors = [
+                1.0 if saliency is None else float(np.abs(saliency - reference).mean())
+                for saliency, reference in zip(self._saliency(model), self._probe_maps, strict=True)
+            ]
+            self._remember("map_errors", key, float(np.mean(errors)))
+        return float(self._state["map_errors"][key])
+
+    def baseline(self) -> metrics.Scores:
+        """The scores of fp32, measured once."""
+        if self._baseline is None:
+            self._baseline = self._load_baseline()
+        if self._baseline is None:
+            self._baseline = self._score(self.network.model, "fp32")
+            if self._baseline is None:
+                raise UserError(
+                    f"{self.network.path}: the float32 network itself gives maps that are NaN or infinite on "
+                    f"{self.images.name}; check the checkpoint and the contract's mean, std and divide_by"
+                )
+            with atomic_write(self._file.with_suffix(".npz")) as temporary:
+                np.savez_compressed(temporary, key=json.dumps(self._key), **asdict(self._baseline))
+        return self._baseline
+
+    def _score(self, model: onnx.ModelProto, label: str) -> metrics.Scores | None:
+        """Scores on all images, or None as soon as a map is NaN or infinite."""
+        if self._map is None:
+            self._map = self._processes.enter_context(metrics.parallel_map(self._workers))
+        with _opened(model, self._threads) as session:
+            try:  # the maps are made here while other processes score those before
+                maps = (_map(session, sample) for sample in terminal.progress(self.images, label))
+                return metrics.join(list(self._map(_score, maps, self.images)))
+            except _NotFiniteError:
+                return None
+
+    def _saliency(self, model: onnx.ModelProto) -> list[np.ndarray | None]:
+        """The maps of the probe images, (h, w) float32 in [0, 1], None where NaN or infinite."""
+        with _opened(model, self._threads) as session:
+            maps = []
+            for sample in self._probes:
+                output = session.infer(preprocess(sample.image(), session.contract)[None])[0, 0]
+                maps.append(to_saliency(output, session.contract) if _is_valid(output, session.contract) else None)
+            return maps
+
+    def _remember(self, kind: str, key: str, value: Any) -> None:
+        self._state[kind][key] = value
+        write_text(self._file, json.dumps(self._state, indent=1) + "\n")
+
+    def _load(self) -> dict[str, Any]:
+        """What an earlier search measured on the same network and images."""
+        empty: dict[str, Any] = {**self._key, "verdicts": {}, "map_errors": {}}
+        if not self._file.exists():
+            return empty
+        try:
+            state = json.loads(self._file.read_text())
+            if any(state[name] != value for name, value in self._key.items()):
+                terminal.note(f"{self._file} is of another network or of other images; searching anew")
+                return empty
+            if state["verdicts"] or state["map_errors"]:
+                terminal.note(f"{self._file}: {len(state['verdicts'])} candidates are measured already")
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{self._file} is no record of a search; delete it and search again") from None
+        return dict(state)
+
+    def _load_baseline(self) -> metrics.Scores | None:
+        file = self._file.with_suffix(".npz")
+        if not file.exists():
+            return None
+        try:
+            with np.load(file) as arrays:
+                if json.loads(str(arrays["key"])) != self._key:
+                    return None
+                return metrics.Scores(**{field.name: arrays[field.name] for field in fields(metrics.Scores)})
+        except Exception as error:  # zipfile, json and numpy each have their own
+            raise UserError(f"{file} holds no scores ({error}); delete it and search again") from None
+
+
+class _NotFiniteError(Exception):
+    """A map has values that are NaN or infinite."""
+
+
+@contextlib.contextmanager
+def _opened(model: onnx.ModelProto, threads: int | None) -> Iterator[Session]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "candidate.onnx"
+        onnx.save(model, path)
+        with open_session(path, threads=threads) as session:
+            yield session
+
+
+def _map(session: Session, sample: Sample) -> np.ndarray:
+    image = sample.image()
+    output = session.infer(preprocess(image, session.contract)[None])[0, 0]
+    if not _is_valid(output, session.contract):
+        raise _NotFiniteError
+    return postprocess(output, session.contract, (image.shape[0], image.shape[1]))
+
+
+def _is_valid(output: np.ndarray, contract: Contract) -> bool:
+    """Whether an output can become a map; a logit may be infinite."""
+    return not bool(np.isnan(output).any() if contract.output == "logit" else not np.isfinite(output).all())
+
+
+def _score(saliency: np.ndarray, sample: Sample) -> metrics.Scores:
+    return metrics.score(saliency, sample.mask())
+
+
+def _digest(images: Dataset) -> str:
+    """Of all images and masks, in their order."""
+    digest = hashlib.sha256()
+    for sample in images:
+        digest.update(sample.digest().encode() + np.ascontiguousarray(sample.mask()).tobytes())
+    return digest.hexdigest()
+
+
+def _graph_digest(model: onnx.ModelProto) -> str:
+    return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()

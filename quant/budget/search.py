@@ -1,0 +1,285 @@
+"""The smallest set of layers to leave in higher precision so that a network loses no more than it may.
+
+All layers start in the lower precision. If that loses too much, each layer's share is measured: the error of the map
+when this layer alone is lowered. The worst are raised, twice as many each time, until the loss fits the budget;
+bisection finds the fewest; then each is lowered once more, the least harmful first, and stays so if the budget still
+holds. What is left cannot be lowered, and the loss that showed it is the reason that the plan gives.
+
+fp16 comes first, against fp32: it is the body of an int8 engine, and what int8 falls back to.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sodeploy import terminal
+from sodeploy.calib_data import Dataset
+from sodeploy.errors import UserError
+from sodeploy.quant.budget.gate import Gate
+from sodeploy.quant.calibrate import Statistics
+from sodeploy.quant.calibration.histogram import LOWER_EDGES
+from sodeploy.quant.calibration.methods import DEFAULT, Method
+from sodeploy.quant.emit.tensorrt import emit_simulation
+from sodeploy.quant.graph import PASSING, Network
+from sodeploy.quant.planning.decide import make_plan, overflowing
+from sodeploy.quant.planning.plan import Layer, Plan, Precision
+from sodeploy.quant.planning.ranges import summed
+from sodeploy.runtime.measure.budget import Budget, Verdict
+from sodeploy.runtime.measure.metrics import LABELS
+from sodeploy.runtime.measure.report import Table, decimal, show
+
+_OUTLIER = 10.0  # times what is usual: a range that spends three of eight bits on a few values
+
+_TRIED = "tried in higher precision"  # the reason in plans that are only measured
+
+Raised = Mapping[str, str]  # layer -> why it is left in the higher precision
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan, what tables call it, and what it loses."""
+
+    name: str
+    plan: Plan
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step down in precision.
+
+    Attributes:
+        layers: what is to be lowered, each by itself, in the graph's order.
+        plan: with some of them raised.
+        alone: the plan in which only this one is lowered.
+        remark: more to say of a layer that is left, or nothing.
+    """
+
+    lower: Precision
+    higher: Precision
+    layers: Sequence[str]
+    plan: Callable[[Raised], Plan]
+    alone: Callable[[str], Plan]
+    remark: Callable[[str], str]
+
+
+def find_plan(
+    network: Network,
+    images: Dataset,
+    budget: Budget,
+    file: str | Path,
+    statistics: Statistics | None = None,
+    method: Method = DEFAULT,
+) -> Candidate:
+    """`search`, its measurements kept in `file` (see `Gate`), and a table of it on stdout."""
+    started = time.monotonic()
+    with Gate(network, images, budget, file) as gate:
+        candidates = search(network, gate, statistics, method)
+        show([summary(gate, candidates, time.monotonic() - started)])
+    return candidates[-1]
+
+
+def search(
+    network: Network, gate: Gate, statistics: Statistics | None = None, method: Method = DEFAULT
+) -> list[Candidate]:
+    """The plan with the fewest layers in fp32 and, given statistics, the fewest in fp16.
+
+    Args:
+        statistics: of this network, for int8; None for a plan of fp16 alone.
+
+    Returns:
+        The candidates that a reader wants to compare, the one to take last.
+
+    Raises:
+        UserError: nothing below fp32 keeps the budget; the metric, the loss and the budget are named.
+    """
+    step = _fp16_step(network, overflowing(network, statistics) if statistics is not None else {})
+    found = _descend(network, gate, step)
+    body = found[-1].plan
+    if body.nodes("fp32") >= {node.name for node in network.nodes if network.is_weighted(node)}:
+        raise UserError(
+            f"{network.path} cannot keep the budget on {gate.images.name} below fp32: with every layer in fp16 it "
+            f"loses {found[0].verdict.explain(gate.budget)}, and so does every layer alone; raise --max-drop"
+        )
+    if statistics is None:
+        return found
+    found += _descend(network, gate, _int8_step(network, statistics, method, body))
+    if not found[-1].plan.nodes("int8"):
+        terminal.warn(f"no layer of {network.path.name} can run in int8 under this budget; what is left is fp16")
+    return found
+
+
+def summary(gate: Gate, candidates: Sequence[Candidate], seconds: float) -> Table:
+    """Each candidate's layers and losses, and what the search took."""
+    baseline = gate.baseline().summary()
+    rows = [["fp32", "", "", *(decimal(baseline[metric]) for metric in gate.budget)]]
+    for candidate in candidates:
+        layers = (str(len(candidate.plan.nodes(precision))) for precision in ("int8", "fp32"))
+        rows.append([candidate.name, *layers, *(_interval(candidate.verdict, metric) for metric in gate.budget)])
+    allowed = (decimal(loss if metric == "mae" else -loss, signed=True) for metric, loss in gate.budget.items())
+    rows.append(["budget", "", "", *allowed])
+    return Table(
+        f"Difference to fp32 on {gate.images}, with 95 % interval (paired bootstrap over images)",
+        ["candidate", "int8 layers", "fp32 nodes", *(LABELS[metric] for metric in gate.budget)],
+        rows,
+        caption=f"{len(gate.measured)} candidates measured and {len(gate.remembered)} remembered, in {seconds:.0f} s",
+    )
+
+
+def fewest(
+    ranked: Sequence[str], judge: Callable[[Sequence[str]], Verdict], fits: Callable[[Verdict], bool]
+) -> dict[str, Verdict]:
+    """The fewest of `ranked` to raise.
+
+    Args:
+        ranked: the most harmful first; to raise none of them does not fit, to raise all does.
+        judge: what is lost with these raised.
+
+    Returns:
+        Each name to raise, in the order of `ranked`, with what would be lost if it were lowered again.
+    """
+    low, high = 0, 1  # to raise the first `low` does not fit, to raise the first `high` does
+    while high < len(ranked) and not fits(judge(ranked[:high])):
+        low, high = high, 2 * high
+    high = min(high, len(ranked))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(judge(ranked[:middle])) else (middle, high)
+    needed = list(ranked[:high])
+    costs = {}
+    for name in reversed(ranked[:high]):
+        without = [other for other in needed if other != name]
+        costs[name] = judge(without)
+        if fits(costs[name]):
+            needed = without
+    return {name: costs[name] for name in needed}
+
+
+def _descend(network: Network, gate: Gate, step: _Step) -> list[Candidate]:
+    """Lower all layers and, if that loses too much, all but the fewest."""
+
+    def judge(raised: Sequence[str]) -> Verdict:
+        plan = step.plan(dict.fromkeys(raised, _TRIED))
+        return gate.judge(emit_simulation(network, plan), _name(step, len(raised)))
+
+    def fits(verdict: Verdict) -> bool:
+        return verdict.fits(gate.budget)
+
+    lowered = Candidate(_name(step, 0), step.plan({}), judge([]))
+    if fits(lowered.verdict):
+        return [lowered]
+    terminal.warn(
+        f"with every layer in {step.lower} {network.path.name} loses {lowered.verdict.explain(gate.budget)}; "
+        f"looking for the layers to leave in {step.higher}"
+    )
+    if images := lowered.verdict.images_to_fit(gate.budget, len(gate.images)):
+        terminal.warn(
+            f"on average that is within the budget, but {len(gate.images)} images leave it uncertain; with "
+            f"about {images} the budget may hold as it is"
+        )
+    errors = {
+        layer: gate.map_error(emit_simulation(network, step.alone(layer)))
+        for layer in terminal.progress(step.layers, f"each layer alone in {step.lower}")
+    }
+    costs = fewest(sorted(step.layers, key=lambda layer: -errors[layer]), judge, fits)
+    reasons = {
+        layer: f"{step.lower} here costs {cost.explain(gate.budget)}{step.remark(layer)}"
+        for layer, cost in costs.items()
+    }
+    found = Candidate(_name(step, len(costs)), step.plan(reasons), judge(list(costs)))
+    assert fits(found.verdict), f"{found.name}: the plan is not the one that was measured"
+    return [lowered, found]
+
+
+def _name(step: _Step, raised: int) -> str:
+    return f"{step.lower}, {raised} layer{'s' if raised > 1 else ''} left in {step.higher}" if raised else step.lower
+
+
+def _fp16_step(network: Network, fixed: Mapping[str, Layer]) -> _Step:
+    """From fp32 to fp16; `fixed` stay in fp32 whatever comes."""
+    units = _units(network)
+    operators = {node.name: node.op_type for node in network.nodes}
+
+    def plan(raised: Raised) -> Plan:
+        layers = {
+            node: Layer(op=operators[node], precision="fp32", reason=reason)
+            for unit, reason in raised.items()
+            for node in units[unit]
+        }
+        return Plan(
+            network=network.contract.network,
+            onnx=network.path.name,
+            onnx_sha256=network.digest,
+            calibration=None,
+            ranges=[],
+            layers={**fixed, **layers},
+        )
+
+    def alone(layer: str) -> Plan:
+        return plan(dict.fromkeys((unit for unit in units if unit != layer), _TRIED))
+
+    return _Step("fp16", "fp32", list(units), plan, alone, remark=lambda layer: "")
+
+
+def _units(network: Network) -> dict[str, list[str]]:
+    """Node -> itself and those that pass its values on; raised together, for a value needs its precision throughout."""
+    units: dict[str, list[str]] = defaultdict(list)
+    unit_of: dict[str, str] = {}  # by tensor
+    for node in network.nodes:
+        if network.float_tensors.isdisjoint(node.output):
+            continue
+        passes = node.op_type in (*PASSING, "Relu") and node.input[0] in unit_of
+        unit = unit_of[node.input[0]] if passes else node.name
+        units[unit].append(node.name)
+        unit_of |= dict.fromkeys(node.output, unit)
+    return dict(units)
+
+
+def _int8_step(network: Network, statistics: Statistics, method: Method, body: Plan) -> _Step:
+    """From `body`, a plan of fp16 and fp32, to int8."""
+    fp32 = {name: layer.reason for name, layer in body.layers.items()}
+
+    def plan(raised: Raised) -> Plan:
+        made = make_plan(network, statistics, method, {**fp32, **raised})
+        return made.model_copy(update={"layers": made.layers | body.layers})
+
+    whole = plan({})
+    layers = [name for name, layer in whole.layers.items() if layer.precision == "int8"]
+
+    def alone(layer: str) -> Plan:
+        others = {
+            name: Layer(op=whole.layers[name].op, precision="fp16", reason="") for name in layers if name != layer
+        }
+        return whole.model_copy(update={"layers": whole.layers | others})
+
+    return _Step("int8", "fp16", layers, plan, alone, lambda layer: _remark(network, statistics, whole, layer))
+
+
+def _remark(network: Network, statistics: Statistics, plan: Plan, layer: str) -> str:
+    """What makes one scale a bad fit for a layer's input, if that shows in the statistics."""
+    tensor = next(node.input[0] for node in network.nodes if node.name == layer)
+    if tensor in statistics.channel_sums:
+        means = np.abs(statistics.channel_means(tensor))
+        largest, usual = int(means.argmax()), float(np.median(means))
+        if means[largest] > _OUTLIER * usual > 0:
+            return f"; channel {largest} of {tensor} is {means[largest] / usual:.0f} times as large as the median one"
+    histogram = summed(statistics.histograms, plan.range_of()[tensor].tensors)
+    counts = histogram.counts.copy()
+    counts[0] = 0  # the exact zeros of a ReLU
+    cumulative = np.cumsum(counts)
+    usual = float(LOWER_EDGES[np.searchsorted(cumulative, 0.999 * cumulative[-1])])
+    if cumulative[-1] and histogram.maximum > _OUTLIER * usual:
+        return f"; {tensor} reaches {histogram.maximum / usual:.0f} times its 99.9th percentile"
+    return ""
+
+
+def _interval(verdict: Verdict, metric: str) -> str:
+    if not verdict.deltas:
+        return "NaN"
+    delta = verdict.deltas[metric]
+    value, low, high = (decimal(number, signed=True) for number in (delta.value, delta.low, delta.high))
+    return f"{value} [{low}, {high}]"

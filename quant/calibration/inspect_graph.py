@@ -1,0 +1,70 @@
+"""A graph run to look inside: any of its tensors, on images of the calibration set."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import onnx
+
+from sodeploy.calib_data import Sample
+from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.processing import preprocess
+
+Run = Callable[[np.ndarray], list[np.ndarray]]  # (1, 3, h, w) float32 -> the outputs
+
+
+def opened(model: onnx.ModelProto, outputs: Sequence[str] | None = None, threads: int | None = None) -> Run:
+    """The graph in onnxruntime on the CPU.
+
+    Args:
+        outputs: float tensors to return instead of the graph's own outputs; nodes that none of them needs do not run.
+        threads: None for one per core.
+    """
+    import onnxruntime
+
+    if outputs is not None:
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        del copy.graph.output[:]
+        for name in outputs:
+            copy.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+        model = copy
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    options.enable_mem_pattern = False  # every tensor that is looked at would be planned for as if it lived throughout
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda image: [np.asarray(value) for value in session.run(None, {name: image})]
+
+
+def per_channel(graph: onnx.GraphProto, reduce: str, tensor: str, rank: int, axis: int = 1) -> str:
+    """Reduce a tensor to a number per channel inside the graph, so that few numbers leave it; the result's name.
+
+    Args:
+        reduce: the operator, ReduceMean or ReduceMax.
+        axis: the channels'.
+    """
+    name = f"{tensor}/{reduce}"
+    others = np.array([other for other in range(rank) if other != axis % rank], np.int64)
+    graph.initializer.append(onnx.numpy_helper.from_array(others, f"{name}/axes"))
+    graph.node.append(onnx.helper.make_node(reduce, [tensor, f"{name}/axes"], [name], keepdims=0))
+    return name
+
+
+def distinct(images: Iterable[Sample]) -> dict[str, Sample]:
+    """Digest -> the first sample that has it."""
+    samples: dict[str, Sample] = {}
+    for sample in images:
+        samples.setdefault(sample.digest(), sample)
+    return samples
+
+
+def some(images: Iterable[Sample], count: int) -> list[Sample]:
+    """Up to `count` different images, the same ones whatever their order."""
+    samples = distinct(images)
+    return [samples[digest] for digest in sorted(samples)[:count]]
+
+
+def as_input(sample: Sample, contract: Contract) -> np.ndarray:
+    """The image as the network takes it, `(1, 3, h, w) float32`."""
+    return preprocess(sample.image(), contract)[None]

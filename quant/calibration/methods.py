@@ -1,0 +1,123 @@
+"""Where to clip an activation: the methods of calibration, all read from the same saved histogram."""
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+
+from sodeploy.quant.calibration.histogram import MagnitudeHistogram
+
+Method = Literal["kl", "mse", "percentile", "max"]
+METHODS: tuple[Method, ...] = get_args(Method)
+DEFAULT: Method = "mse"
+
+LEVELS = 128  # magnitudes an int8 tensor can tell apart, zero among them
+PERCENTILE = 99.99
+
+
+def threshold(histogram: MagnitudeHistogram, method: Method, levels: int = LEVELS) -> float:
+    """The magnitude at which to clip, in (0, maximum]; 0.0 for a tensor that is all zero.
+
+    Args:
+        levels: magnitudes that can be told apart; more than `LEVELS` for a range that is shifted
+        (quant/planning/ranges.py).
+    """
+    if histogram.maximum == 0:
+        return 0.0
+    return _METHODS[method](histogram, levels)
+
+
+def kl_threshold(counts: np.ndarray, levels: int = LEVELS) -> int:
+    """How many bins to keep so that `levels` steps preserve the distribution best.
+
+    For every prefix of the bins, the clipped distribution P (what lies beyond joins the last bin) is compared with
+    Q, the same prefix without the tail, merged into `levels` and spread back over the bins that were not empty; the
+    prefix with the least KL(P || Q) wins (S. Migacz, "8-bit inference with TensorRT", GTC 2017). Bin 0 is left out:
+    after a ReLU it holds exact zeros, which every scale represents, and counting them would clip everything else.
+
+    All prefixes at once: Q is constant over the filled bins of a level, so sum(P log Q) needs only the mass and the
+    number of filled bins per level, and both come from running sums.
+
+    Args:
+        counts: (bins,) non-negative, equal bins over [0, maximum].
+
+    Returns:
+        The length of the best prefix, in [levels, bins].
+    """
+    p = np.asarray(counts, np.float64).copy()
+    p[0] = 0.0
+    bins = len(p)
+    if not p.any():
+        return bins
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p_log_p = np.where(p > 0, p * np.log(p), 0.0)
+    mass, filled, entropy = (np.append(0.0, np.cumsum(v)) for v in (p, p > 0, p_log_p))
+
+    sizes = np.arange(levels, bins + 1)
+    # Bin j of a prefix of length n belongs to level floor(j * levels / n); level k starts at ceil(k * n / levels).
+    edges = -(-np.arange(levels + 1) * sizes[:, None] // levels)  # (prefixes, levels + 1)
+    level_mass = np.diff(mass[edges])
+    level_filled = np.diff(filled[edges])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        log_q = np.where(level_mass > 0, np.log(level_mass / level_filled), 0.0)  # of a filled bin, unnormalised
+        last = p[sizes - 1]
+        tail = mass[-1] - mass[sizes]
+        clipped = last + tail
+        # KL(P || Q) with P normalised by all mass and Q by the prefix's; only the last bin of P differs from p.
+        p_log = entropy[sizes] + np.where(clipped > 0, clipped * np.log(clipped), 0.0) - p_log_p[sizes - 1]
+        cross = (level_mass * log_q).sum(axis=1) + tail * log_q[:, -1]
+        divergence = (p_log - cross) / mass[-1] - np.log(mass[-1]) + np.log(mass[sizes])
+    divergence[(tail > 0) & (last == 0)] = np.inf  # Q has no place for the clipped mass: infinitely far
+    divergence[mass[sizes] == 0] = np.inf
+    return int(sizes[np.argmin(divergence)])
+
+
+def expected_error(histogram: MagnitudeHistogram, clip: float, levels: int = LEVELS, bins: int = 2048) -> float:
+    """The squared error, summed over all values, of int8 with the range [-clip, clip].
+
+    A value inside errs by step**2 / 12 on average, or by its own square where it rounds to zero; a value beyond by its
+    distance to the clip.
+    """
+    counts = histogram.linear(bins)
+    counts[0] = 0.0  # after a ReLU exact zeros, which have no error
+    x = (np.arange(bins) + 0.5) / bins * histogram.maximum
+    step = clip / (levels - 1)
+    inside = np.where(x < step / 2, x**2, step**2 / 12)
+    return float(np.sum(counts * np.where(x > clip, (x - clip) ** 2, inside)))
+
+
+def _kl(histogram: MagnitudeHistogram, levels: int, bins: int = 2048) -> float:
+    return histogram.maximum * kl_threshold(histogram.linear(bins), levels) / bins
+
+
+def _mse(histogram: MagnitudeHistogram, levels: int, bins: int = 2048) -> float:
+    """The clip with the least `expected_error`; all candidates at once, by running sums."""
+    counts = histogram.linear(bins)
+    counts[0] = 0.0
+    x = (np.arange(bins) + 0.5) / bins * histogram.maximum
+    number, first, second = (np.append(0.0, np.cumsum(counts * x**power)) for power in range(3))
+    kept = np.arange(bins // 16, bins + 1)
+    clip = kept / bins * histogram.maximum
+    step = clip / (levels - 1)
+    vanishing = np.minimum(np.searchsorted(x, step / 2), kept)
+    rounding = step**2 / 12 * (number[kept] - number[vanishing]) + second[vanishing]
+    clipping = (
+        (second[-1] - second[kept]) - 2 * clip * (first[-1] - first[kept]) + clip**2 * (number[-1] - number[kept])
+    )
+    return float(clip[np.argmin(rounding + clipping)])
+
+
+def _percentile(histogram: MagnitudeHistogram, levels: int, bins: int = 2048) -> float:
+    counts = histogram.linear(bins)
+    counts[0] = 0.0  # exact zeros of a ReLU say nothing about where the values end
+    cumulative = np.cumsum(counts)
+    kept = int(np.searchsorted(cumulative, PERCENTILE / 100 * cumulative[-1])) + 1
+    return histogram.maximum * min(kept, bins) / bins
+
+
+_METHODS: dict[Method, Callable[[MagnitudeHistogram, int], float]] = {
+    "kl": _kl,
+    "mse": _mse,
+    "percentile": _percentile,
+    "max": lambda histogram, levels: histogram.maximum,
+}

@@ -1,0 +1,184 @@
+"""The fp16 body of a graph: every float tensor in half precision, except around the nodes that must stay in fp32."""
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from sodeploy.quant.graph import Network
+
+LARGEST = 65504.0  # fp16's largest finite number
+
+# Inputs that an operator wants in float32 whatever the type of its data.
+_FLOAT32_INPUTS = {"Resize": (1, 2)}
+
+
+def to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
+    """A copy of `model` that computes in fp16.
+
+    Inputs and outputs of the graph stay float32; casts stand behind and before them and around the kept nodes.
+
+    Args:
+        model: float32, with inferred types; may hold Q/DQ nodes, whose scales become fp16 with the rest.
+        keep: names of nodes that go on computing in fp32.
+    """
+    return _Halver(model, keep).model
+
+
+class _Halver:
+    """One conversion: walks the nodes in order and knows in which type each float tensor exists."""
+
+    def __init__(self, model: onnx.ModelProto, keep: Collection[str]) -> None:
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(model)
+        graph = self.model.graph
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.made: dict[tuple[str, int], str] = {}  # (tensor, type) -> the name under which it exists in that type
+        self.type_of = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        self.type_of |= {
+            info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)
+        }
+        outputs = {output.name for output in graph.output}
+        self.nodes: list[onnx.NodeProto] = []
+        self.used: set[str] = set()
+        for node in graph.node:
+            self._convert(node, TensorProto.FLOAT if node.name in keep else TensorProto.FLOAT16, outputs)
+        del graph.node[:]
+        graph.node.extend(self.nodes)
+        del graph.value_info[:]  # types have changed; engines infer them anew
+        kept = [tensor for name, tensor in self.initializers.items() if name in self.used]
+        del graph.initializer[:]
+        graph.initializer.extend(kept)
+
+    def _convert(self, node: onnx.NodeProto, body: int, outputs: set[str]) -> None:
+        is_float = {name for name in (*node.input, *node.output) if self.type_of.get(name, 0) in _FLOATS}
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            # Treated as an initializer: whoever reads it gets it in the type wanted.
+            tensor = node.attribute[0].t
+            tensor.name = node.output[0]
+            self.initializers[tensor.name] = tensor
+            self.type_of[tensor.name] = tensor.data_type
+            return
+        for index, name in enumerate(node.input):
+            if name in is_float and index not in _FLOAT32_INPUTS.get(node.op_type, ()):
+                node.input[index] = self._as(name, body)
+            self.used.add(node.input[index])
+        if node.op_type == "Cast" and node.attribute[0].i in _FLOATS:
+            node.attribute[0].i = body
+        self.nodes.append(node)
+        for index, name in enumerate(node.output):
+            if self.type_of.get(name, 0) not in _FLOATS:
+                continue
+            self.type_of[name] = body
+            if name in outputs and body != TensorProto.FLOAT:  # the graph's output keeps its name and type
+                node.output[index] = f"{name}/fp16"
+                self.type_of[node.output[index]] = body
+                self.nodes.append(_cast(node.output[index], name, TensorProto.FLOAT))
+                self.made[name, body] = node.output[index]
+                self.type_of[name] = TensorProto.FLOAT
+
+    def _as(self, name: str, wanted: int) -> str:
+        """The name of `name` in type `wanted`; a copy of the initializer or a cast is added if there is none yet."""
+        if self.type_of[name] == wanted:
+            return name
+        if (name, wanted) not in self.made:
+            suffix = "fp16" if wanted == TensorProto.FLOAT16 else "fp32"
+            new = self.made[name, wanted] = f"{name}/{suffix}"
+            if name in self.initializers:
+                values = numpy_helper.to_array(self.initializers[name])
+                dtype = np.float16 if wanted == TensorProto.FLOAT16 else np.float32
+                if wanted == TensorProto.FLOAT16:
+                    values = np.clip(values, -LARGEST, LARGEST)
+                self.initializers[new] = numpy_helper.from_array(values.astype(dtype), new)
+            else:
+                self.nodes.append(_cast(name, new, wanted))
+            self.type_of[new] = wanted
+        return self.made[name, wanted]
+
+
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+
+
+def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
+    return helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=to)
+
+
+def round_to_half(network: Network, keep: Collection[str] = ()) -> onnx.ModelProto:
+    """The network in fp32 with every constant and every result rounded to fp16: what `to_half` computes on a GPU.
+
+    onnxruntime's CPU provider has no fp16 kernels. It runs an fp16 graph in fp32 and leaves the roundings between
+    operators out, so that an overflow never shows; explicit casts it keeps. Sums inside an operator are fp32 here, as
+    on tensor cores, and nothing is rounded between an operator and the ReLU that engines fuse with it, nor in fake
+    quantization, where kernels read integers.
+
+    Args:
+        keep: names of nodes that go on computing in fp32. What other nodes read of them is rounded all the same.
+    """
+    return _Rounder(network, keep).model
+
+
+# Scales are fp16 numbers already.
+_UNROUNDED_INPUTS = {**_FLOAT32_INPUTS, "QuantizeLinear": (1, 2), "DequantizeLinear": (1, 2)}
+
+
+class _Rounder:
+    """One simulation of fp16: walks the nodes in order and knows which tensors exist unrounded."""
+
+    def __init__(self, network: Network, keep: Collection[str]) -> None:
+        self.network = network
+        self.model = onnx.ModelProto()
+        self.model.CopyFrom(network.model)
+        graph = self.model.graph
+        self.exact = {network.input}  # not rounded where they were made
+        self.made: dict[str, str] = {}  # tensor -> its rounded copy
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        for node in graph.node:
+            if node.name in keep:
+                self.exact |= set(node.output)
+                self.nodes.append(node)
+            else:
+                self._round(node, keep)
+        del graph.node[:]
+        graph.node.extend(self.nodes)
+        read = {name for node in self.nodes for name in node.input}
+        kept = [tensor for tensor in graph.initializer if tensor.name in read]
+        del graph.initializer[:]
+        graph.initializer.extend([*kept, *self.constants])
+
+    def _round(self, node: onnx.NodeProto, keep: Collection[str]) -> None:
+        before = self.network.producer.get(node.input[0]) if node.input else None
+        is_int8 = self.network.is_weighted(node) and before is not None and before.op_type == "DequantizeLinear"
+        unrounded = (1,) if is_int8 else _UNROUNDED_INPUTS.get(node.op_type, ())
+        for index, name in enumerate(node.input):
+            if index not in unrounded:
+                node.input[index] = self._read(name)
+        self.nodes.append(node)
+        readers = self.network.consumers[node.output[0]]
+        fused = self.network.scope(node) != node.output[0] and readers[0].name not in keep
+        if fused or node.op_type == "DequantizeLinear":
+            return
+        for index, name in enumerate(node.output):
+            if name in self.network.float_tensors:
+                node.output[index] = f"{name}/exact"
+                self.nodes.extend(_rounding(f"{name}/exact", name))
+
+    def _read(self, name: str) -> str:
+        """The name under which a node in fp16 reads `name`; a rounded copy is made if there is none yet."""
+        constant = self.network.constants.get(name)
+        if name not in self.made and constant is not None and constant.dtype == np.float32:
+            self.made[name] = f"{name}/rounded"
+            with np.errstate(over="ignore"):
+                values = np.clip(constant.astype(np.float16), -LARGEST, LARGEST).astype(np.float32)
+            self.constants.append(numpy_helper.from_array(values, self.made[name]))
+        elif name not in self.made and name in self.exact and name in self.network.float_tensors:
+            self.made[name] = f"{name}/rounded"
+            self.nodes.extend(_rounding(name, self.made[name]))
+        return self.made.get(name, name)
+
+
+def _rounding(source: str, target: str) -> list[onnx.NodeProto]:
+    """Nodes that round a tensor to fp16 and back."""
+    half = f"{target}/fp16"
+    return [_cast(source, half, TensorProto.FLOAT16), _cast(half, target, TensorProto.FLOAT)]

@@ -1,0 +1,79 @@
+"""Whether the calibration images were enough: how far ranges moved when the images were doubled.
+
+Calibration counts the values of a fixed half of the images, chosen by their content, a second time. A range read from
+half of the images differs from that of all by about as much as that of all differs from what ever more images would
+give: both have the standard error sigma / sqrt(n), of n / 2 images against n, and of n images against infinitely many.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sodeploy.quant.calibrate import Statistics, is_in_half
+from sodeploy.quant.calibration.methods import LEVELS, expected_error, threshold
+from sodeploy.quant.planning.plan import Plan
+from sodeploy.quant.planning.ranges import magnitudes, summed
+
+_ENOUGH = 1.0  # dB
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far the ranges of half of the images are from those of all.
+
+    Attributes:
+        largest: of the range that moved most, `tensor` its first: relative to the range of all images.
+        median: of all ranges.
+        noise: the quantization noise, in dB, that nine of ten ranges of the half stay below in what they add to all
+            images, against the ranges of all.
+        images: how many there are in all; `half` of them make the half.
+    """
+
+    largest: float
+    tensor: str
+    median: float
+    noise: float
+    images: int
+    half: int
+
+    @property
+    def enough(self) -> bool:
+        return self.noise <= _ENOUGH
+
+    def __str__(self) -> str:
+        verdict = "these images are enough" if self.enough else "more images would make ranges steadier"
+        noise = max(self.noise, 0.1)
+        return (
+            f"from {self.half} to all {self.images} images ranges moved by {self.median:.1%} (median; {self.tensor} "
+            f"most, by {self.largest:.1%}), nine of ten by under {noise:.1f} dB of quantization noise: {verdict}"
+        )
+
+
+def drift(plan: Plan, statistics: Statistics) -> Drift | None:
+    """The drift of a plan's ranges, which are of these statistics; None where too few images are in one half to say.
+
+    The same images give the same answer in whatever order, process or machine they were counted.
+    """
+    half = sum(map(is_in_half, statistics.images))
+    images = len(statistics.images)
+    if plan.calibration is None or plan.calibration.method == "calib.cache" or not images / 4 <= half <= images * 3 / 4:
+        return None
+    moved, noise = {}, []
+    for shared in plan.ranges:
+        in_half, in_all = (summed(counted, shared.tensors) for counted in (statistics.half, statistics.histograms))
+        levels = LEVELS if shared.shift is None else magnitudes(in_all)
+        clip = threshold(in_half, plan.calibration.method, levels)
+        if shared.amax > 0 and clip > 0:
+            moved[shared.tensors[0]] = abs(clip / shared.reach - 1)
+            noise.append(expected_error(in_all, clip, levels) / expected_error(in_all, shared.reach, levels))
+    if not moved:
+        return None
+    worst = max(moved, key=lambda tensor: moved[tensor])
+    return Drift(
+        largest=moved[worst],
+        tensor=worst,
+        median=float(np.median(list(moved.values()))),
+        noise=float(10 * np.log10(np.quantile(noise, 0.9))),
+        images=images,
+        half=half,
+    )

@@ -1,0 +1,222 @@
+"""The plan: every decision of quantization, once, in a JSON file that a person can read, diff and edit.
+
+Emitters turn (float32 network, plan) into the graph each engine wants; none of them decides anything.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from sodeploy.artifacts import require_file, sha256, write_text
+from sodeploy.errors import UserError
+from sodeploy.quant.calibration.methods import Method
+from sodeploy.quant.graph import Network
+
+Precision = Literal["int8", "fp16", "fp32"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Range(_Strict):
+    """One scale, and the tensors that share it because values pass unchanged from one to the next."""
+
+    tensors: list[str] = Field(min_length=1)
+    amax: float = Field(ge=0, description="magnitudes beyond are clipped; 0: the tensors are all zero")
+    shift: float | None = Field(default=None, description="subtracted first: clipped is what is further than amax away")
+    maximum: float | None = Field(default=None, ge=0, description="largest magnitude seen in calibration, where known")
+    signed: bool
+    clipped: float | None = Field(default=None, ge=0, le=1, description="share of the values beyond amax, where known")
+
+    @property
+    def reach(self) -> float:
+        """The largest magnitude that is not clipped."""
+        return self.amax + abs(self.shift or 0.0)
+
+
+class Layer(_Strict):
+    """What one node of the ONNX graph runs in, and why.
+
+    An int8 Conv or Gemm has a scale per output channel of its weight, and what is added to its bias so that rounding
+    its weight (`bias_correction`) and its input (`input_correction`) do not shift its mean output; the means of its
+    input's channels are kept for engines that must round the weight again. An int8 Add has none of these.
+    """
+
+    op: str
+    precision: Precision
+    reason: str
+    weight_scales: list[float] | None = None
+    bias_correction: list[float] | None = None
+    input_correction: list[float] | None = None
+    input_means: list[float] | None = None
+    _steps: bytes | None = PrivateAttr(default=None)
+
+    @property
+    def steps(self) -> np.ndarray | None:
+        """The adaptively rounded weight, flat int8, in steps of `weight_scales`; None: each is the nearest step."""
+        return None if self._steps is None else np.frombuffer(self._steps, np.int8)
+
+    @steps.setter
+    def steps(self, steps: np.ndarray) -> None:
+        self._steps = steps.astype(np.int8).tobytes()
+
+    def rescaled(self, weight_scales: np.ndarray) -> "Layer":
+        """The layer with other scales, its weight at the nearest of their steps."""
+        return Layer(**self.model_dump() | {"weight_scales": weight_scales.tolist()})
+
+
+class Calibration(_Strict):
+    """Which images the ranges were read from, and how."""
+
+    method: Method | Literal["calib.cache"]
+    images: dict[str, str] = Field(description="sha256 of the image's content -> name; none known of a calib.cache")
+
+
+class Rounding(_Strict):
+    """The file beside the plan in which int8 weights stand that are not at the nearest step (planning/rounding.py)."""
+
+    file: str
+    sha256: str
+
+
+class Plan(_Strict):
+    """All decisions for one network.
+
+    Nodes without an entry in `layers` run in the body's precision: fp16 in an engine, fp32 on a CPU.
+    """
+
+    format: Literal[1] = 1
+    network: str
+    onnx: str = Field(description="file name of the float32 network")
+    onnx_sha256: str
+    calibration: Calibration | None = Field(description="None: no layer is int8")
+    rounding: Rounding | None = Field(default=None, description="None: every weight is at the nearest step")
+    ranges: list[Range]
+    layers: dict[str, Layer]
+
+    def range_of(self) -> dict[str, Range]:
+        """tensor -> its range."""
+        return {tensor: shared for shared in self.ranges for tensor in shared.tensors}
+
+    def nodes(self, precision: Precision) -> set[str]:
+        """Names of the nodes that run in `precision`."""
+        return {name for name, layer in self.layers.items() if layer.precision == precision}
+
+
+def short(value: float) -> float:
+    """Nine significant digits: enough to restore any float32, and no more for a reader to skip."""
+    return float(f"{value:.9g}")
+
+
+def save_plan(plan: Plan, path: str | Path) -> None:
+    """Write the plan: a line per range and per layer, so that two plans diff well."""
+    fields = plan.model_dump(mode="json", exclude_none=True)
+    ranges, layers = fields.pop("ranges"), fields.pop("layers")
+    head = json.dumps(fields, indent=1)[:-2]
+    text = f"""{head},
+ "ranges": [{_lines(_one_line(entry) for entry in ranges)}],
+ "layers": {{{_lines(f"{json.dumps(name)}: {_one_line(entry)}" for name, entry in layers.items())}}}
+}}
+"""
+    write_text(path, text)
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Read a plan, of whatever network.
+
+    Raises:
+        UserError: missing, or not a plan (the field is named).
+    """
+    path = require_file(path, "make a plan with quant/build_engine.py --int8")
+    try:
+        return Plan.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = " / ".join(map(str, first["loc"])) or "the file"
+        raise UserError(f"{path}: {where}: {first['msg']}; undo the edit or make the plan anew") from None
+
+
+def load_plan(path: str | Path, network: Network) -> Plan:
+    """Read a plan and check that it is one for `network`.
+
+    Raises:
+        UserError: as `read_plan`; or for another network, or naming a node that does not exist.
+    """
+    plan = read_plan(path)
+    if plan.onnx_sha256 != network.digest:
+        raise UserError(
+            f"{path} was made for {plan.onnx} (sha256 {plan.onnx_sha256[:12]}), not for {network.path} "
+            f"(sha256 {network.digest[:12]}); make a plan for this file with quant/build_engine.py --int8"
+        )
+    _check_names(plan, path, network)
+    if plan.rounding is not None:
+        attach(plan, read_steps(Path(path).with_name(plan.rounding.file), plan.rounding), network)
+    return plan
+
+
+def read_steps(path: Path, wanted: Rounding) -> dict[str, np.ndarray]:
+    """Node -> int8 steps, from a file that `sodeploy.quant.planning.rounding.write_steps` wrote.
+
+    Raises:
+        UserError: missing, or not the file that the plan was made with.
+    """
+    require_file(path, "the plan's rounded weights stand in it: keep it beside the plan, or make the plan anew")
+    if sha256(path) != wanted.sha256:
+        raise UserError(f"{path} is not the file that the plan was made with; make the plan anew")
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+def attach(plan: Plan, steps: dict[str, np.ndarray], network: Network) -> None:
+    """Give the plan's int8 layers their rounded weights."""
+    for node in network.nodes:
+        layer = plan.layers.get(node.name)
+        if layer is not None and layer.precision == "int8" and node.name in steps:
+            layer.steps = steps[node.name]
+
+
+def _check_names(plan: Plan, path: str | Path, network: Network) -> None:
+    nodes = {node.name: node for node in network.nodes}
+    ranges = plan.range_of()
+    for name, layer in plan.layers.items():
+        node = nodes.get(name)
+        if node is None:
+            raise UserError(f"{path}: layer {name} is no node of {network.path}; remove the entry")
+        if layer.precision != "int8":
+            continue
+        if node.op_type not in ("Conv", "Gemm", "Add"):
+            raise UserError(f"{path}: layer {name} is a {node.op_type}, which has no int8 form here; set it to fp16")
+        read = node.input if node.op_type == "Add" else node.input[:1]
+        if missing := [tensor for tensor in read if tensor not in ranges]:
+            raise UserError(
+                f"{path}: int8 layer {name} reads {missing[0]}, for which there is no range; set it to fp16"
+            )
+        if node.op_type == "Add" and any(ranges[tensor].shift is not None for tensor in read):
+            raise UserError(f"{path}: the range of {read[0]}, which {name} adds up in int8, cannot have a shift")
+        if node.op_type != "Add":
+            channels = len(network.constants[node.input[1]]) if node.op_type == "Conv" else None
+            scales = layer.weight_scales
+            if not scales or (channels and len(scales) != channels) or min(scales) <= 0:
+                raise UserError(f"{path}: int8 layer {name} needs {channels} positive weight_scales; undo the edit")
+            for field in ("bias_correction", "input_correction"):
+                correction = getattr(layer, field)
+                if correction is not None and len(correction) != len(scales):
+                    raise UserError(f"{path}: layer {name}: {field} must have {len(scales)} values; undo the edit")
+
+
+def _one_line(entry: dict[str, Any]) -> str:
+    return json.dumps(entry)
+
+
+def _lines(entries: Any) -> str:
+    return "".join(f"{separator}\n  {entry}" for separator, entry in zip(_separators(), entries, strict=False)) + "\n "
+
+
+def _separators() -> Any:
+    yield ""
+    while True:
+        yield ","

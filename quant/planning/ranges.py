@@ -1,0 +1,131 @@
+"""Ranges of activations: which tensors share one, and what an int8 step is then worth.
+
+An int8 scale counts 127 steps to each side of zero. Values that hardly go below zero, as after a PReLU, a SiLU or a
+sigmoid, would leave one side nearly empty. Where an engine computes such values in float anyway, the middle of their
+range is subtracted before they are quantized (`Range.shift`), which halves the steps at most; the layer that reads them
+has what it then misses in its bias. Zero points stay 0, as NVIDIA's parsers want them.
+"""
+
+from collections import defaultdict
+
+import numpy as np
+
+from sodeploy.quant.calibrate import Statistics
+from sodeploy.quant.calibration.histogram import MagnitudeHistogram
+from sodeploy.quant.calibration.methods import LEVELS, Method, threshold
+from sodeploy.quant.graph import PASSING, WEIGHTED, Network, is_residual, pads_itself
+from sodeploy.quant.planning.plan import Layer, Range, short
+
+SMALLEST_SCALE = 2.0**-20  # fp16 still has 4 significant bits there; below, a channel is as good as dead
+_LOPSIDED = 0.92  # half of a range's width over its largest magnitude; a shift that gains less is not worth a node
+
+# What makes these, an engine quantizes while it makes them.
+_FUSED = (*WEIGHTED, "Relu", "Add")
+
+
+def fp16_scale(value: float | np.ndarray) -> np.ndarray:
+    """The least fp16 number >= `value` (and >= SMALLEST_SCALE), as float32.
+
+    Engines hold scales in the body's fp16. Rounding up, here, once, keeps the largest value inside the range and
+    makes every dialect and the simulation compute with the same numbers.
+    """
+    wanted = np.maximum(np.asarray(value, np.float32), np.float32(SMALLEST_SCALE))
+    half = wanted.astype(np.float16)
+    return np.where(half.astype(np.float32) < wanted, np.nextafter(half, np.float16(np.inf)), half).astype(np.float32)
+
+
+def sharing_a_range(network: Network, layers: dict[str, Layer]) -> list[list[str]]:
+    """The tensors that int8 layers read and write, in groups that must have one scale."""
+    groups = groups_of(network)
+    members = defaultdict(list)
+    for tensor, group in groups.items():
+        members[group].append(tensor)
+    int8 = [node for node in network.nodes if node.name in layers and layers[node.name].precision == "int8"]
+    return [
+        members[group] for group in dict.fromkeys(groups[tensor] for node in int8 for tensor in network.stored(node))
+    ]
+
+
+def groups_of(network: Network) -> dict[str, str]:
+    """Float tensor -> representative of the tensors that must share its scale, those without a ReLU still to come."""
+    parent = {name: name for name in network.float_tensors}
+
+    def find(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = name = parent[parent[name]]
+        return name
+
+    for node in network.nodes:
+        inputs = node.input if node.op_type == "Concat" else node.input[:1] if node.op_type in PASSING else ()
+        for name in inputs:
+            for output in node.output:
+                if name in parent and output in parent:
+                    parent[find(output)] = find(name)
+    order = [network.input, *(output for node in network.nodes for output in node.output)]
+    return {name: find(name) for name in order if name in parent}
+
+
+def shared_range(network: Network, tensors: list[str], statistics: Statistics, method: Method) -> Range:
+    """The one range of tensors that pass on each other's values, from all of theirs."""
+    histogram = summed(statistics.histograms, tensors)
+    amax = clip = threshold(histogram, method)
+    shift = None
+    if _can_be_shifted(network, tensors) and (levels := magnitudes(histogram)) > LEVELS:
+        further = threshold(histogram, method, levels)
+        low, high = max(histogram.low, -further), min(histogram.high, further)
+        if _is_lopsided(low, high):  # what was clipped did not make it so
+            clip = further
+            amax, shift = _centered(low, high)
+    return Range(
+        tensors=tensors,
+        amax=short(amax),
+        shift=None if shift is None else short(shift),
+        maximum=short(histogram.maximum),
+        signed=histogram.signed,
+        clipped=short(histogram.share_above(clip)),
+    )
+
+
+def summed(histograms: dict[str, MagnitudeHistogram], tensors: list[str]) -> MagnitudeHistogram:
+    """The histogram of all of some tensors' values, of those that were counted."""
+    total = MagnitudeHistogram()
+    for tensor in tensors:
+        if tensor in histograms:
+            total += histograms[tensor]
+    return total
+
+
+def magnitudes(histogram: MagnitudeHistogram) -> int:
+    """How many magnitudes the larger side of these values can have in int8 when their middle is shifted to zero.
+
+    `LEVELS`, as without a shift, where that would gain little.
+    """
+    if not _is_lopsided(histogram.low, histogram.high):
+        return LEVELS
+    return int((2 * LEVELS - 1) * histogram.maximum / (histogram.high - histogram.low))
+
+
+def _is_lopsided(low: float, high: float) -> bool:
+    return 0 < (high - low) / 2 <= _LOPSIDED * max(high, -low)
+
+
+def _centered(low: float, high: float) -> tuple[float, float]:
+    """(amax, shift) of the range [low, high]; zero, which convolutions pad with, falls on a step."""
+    amax = (high - low) / 2
+    scale = fp16_scale(amax / (LEVELS - 1))
+    return amax, float(np.float16(np.rint((low + high) / 2 / scale) * scale))
+
+
+def _can_be_shifted(network: Network, tensors: list[str]) -> bool:
+    """Whether a subtraction before quantizing costs an engine little, and all that reads the result can undo it.
+
+    What leaves a convolution's own ReLU is quantized on the way; after any other function, values are float anyway. A
+    sum has no bias to undo a shift in.
+    """
+    read = [(tensor, node) for tensor in tensors for node in network.consumers[tensor]]
+    if any(is_residual(network, node) or (node.op_type == "Conv" and pads_itself(node)) for _, node in read):
+        return False
+    if not any(network.is_weighted(node) and node.input[0] == tensor for tensor, node in read):
+        return True  # only the `cpu` dialect quantizes these, which has zero points
+    makers = [network.producer[tensor].op_type for tensor in tensors if tensor in network.producer]
+    return not any(maker in _FUSED for maker in makers)

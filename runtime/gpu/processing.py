@@ -1,0 +1,269 @@
+"""Pre- and post-processing on the GPU: `runtime.processing` and `runtime.composition` as CUDA kernels.
+
+A batch of differently sized images goes up in one copy, which also carries everything that the kernels need to know
+of each image; one launch makes the network's input (two where an image is divided by its own maximum). Three launches
+make pictures of its output, which come down in one copy. Resized bytes are exactly cv2's, maps within one grey level
+of the CPU path.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sodeploy.errors import UserError
+from sodeploy.runtime.composition import CHANNELS, Style, small_size
+from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.gpu.buffers import Buffer, ComputeDevice, Layout
+from sodeploy.runtime.gpu.resize_taps import Resize, Rule, map_taps
+
+# struct Image of kernels/image.cuh, struct Picture and struct Range of kernels/postprocess.cu
+_IMAGE = np.dtype([("pixels", "<u8"), ("rows", "<u8"), ("columns", "<u8"), ("height", "<i4"), ("width", "<i4"),
+                   ("rule", "<i4"), ("scale", "<f4")])  # fmt: skip
+_PICTURE = np.dtype([("pixels", "<u8"), ("image", "<u8"), ("background", "<u8"), ("rows", "<u8"), ("columns", "<u8"),
+                     ("height", "<i4"), ("width", "<i4")])  # fmt: skip
+_RANGE = np.dtype([("least", "<u4"), ("greatest", "<u4"), ("broken", "<u4")])
+
+_SUFFIXES = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16"}  # of the kernels' names
+_THREADS = 128  # of a block of the resize kernels
+_STAGE_PIECES = 12288 // 16  # STAGE_BYTES of kernels/preprocess.cu
+_PICTURE_BLOCK = (64, 128)  # rows and columns of a picture that one block of `compose` makes
+
+
+class CudaProcessing:
+    """Takes one batch at a time over one stream, and keeps its buffers for the next.
+
+    Call `preprocess`, run the network on the same stream, call `postprocess`, synchronise the stream, call `pictures`.
+    """
+
+    def __init__(
+        self,
+        device: ComputeDevice,
+        contract: Contract,
+        stream: Any,
+        style: Style = "map",
+        input_dtype: type[np.generic] = np.float32,
+        output_dtype: type[np.generic] = np.float32,
+        mark: Callable[[str], None] = lambda stage: None,
+    ) -> None:
+        """
+        Args:
+            stream: the device's stream on which everything is enqueued.
+            style: what `pictures` returns.
+            input_dtype, output_dtype: the network's, np.float32 or np.float16.
+            mark: called with "staged" before the first thing is enqueued, then with the name of each stage after its
+                last: "upload", "preprocess", "postprocess", "download".
+        """
+        self._device, self._contract, self._stream, self._style = device, contract, stream, style
+        self._input_dtype, self._output_dtype, self._mark = np.dtype(input_dtype), np.dtype(output_dtype), mark
+        self._up, self._down = Buffer(device, pinned=True), Buffer(device, pinned=True)
+        self._input, self._output, self._work = Buffer(device), Buffer(device), Buffer(device)
+        self._normalisation = _normalisation(contract)
+        self._sizes: list[tuple[int, int]] = []
+        self._map_size = (0, 0)
+
+    def preprocess(
+        self, images: Sequence[np.ndarray], size: tuple[int, int] | None = None, room: int = 1
+    ) -> tuple[int, int]:
+        """Enqueue the way from images to the network's input.
+
+        Args:
+            images: N >= 1 of (H, W, 3) uint8 RGB, each of its own size; copied before the call returns.
+            size: (h, w) of the input; the contract's by default.
+            room: have memory for a batch of at least so many, for an engine that takes no smaller one.
+
+        Returns:
+            Device addresses: the input (N, 3, h, w), filled on the stream, and room for the output (N, 1, h, w).
+
+        Raises:
+            OutOfDeviceMemory: the batch does not fit.
+            UserError: an image is over 4000 times wider than the input.
+            ValueError: an image is not (H, W, 3) uint8.
+        """
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+                raise ValueError(f"expected an image (H, W, 3) uint8, got {image.shape} {image.dtype}")
+        height, width = self._map_size = size or (self._contract.height, self._contract.width)
+        self._sizes = [(image.shape[0], image.shape[1]) for image in images]
+        count, pixels = len(images), height * width
+        self._input.reserve(max(count, room) * 3 * pixels * self._input_dtype.itemsize)
+        self._output.reserve(max(count, room) * pixels * self._output_dtype.itemsize)
+        self._reserve_work(count, pixels)
+        stretch = self._upload(images)
+        self._mark("upload")
+
+        suffix, grid, block = _SUFFIXES[self._input_dtype], (-(-width // stretch), height, count), (_THREADS, 1, 1)
+        shape = (np.int32(width), np.int32(stretch), np.int32(self._contract.colour == "BGR"))
+        if self._contract.divide_by == "255":
+            name = f"resize_normalise_{suffix}"
+            self._launch(name, grid, block, self._jobs, self._input.address, *shape, self._factors)
+        else:
+            self._device.clear(self._maxima, count * 4, self._stream)
+            self._launch("resize_bytes", grid, block, self._jobs, self._bytes, *shape, self._maxima)
+            name, grid, block = f"normalise_by_maximum_{suffix}", (-(-pixels // 256), 3, count), (256, 1, 1)
+            self._launch(
+                name, grid, block, self._bytes, self._input.address, np.int32(pixels), self._maxima, self._factors
+            )
+        self._mark("preprocess")
+        return self._input.address, self._output.address
+
+    def postprocess(self) -> None:
+        """Enqueue the way from the output, at the address that `preprocess` gave, to pictures in host memory."""
+        count, (height, width) = len(self._sizes), self._map_size
+        pixels, logit = np.int32(height * width), np.int32(self._contract.output == "logit")
+        ranges, output, suffix = self._down.address, self._output.address, _SUFFIXES[self._output_dtype]
+        self._device.clear(ranges, count * _RANGE.itemsize, self._stream)
+        grid = (min(-(-height * width // 1024), 64), count, 1)
+        self._launch(f"output_range_{suffix}", grid, (256, 1, 1), output, pixels, logit, ranges)
+        grid = (-(-height * width // 256), count, 1)
+        stretch = np.int32(self._contract.stretch)
+        name = f"saliency_maps_{suffix}"
+        self._launch(name, grid, (256, 1, 1), output, pixels, logit, stretch, ranges, self._maps)
+        if self._style == "blur":
+            rows, columns = _largest([small_size(size) for size in self._sizes])
+            grid = (-(-columns // self._small_stretch), rows, count)
+            small_stretch = np.int32(self._small_stretch)
+            self._launch("resize_images", grid, (_THREADS, 1, 1), self._shrinks, self._backgrounds, small_stretch)
+        rows, columns = _largest(self._sizes)
+        grid = (-(-columns // _PICTURE_BLOCK[1]), -(-rows // _PICTURE_BLOCK[0]), count)
+        map_size = (np.int32(height), np.int32(width))
+        self._launch(f"compose_{self._style}", grid, (32, 4, 1), self._pictures, self._maps, *map_size)
+        self._mark("postprocess")
+        self._device.download(self._down.host[: self._down_size], ranges, self._stream)
+        self._mark("download")
+
+    def pictures(self) -> list[np.ndarray | UserError]:
+        """What `postprocess` made, once the stream has been synchronised: one entry for each image of the batch.
+
+        Each is uint8 as `sodeploy.runtime.composition.compose` describes it, a copy of its own; or, where the network
+        put out
+        NaN or infinity, the error that says so.
+        """
+        ranges = self._down.host[: len(self._sizes) * _RANGE.itemsize].view(_RANGE)
+        channels = CHANNELS[self._style]
+        results: list[np.ndarray | UserError] = []
+        for (height, width), place, broken in zip(self._sizes, self._places_down, ranges["broken"], strict=True):
+            if broken:
+                results.append(_broken_output(self._contract))
+                continue
+            shape = (height, width) if channels == 1 else (height, width, channels)
+            results.append(self._down.host[place : place + height * width * channels].reshape(shape).copy())
+        return results
+
+    def release(self) -> None:
+        """Free the buffers, which the next batch reserves anew; the stream must be idle."""
+        for buffer in (self._up, self._down, self._input, self._output, self._work):
+            buffer.free()
+
+    def _launch(
+        self, kernel: str, grid: tuple[int, int, int], block: tuple[int, int, int], *arguments: int | np.generic
+    ) -> None:
+        """Plain ints are addresses."""
+        typed = tuple(np.uint64(value) if isinstance(value, int) else value for value in arguments)
+        self._device.launch(kernel, grid, block, typed, self._stream)
+
+    def _reserve_work(self, count: int, pixels: int) -> None:
+        """Room on the device that the host never sees: saliency maps, resized bytes and maxima, small backgrounds."""
+        layout = Layout()
+        by_maximum = self._contract.divide_by == "max"
+        small = [small_size(size) for size in self._sizes] if self._style == "blur" else []
+        places = [layout.room(size) for size in (count * pixels * 4, by_maximum * count * 3 * pixels, count * 4)]
+        small_places = [layout.room(height * width * 3) for height, width in small]
+        self._work.reserve(layout.size)
+        self._maps, self._bytes, self._maxima = (self._work.address + place for place in places)
+        self._small_pixels = [self._work.address + place for place in small_places]
+
+    def _upload(self, images: Sequence[np.ndarray]) -> int:
+        """Copy up images, taps and what the kernels need to know; returns the stretch of the resize."""
+        up, down = Layout(), Layout()
+        down.room(len(images) * _RANGE.itemsize)
+        self._places_down = [down.room(h * w * CHANNELS[self._style]) for h, w in self._sizes]
+        self._down_size = down.size
+        self._down.reserve(down.size)
+
+        jobs, shrinks, backgrounds = (np.zeros(len(images), _IMAGE) for _ in range(3))
+        pictures = np.zeros(len(images), _PICTURE)
+        stretch = self._small_stretch = _THREADS
+        for n, (image, (height, width)) in enumerate(zip(images, self._sizes, strict=True)):
+            place = up.add(image)
+            resize = Resize((height, width), self._map_size, self._contract.interpolation)
+            stretch = min(stretch, _stretch(resize))
+            jobs[n] = _image_record(place, resize, up)
+            rows = up.add(map_taps(self._map_size[0], height))
+            columns = up.add(map_taps(self._map_size[1], width))
+            pictures[n] = (self._down.address + self._places_down[n], place, 0, rows, columns, height, width)
+            if self._style == "blur":
+                small = small_size((height, width))
+                shrink = Resize((height, width), small, "area")
+                self._small_stretch = min(self._small_stretch, _stretch(shrink))
+                shrinks[n] = _image_record(place, shrink, up)
+                backgrounds[n] = _image_record(0, Resize(small, (height, width), "linear"), up)
+        self._factors = up.add(self._normalisation)
+        self._jobs, self._shrinks, self._backgrounds = (up.add(records) for records in (jobs, shrinks, backgrounds))
+        self._pictures = up.add(pictures)
+
+        self._up.reserve(up.size)
+        base = self._up.address  # from here on places become addresses
+        for records in (jobs, shrinks, backgrounds):
+            for field in ("pixels", "rows", "columns"):
+                records[field] += base
+        for field in ("image", "rows", "columns"):
+            pictures[field] += base
+        self._factors += base
+        self._jobs, self._shrinks = self._jobs + base, self._shrinks + base
+        self._backgrounds, self._pictures = self._backgrounds + base, self._pictures + base
+        if self._style == "blur":
+            backgrounds["pixels"] = self._small_pixels
+            pictures["background"] = self._backgrounds + np.arange(len(images)) * _IMAGE.itemsize
+        up.write(self._up.host)
+        self._mark("staged")
+        self._device.upload(base, self._up.host[: up.size], self._stream)
+        return stretch
+
+
+def _image_record(pixels: int, resize: Resize, layout: Layout) -> tuple[int, int, int, int, int, int, float]:
+    """One _IMAGE, with places in `layout` for addresses."""
+    rows, columns = layout.add(resize.rows), layout.add(resize.columns)
+    return pixels, rows, columns, *resize.source, resize.rule, resize.factor
+
+
+def _stretch(resize: Resize) -> int:
+    """How many output pixels of a row a block may make: the source bytes of one row must fit into its shared memory.
+
+    Raises:
+        UserError: not even those of one pixel do.
+    """
+    if resize.rule is Rule.LINEAR:
+        return _THREADS
+    first, last = resize.columns["first"], resize.columns["last"]
+    stretch = _THREADS
+    while stretch:
+        begin = np.arange(0, len(first), stretch)
+        end = np.minimum(begin + stretch, len(first)) - 1
+        if ((last[end] - first[begin] + 1).max() * 3 + 30) // 16 <= _STAGE_PIECES:
+            return stretch
+        stretch //= 2
+    raise UserError(
+        f"an image {resize.source[1]} pixels wide cannot be shrunk to {resize.target[1]} on the GPU; cut it into parts"
+    )
+
+
+def _normalisation(contract: Contract) -> np.ndarray:
+    """Factors per channel and what is then taken off; float32, rounded as in runtime.processing.
+
+    (6,) where the divisor is 255; (259, 3) where it may be anything up to 255, the last row being taken off.
+    """
+    divisors = [255.0] if contract.divide_by == "255" else [max(float(maximum), 1.0) for maximum in range(256)]
+    factors = [[1.0 / (divisor * std) for std in contract.std] for divisor in divisors]
+    return np.array([*factors, [m / s for m, s in zip(contract.mean, contract.std, strict=True)]]).astype(np.float32)
+
+
+def _largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    return max(height for height, _ in sizes), max(width for _, width in sizes)
+
+
+def _broken_output(contract: Contract) -> UserError:
+    return UserError(
+        f"{contract.network}: the output has values that are NaN or infinite; "
+        "if the model is fp16, keep the layers that overflow in fp32, else check the weights"
+    )

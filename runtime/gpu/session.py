@@ -1,0 +1,116 @@
+"""Sessions whose input and output stay on the GPU, whatever engine is behind them."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+from sodeploy.artifacts import require_file
+from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.gpu.device import Device
+from sodeploy.runtime.gpu.engine_session import open_engine
+from sodeploy.runtime.session import OnnxRuntimeSession
+
+
+class DeviceSession(Protocol):
+    """A network that reads and writes device memory, on one stream."""
+
+    @property
+    def contract(self) -> Contract: ...
+
+    @property
+    def device(self) -> Device: ...
+
+    @property
+    def precision(self) -> str:
+        """fp32, fp16 or int8."""
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What else the model says about itself, for example what it was calibrated on."""
+
+    @property
+    def smallest_batch(self) -> int:
+        """Images to one run, at least."""
+
+    @property
+    def largest_batch(self) -> int | None:
+        """Images to one run, at most; None: any number."""
+
+    @property
+    def input_dtype(self) -> type[np.generic]:
+        """np.float32 or np.float16, as `output_dtype`."""
+
+    @property
+    def output_dtype(self) -> type[np.generic]: ...
+
+    def enqueue(self, input_address: int, output_address: int, shape: tuple[int, int, int, int]) -> None:
+        """Put one run on the stream: the input (N, 3, h, w) at one address to the output (N, 1, h, w) at the other."""
+
+    def fork(self, stream: Any = None) -> "DeviceSession":
+        """The same network on another stream, for another thread."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> "DeviceSession": ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_on_device(path: str | Path, device: Device | None = None) -> DeviceSession:
+    """Open an engine, or an ONNX model with onnxruntime's CUDA provider.
+
+    Args:
+        device: the first GPU by default.
+
+    Raises:
+        UserError: there is no usable GPU, or the model is unfit; nothing ever runs on the CPU instead.
+    """
+    path = require_file(path, "give the path of a model")
+    if path.suffix == ".engine":
+        return open_engine(path, device)
+    return OnnxDeviceSession(path, device or Device())
+
+
+class OnnxDeviceSession:
+    """An ONNX model in onnxruntime on the GPU; each stream has a copy of the weights."""
+
+    def __init__(self, path: Path, device: Device, stream: Any = None) -> None:
+        """
+        Args:
+            stream: a new one by default.
+
+        Raises:
+            UserError: as `sodeploy.runtime.session.open_session` on cuda.
+        """
+        self._path, self.device, self._owns_stream = path, device, stream is None
+        with device.current():
+            self._stream = device.stream() if stream is None else stream
+            self._session = OnnxRuntimeSession(path, "cuda", stream=self._stream.handle)
+        self.contract = self._session.contract
+        self.precision, self.metadata = self._session.precision, self._session.metadata
+        self.input_dtype, self.output_dtype = self._session.input_dtype, self._session.output_dtype
+        self.smallest_batch, self.largest_batch = self.contract.batch or 1, self.contract.batch
+
+    def enqueue(self, input_address: int, output_address: int, shape: tuple[int, int, int, int]) -> None:
+        self._session.enqueue(input_address, output_address, shape)
+
+    def fork(self, stream: Any = None) -> "OnnxDeviceSession":
+        return OnnxDeviceSession(self._path, self.device, stream)
+
+    def close(self) -> None:
+        self._session.close()
+        if self._owns_stream:
+            self.device.keep(self._stream)
+            self._owns_stream = False
+
+    def __enter__(self) -> "OnnxDeviceSession":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,92 @@
+"""What a network may lose, and whether a measured loss keeps to it."""
+
+import math
+from dataclasses import dataclass
+
+from sodeploy.errors import UserError
+from sodeploy.runtime.measure import metrics
+from sodeploy.runtime.measure.report import decimal
+
+Budget = dict[str, float]  # metric, as in runtime.metrics.LABELS -> the most of it that may be lost
+
+
+def parse_budget(text: str) -> Budget:
+    """The budget in `s=0.002,mae=0.001`.
+
+    Raises:
+        UserError: another form, an unknown metric, or a loss that is not above zero.
+    """
+    budget: Budget = {}
+    for part in text.split(","):
+        name, _, number = (piece.strip() for piece in part.partition("="))
+        if name not in metrics.LABELS:
+            known = ", ".join(metrics.LABELS)
+            raise UserError(f"--max-drop {text}: {name!r} is no metric; write for example s=0.002 with one of {known}")
+        try:
+            budget[name] = float(number)
+        except ValueError:
+            raise UserError(f"--max-drop {text}: {number!r} is no number; write for example {name}=0.002") from None
+        if not 0 < budget[name] < 1:
+            raise UserError(
+                f"--max-drop {text}: {name}={number} cannot be kept, as every rounding changes a map a little; give "
+                f"the least loss that matters to you, between 0 and 1, for example {name}=0.001"
+            )
+    return budget
+
+
+def in_words(budget: Budget) -> str:
+    """A budget as tables and sentences write it: S .0020, MAE .0010."""
+    return ", ".join(f"{metrics.LABELS[metric]} {_amount(allowed, allowed)}" for metric, allowed in budget.items())
+
+
+def _amount(value: float, allowed: float) -> str:
+    """A loss, in as many digits as what is allowed of it needs."""
+    return decimal(value) if allowed >= 0.0005 else f"{value:.1e}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a candidate loses against fp32 on the evaluation images.
+
+    Attributes:
+        deltas: candidate - fp32, by metric; empty if its maps were NaN or infinite.
+    """
+
+    deltas: dict[str, metrics.Delta]
+
+    def loss(self, metric: str) -> float:
+        """How much worse the metric is; below zero: better."""
+        if metric not in self.deltas:
+            return float("inf")
+        return self.deltas[metric].value * (1 if metric == "mae" else -1)
+
+    def bound(self, metric: str) -> float:
+        """The upper end of the loss's 95 % interval."""
+        if metric not in self.deltas:
+            return float("inf")
+        return self.deltas[metric].high if metric == "mae" else -self.deltas[metric].low
+
+    def fits(self, budget: Budget) -> bool:
+        return all(self.bound(metric) <= allowed for metric, allowed in budget.items())
+
+    def images_to_fit(self, budget: Budget, images: int) -> int | None:
+        """About how many images like the `images` measured would make this loss fit; None: it is too large on average.
+
+        An interval narrows with the square root of their number.
+        """
+        if any(self.loss(metric) >= allowed for metric, allowed in budget.items()):
+            return None
+        widths = [
+            (self.bound(metric) - self.loss(metric)) / (allowed - self.loss(metric))
+            for metric, allowed in budget.items()
+        ]
+        return math.ceil(images * max(widths) ** 2)
+
+    def explain(self, budget: Budget) -> str:
+        """The loss in the metric that is furthest beyond its budget, in words."""
+        if not self.deltas:
+            return "the whole map, which becomes NaN or infinite"
+        metric = max(budget, key=lambda name: self.bound(name) / budget[name])
+        numbers = (self.loss(metric), self.bound(metric), budget[metric])
+        loss, bound, allowed = (_amount(number, budget[metric]) for number in numbers)
+        return f"{loss} {metrics.LABELS[metric]}, at 95 % up to {bound} ({allowed} allowed)"
