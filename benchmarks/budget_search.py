@@ -7,6 +7,7 @@ weights that read it are divided by as much. The range of such a tensor then lea
 the layers that read it cannot be int8. The search is told none of this.
 """
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,8 +23,9 @@ from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
 from sodeploy.quant.budget.gate import require_disjoint
 from sodeploy.quant.budget.search import find_plan
-from sodeploy.quant.calibrate import gather
+from sodeploy.quant.calibration.observer import gather
 from sodeploy.quant.graph import Network, load_network
+from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.runtime.measure.budget import parse_budget
 
 CHANNEL = 0
@@ -79,8 +81,7 @@ def _is_dense(network: Network, node: onnx.NodeProto) -> bool:
 
 def magnify(network: Network, places: list[Breakable], factor: float) -> onnx.ModelProto:
     """The same function, with the first channel of some layers `factor` times as large inside."""
-    model = onnx.ModelProto()
-    model.CopyFrom(network.model)
+    model = copy.deepcopy(network.model)
     nodes = {node.name: node for node in model.graph.node}
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
 
@@ -121,7 +122,7 @@ def main(
         onnx.save(magnify(network, chosen, factor), temporary)
     network = load_network(path)
     statistics = gather(network, calibration, output_dir / f"{path.stem}.statistics.npz")
-    found = find_plan(network, evaluation, budget, output_dir / f"{path.stem}.search.json", statistics)
+    found = find_plan(network, evaluation, budget, output_dir / f"{path.stem}.search.json", Evidence(statistics))
     broken = {reader for place in chosen for reader in place.readers}
     for name, layer in found.plan.layers.items():
         if name in broken or layer.reason.startswith("int8 here"):

@@ -27,8 +27,8 @@ from sodeploy.artifacts import sha256, write_text
 from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
 from sodeploy.quant.budget.gate import require_disjoint
-from sodeploy.quant.calibrate import load_statistics
 from sodeploy.quant.calibration.methods import DEFAULT, Method, threshold
+from sodeploy.quant.calibration.statistics import load_statistics
 from sodeploy.quant.graph import Network, load_network
 from sodeploy.runtime.bench import bench
 from sodeploy.runtime.contract import PRECISION_KEY, annotate, embed

@@ -7,6 +7,7 @@ Along the way the graph becomes what the rest of the toolchain expects: fp32, a 
 Old and new file must give the same map before anything is written.
 """
 
+import copy
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,8 +58,7 @@ def adopt(
         raise UserError(f"{model} takes any size; say which is its native one: --size H W")
     if dynamic_size and dims[2] and dims[3]:
         raise UserError(f"{model} takes {dims[2]}x{dims[3]} only; leave --dynamic-size out")
-    graph = onnx.ModelProto()
-    graph.CopyFrom(original)
+    graph = copy.deepcopy(original)
     name = upgrade.keep_output(graph, output_tensor, model)
     upgrade.fix_input(graph, batch, None if dynamic_size else size, model)
     if upgrade.is_half(graph):

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 
 from sodeploy.errors import UserError
+from sodeploy.runtime.onnx_session import start_session
 from sodeploy.terminal import warn
 
 GREY_LEVEL = 1 / 255
@@ -103,14 +103,7 @@ def runner(model: onnx.ModelProto, output: str) -> Callable[[np.ndarray], np.nda
     Raises:
         UserError: onnxruntime refuses the model.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own errors have no base class in common
-        if not type(error).__module__.startswith("onnxruntime"):
-            raise
-        raise UserError(f"onnxruntime cannot run the exported graph: {' '.join(str(error).split())}") from None
+    session = start_session(model, name="the exported graph")
     name = session.get_inputs()[0].name
     dtype = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
 

@@ -36,6 +36,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import onnx
 import typer
 
@@ -47,16 +48,19 @@ from sodeploy.quant import engine
 from sodeploy.quant.budget.gate import require_disjoint
 from sodeploy.quant.budget.search import find_plan
 from sodeploy.quant.calib_cache import plan_from_cache
-from sodeploy.quant.calibrate import Statistics, gather, load_statistics
 from sodeploy.quant.calibration.methods import DEFAULT, METHODS, Method
+from sodeploy.quant.calibration.observer import gather
+from sodeploy.quant.calibration.statistics import Statistics, load_statistics
 from sodeploy.quant.emit.checks import check_cpu, check_tensorrt, unequal_scales
 from sodeploy.quant.emit.cpu import emit_cpu, integer_layers
-from sodeploy.quant.emit.tensorrt import emit_half, emit_half_simulation, emit_simulation, emit_tensorrt
+from sodeploy.quant.emit.fp16 import emit_fp16, emit_fp16_simulation
+from sodeploy.quant.emit.tensorrt import emit_simulation, emit_tensorrt
 from sodeploy.quant.engines.shapes import Profile, parse_profile
 from sodeploy.quant.equalize import needs_equalization, write_equalized
 from sodeploy.quant.graph import Network, load_network
 from sodeploy.quant.planning.decide import all_ranges, make_plan
 from sodeploy.quant.planning.drift import drift
+from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.input_error import input_errors
 from sodeploy.quant.planning.plan import Plan, Rounding, load_plan, read_plan, save_plan
 from sodeploy.quant.planning.rounding import adaptive_steps, write_steps
@@ -110,20 +114,23 @@ def build(
     elif equalize and calibration is not None and statistics_file is None and needs_equalization(network):
         network = _equalized(network, base, calibration)
     statistics, counted = _statistics(network, base, calibration, statistics_file, evaluation)
+    evidence = Evidence(statistics) if statistics is not None else None
     if statistics is not None and calibration is not None:
         _require_counted(calibration, statistics)
+        errors = input_errors(network, all_ranges(network, statistics, method), calibration)
         if adaptive_rounding:
-            _round(network, base, statistics, calibration)
-        statistics.input_errors = input_errors(network, all_ranges(network, statistics, method), calibration)
+            evidence = Evidence(statistics, *_round(network, base, calibration), errors)
+        else:
+            evidence = Evidence(statistics, input_errors=errors)
     plan: Plan | None
     if evaluation is not None and budget is not None:
-        plan, made = _plan_within(budget, evaluation, network, base, statistics, counted, method)
+        plan, made = _plan_within(budget, evaluation, network, base, evidence, counted, method)
     else:
-        plan, made = _plan(network, base, statistics, counted, method, plan_file, calib_cache)
+        plan, made = _plan(network, base, evidence, counted, method, plan_file, calib_cache)
     if plan is not None and statistics is not None and (moved := drift(plan, statistics)) is not None:
         terminal.note(str(moved))
     inputs = {"model": network.path, **({"plan": made[-1]} if plan else {})}
-    graphs = {".fp16": emit_half(network, plan), ".fp16.sim": emit_half_simulation(network, plan)}
+    graphs = {".fp16": emit_fp16(network, plan), ".fp16.sim": emit_fp16_simulation(network, plan)}
     if plan is not None and plan.calibration is not None:
         graphs[".int8.trt"] = emit_tensorrt(network, plan)
         graphs[".int8.cpu"] = emit_cpu(network, plan)
@@ -157,13 +164,13 @@ def _equalized(network: Network, base: Path, calibration: Dataset) -> Network:
     return load_network(path)
 
 
-def _round(network: Network, base: Path, statistics: Statistics, images: Dataset) -> None:
+def _round(network: Network, base: Path, images: Dataset) -> tuple[dict[str, np.ndarray], Rounding]:
     """Round weights adaptively, and leave them where plans find them."""
     path = _beside(base, ".rounding.npz")
-    statistics.steps = adaptive_steps(network, images)
-    write_steps(network, statistics.steps, path)
-    statistics.rounding = Rounding(file=path.name, sha256=sha256(path))
-    terminal.note(f"wrote {path}: {len(statistics.steps)} layers")
+    steps = adaptive_steps(network, images)
+    write_steps(network, steps, path)
+    terminal.note(f"wrote {path}: {len(steps)} layers")
+    return steps, Rounding(file=path.name, sha256=sha256(path))
 
 
 def _require_counted(images: Dataset, statistics: Statistics) -> None:
@@ -177,7 +184,7 @@ def _require_counted(images: Dataset, statistics: Statistics) -> None:
 def _plan(
     network: Network,
     base: Path,
-    statistics: Statistics | None,
+    evidence: Evidence | None,
     counted: Path,
     method: Method,
     plan_file: str | Path | None,
@@ -192,11 +199,11 @@ def _plan(
         save_plan(plan, path)
         terminal.note(f"wrote {path}: {_counted(plan)}, ranges from {calib_cache}")
         return plan, [Path(calib_cache), path]
-    if statistics is None:
+    if evidence is None:
         return None, []
-    plan = make_plan(network, statistics, method)
+    plan = make_plan(network, evidence, method)
     save_plan(plan, path)
-    terminal.note(f"wrote {path}: {_counted(plan)}, ranges by {method} from {len(statistics.images)} images")
+    terminal.note(f"wrote {path}: {_counted(plan)}, ranges by {method} from {len(evidence.statistics.images)} images")
     return plan, [counted, path]
 
 
@@ -205,16 +212,16 @@ def _plan_within(
     evaluation: Dataset,
     network: Network,
     base: Path,
-    statistics: Statistics | None,
+    evidence: Evidence | None,
     counted: Path,
     method: Method,
 ) -> tuple[Plan, list[Path]]:
     """The plan that loses no more than `budget`, of int8 if there are images to calibrate on, and its files."""
     inputs = {"model": network.path}
-    if statistics is not None:
+    if evidence is not None:
         inputs["statistics"] = counted
     record = _beside(base, ".search.json")
-    found = find_plan(network, evaluation, budget, record, statistics, method)
+    found = find_plan(network, evaluation, budget, record, evidence, method)
     path = _beside(base, ".plan.json")
     save_plan(found.plan, path)
     differences = {name: asdict(delta) for name, delta in found.verdict.deltas.items()}

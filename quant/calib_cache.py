@@ -20,9 +20,10 @@ from sodeploy import terminal
 from sodeploy.artifacts import require_file, write_text
 from sodeploy.errors import UserError
 from sodeploy.quant.graph import PASSING, WEIGHTED, Network, load_network
+from sodeploy.quant.int8 import SMALLEST_SCALE, STEPS
 from sodeploy.quant.planning.decide import decide
 from sodeploy.quant.planning.plan import Calibration, Layer, Plan, Range, load_plan, short
-from sodeploy.quant.planning.ranges import SMALLEST_SCALE, sharing_a_range
+from sodeploy.quant.planning.ranges import sharing_a_range
 
 _HEADER = re.compile(r"TRT-\w+-(Entropy|MinMax|Legacy)Calibration2?")
 _LINE = re.compile(r"(?P<tensor>.+?)\s*:\s*(?P<scale>[0-9a-fA-F]{8})")
@@ -57,7 +58,7 @@ def read_cache(path: str | Path) -> dict[str, float]:
             )
         (scale,) = struct.unpack(">f", bytes.fromhex(match["scale"]))
         if np.isfinite(scale) and scale >= 0:
-            found[match["tensor"]] = scale * 127
+            found[match["tensor"]] = scale * STEPS
         else:
             terminal.warn(f"{path}: tensor {match['tensor']} has scale {scale}, which is left out")
     return found
@@ -137,7 +138,7 @@ def cache_of(network: Network, plan: Plan, tensorrt: str) -> str:
             amax.setdefault(before.output[0], amax[node.output[0]])
     lines = [f"TRT-{_version_number(tensorrt)}-EntropyCalibration2"]
     for tensor, value in amax.items():
-        lines.append(f"{tensor}: {struct.pack('>f', max(value / 127, SMALLEST_SCALE)).hex()}")
+        lines.append(f"{tensor}: {struct.pack('>f', max(value / STEPS, SMALLEST_SCALE)).hex()}")
     return "\n".join(lines) + "\n"
 
 

@@ -12,6 +12,7 @@ quant/build_engine.py does this by itself. It is a command of its own for calibr
 one network.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,7 @@ from sodeploy.artifacts import atomic_write, write_manifest
 from sodeploy.calib_data import Sample, open_dataset
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.inspect_graph import as_input, opened, per_channel, some
+from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import Network, attribute, load_network
 
 # Operators for which f(c * x) = c * f(x) with c > 0 for each channel of its own.
@@ -53,7 +55,8 @@ class Channels:
 
     def __init__(self, network: Network) -> None:
         self._network = network
-        self._parent: list[int] = []
+        self._groups = DisjointSets[int]()
+        self._count = 0  # groups so far
         self.of: dict[str, np.ndarray] = {}
         fixed = [*self._channels(network.input)]
         for node in network.nodes:
@@ -71,25 +74,23 @@ class Channels:
             else:
                 fixed += [group for name in (*inputs, *outputs) for group in self._channels(name)]
         fixed += [group for name in network.outputs for group in self._channels(name)]
-        self.of = {tensor: np.array([self._find(group) for group in groups]) for tensor, groups in self.of.items()}
-        self.fixed = {self._find(group) for group in fixed}
+        self.of = {
+            tensor: np.array([self._groups.find(group) for group in groups.tolist()])
+            for tensor, groups in self.of.items()
+        }
+        self.fixed = {self._groups.find(int(group)) for group in fixed}
 
     def _channels(self, tensor: str) -> np.ndarray:
         if tensor not in self.of:
             shape = self._network.shape(tensor)
             count = shape[1] if len(shape) > 1 and shape[1] else 1
-            self.of[tensor] = np.arange(len(self._parent), len(self._parent) + count)
-            self._parent.extend(self.of[tensor].tolist())
+            self.of[tensor] = np.arange(self._count, self._count + count)
+            self._count += count
         return self.of[tensor]
-
-    def _find(self, group: int) -> int:
-        while self._parent[group] != group:
-            self._parent[group] = group = self._parent[self._parent[group]]
-        return group
 
     def _join(self, first: np.ndarray, second: np.ndarray) -> None:
         for a, b in np.broadcast(first, second):
-            self._parent[self._find(a)] = self._find(b)
+            self._groups.join(int(a), int(b))
 
 
 def is_boundary(network: Network, node: onnx.NodeProto) -> bool:
@@ -104,16 +105,15 @@ def _adds_alike(network: Network, node: onnx.NodeProto) -> bool:
     return len(first) == len(second) == 4 and first[1] == second[1]
 
 
-def channel_maxima(network: Network, images: Sequence[Sample], threads: int | None = None) -> dict[str, np.ndarray]:
+def channel_maxima(network: Network, images: Sequence[Sample]) -> dict[str, np.ndarray]:
     """`(C,) float64` for every tensor that a convolution reads: the largest magnitude of each channel over `images`."""
     read = dict.fromkeys(node.input[0] for node in network.nodes if is_boundary(network, node))
     tensors = [name for name in read if name in network.float_tensors]
-    model = onnx.ModelProto()
-    model.CopyFrom(network.model)
+    model = copy.deepcopy(network.model)
     for name in tensors:
         model.graph.node.append(onnx.helper.make_node("Abs", [name], [f"{name}/magnitude"]))
     largest = [per_channel(model.graph, "ReduceMax", f"{name}/magnitude", len(network.shape(name))) for name in tensors]
-    run = opened(model, largest, threads)
+    run = opened(model, largest)
     maxima: dict[str, np.ndarray] = {}
     for sample in terminal.progress(images, "measuring channels"):
         for name, value in zip(tensors, run(as_input(sample, network.contract)), strict=True):
@@ -139,7 +139,7 @@ def channel_factors(channels: Channels, maxima: dict[str, np.ndarray]) -> dict[i
     }
 
 
-def equalize(network: Network, images: Iterable[Sample], threads: int | None = None) -> onnx.ModelProto:
+def equalize(network: Network, images: Iterable[Sample]) -> onnx.ModelProto:
     """The network with channels brought to one magnitude, as measured on `IMAGES` of `images`.
 
     Which images does not depend on their order. The function stays the same but for the rounding of float32.
@@ -151,7 +151,7 @@ def equalize(network: Network, images: Iterable[Sample], threads: int | None = N
     if not chosen:
         raise UserError("the calibration set holds no image; give --calib a folder or a list with images")
     channels = Channels(network)
-    factors = channel_factors(channels, channel_maxima(network, chosen, threads))
+    factors = channel_factors(channels, channel_maxima(network, chosen))
     return scaled(network, {t: np.array([factors.get(g, 1.0) for g in groups]) for t, groups in channels.of.items()})
 
 
@@ -161,8 +161,7 @@ def scaled(network: Network, factors: dict[str, np.ndarray]) -> onnx.ModelProto:
     Args:
         factors: tensor -> `(C,)`, consistent as `Channels` says.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(network.model)
+    model = copy.deepcopy(network.model)
     graph = model.graph
     for node in graph.node:
         if not is_boundary(network, node):
@@ -204,9 +203,9 @@ def needs_equalization(network: Network) -> bool:
     )
 
 
-def write_equalized(network: Network, images: Iterable[Sample], path: str | Path, threads: int | None = None) -> None:
+def write_equalized(network: Network, images: Iterable[Sample], path: str | Path) -> None:
     """Write the equalized network, and its manifest."""
-    model = equalize(network, images, threads)
+    model = equalize(network, images)
     with atomic_write(path) as temporary:
         onnx.save(model, temporary)
     write_manifest(path, {"model": network.path}, contract=network.contract.model_dump(mode="json"))

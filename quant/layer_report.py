@@ -7,6 +7,7 @@ how much of the input is clipped, and how far the map moves when this layer alon
 simulation's arithmetic (quant/emit/tensorrt.py), on a few images.
 """
 
+import copy
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -24,9 +25,11 @@ from sodeploy.artifacts import write_text
 from sodeploy.calib_data import Dataset, Sample, open_dataset
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.inspect_graph import as_input, opened
-from sodeploy.quant.emit.tensorrt import emit_half_simulation, emit_simulation, quantized_input, quantized_weight
+from sodeploy.quant.emit.fp16 import emit_fp16_simulation
+from sodeploy.quant.emit.rewriter import quantized_weight
+from sodeploy.quant.emit.tensorrt import emit_simulation, quantized_input
 from sodeploy.quant.graph import Network, load_network
-from sodeploy.quant.planning.decide import dequantize_weight
+from sodeploy.quant.int8 import dequantize_weight
 from sodeploy.quant.planning.input_error import append_error
 from sodeploy.quant.planning.plan import Layer, Plan, Range, load_plan
 from sodeploy.runtime.measure.report import Table, show
@@ -92,7 +95,7 @@ def layer_report(network: Network, plan: Plan, images: Sequence[Sample]) -> Laye
     if not images:
         raise UserError("there is no image to measure on; give --images a folder or a list with images")
     inputs = [as_input(sample, network.contract) for sample in images]
-    body = _maps(emit_half_simulation(network, plan), inputs)
+    body = _maps(emit_fp16_simulation(network, plan), inputs)
     references = [to_saliency(output, network.contract) for output in body]
     reads = {name: nodes[name].input[quantized_input(network, nodes[name])] for name in int8}
     ranges = {tensor: plan.range_of()[tensor] for tensor in reads.values()}
@@ -160,8 +163,7 @@ def to_json(report: LayerReport) -> str:
 
 def _measure(network: Network, ranges: Mapping[str, Range], inputs: Sequence[np.ndarray]) -> dict[str, _Stored]:
     """What quantizing each tensor adds to it, summed inside the network so that no tensor has to leave it."""
-    model = onnx.ModelProto()
-    model.CopyFrom(network.model)
+    model = copy.deepcopy(network.model)
     graph = model.graph
 
     def node(op: str, inputs: list[str], output: str, **attributes: int) -> str:

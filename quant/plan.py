@@ -14,9 +14,10 @@ import typer
 
 from sodeploy import terminal
 from sodeploy.errors import UserError
-from sodeploy.quant.calibrate import Statistics, load_statistics
+from sodeploy.quant.calibration.statistics import Statistics, load_statistics
 from sodeploy.quant.graph import Network, is_residual, load_network
 from sodeploy.quant.planning.decide import int8_layer
+from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Layer, Plan, Precision, Range, load_plan, read_plan, save_plan
 from sodeploy.quant.planning.ranges import shared_range, sharing_a_range
 from sodeploy.runtime.measure.report import Table, show
@@ -96,7 +97,7 @@ def edit(
             if node.op_type in ("Conv", "Gemm") and network.is_weighted(node):
                 if statistics is None:
                     raise UserError(f"{name} needs scales to become int8; give --statistics, the .npz of calibration")
-                layers[name] = int8_layer(network, node, statistics)
+                layers[name] = int8_layer(network, node, Evidence(statistics))
             elif is_residual(network, node):
                 layers[name] = Layer(op="Add", precision="int8", reason=reason)
             else:

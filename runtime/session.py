@@ -15,6 +15,7 @@ from sodeploy.errors import UserError
 from sodeploy.runtime.contract import DIALECT_KEY, PRECISION_KEY, Contract, contract_of
 from sodeploy.runtime.cpu import saturates_int8
 from sodeploy.runtime.gpu.device import DeviceError, OutOfDeviceMemory
+from sodeploy.runtime.onnx_session import session_options, start_session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -185,21 +186,17 @@ def _load(path: Path, device: Device, threads: int | None, stream: int | None) -
     if device == "cuda" and hasattr(onnxruntime, "preload_dlls"):
         with contextlib.redirect_stdout(sys.stderr):  # it tells of its search, and stdout is for results
             onnxruntime.preload_dlls()  # CUDA and cuDNN from the nvidia-* wheels, where the system has none
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only: what matters of its warnings (a lost device) is checked below
-    options.intra_op_num_threads = threads or 0
+    options = session_options(threads)  # without warnings: the one that matters, a lost device, is checked below
     # Idle workers would otherwise spin on into whatever runs next: pre-processing here, another model in a bench.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     provider_options = {} if stream is None else {"user_compute_stream": str(stream)}
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=[(provider, provider_options)], disabled_optimizers=_HARMFUL_OPTIMIZERS
-        )
-    except Exception as error:  # onnxruntime's own errors have no base class in common
-        if not type(error).__module__.startswith("onnxruntime"):
-            raise
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be loaded ({reason}); export it again") from None
+    session = start_session(
+        path,
+        options,
+        provider=provider,
+        provider_options=provider_options,
+        disabled_optimizers=_HARMFUL_OPTIMIZERS,
+    )
     if session.get_providers()[0] != provider:
         raise UserError(
             f"{path} did not get the device {device}: onnxruntime found no usable GPU, driver or CUDA libraries; "

@@ -58,14 +58,12 @@ class Gate:
         images: Dataset,
         budget: Budget,
         file: str | Path,
-        threads: int | None = None,
         workers: int | None = None,
     ) -> None:
         """
         Args:
             images: with masks; not those of the calibration.
             file: JSON, where results are kept; the scores of fp32 lie beside it as .npz.
-            threads: of onnxruntime; None for one per core.
             workers: processes to score in; None for one per core.
 
         Raises:
@@ -76,7 +74,7 @@ class Gate:
         self.network, self.images, self.budget = network, images, budget
         self.measured: set[str] = set()  # digests of the candidates that this run measured, and an earlier one
         self.remembered: set[str] = set()
-        self._file, self._threads, self._workers = Path(file), threads, workers
+        self._file, self._workers = Path(file), workers
         self._processes = contextlib.ExitStack()
         self._map: Callable[..., Iterator[Any]] | None = None
         self._probes = [
@@ -146,7 +144,7 @@ class Gate:
         """Scores on all images, or None as soon as a map is NaN or infinite."""
         if self._map is None:
             self._map = self._processes.enter_context(metrics.parallel_map(self._workers))
-        with _opened(model, self._threads) as session:
+        with _opened(model) as session:
             try:  # the maps are made here while other processes score those before
                 maps = (_map(session, sample) for sample in terminal.progress(self.images, label))
                 return metrics.join(list(self._map(_score, maps, self.images)))
@@ -155,7 +153,7 @@ class Gate:
 
     def _saliency(self, model: onnx.ModelProto) -> list[np.ndarray | None]:
         """The maps of the probe images, (h, w) float32 in [0, 1], None where NaN or infinite."""
-        with _opened(model, self._threads) as session:
+        with _opened(model) as session:
             maps = []
             for sample in self._probes:
                 output = session.infer(preprocess(sample.image(), session.contract)[None])[0, 0]
@@ -200,11 +198,11 @@ class _NotFiniteError(Exception):
 
 
 @contextlib.contextmanager
-def _opened(model: onnx.ModelProto, threads: int | None) -> Iterator[Session]:
+def _opened(model: onnx.ModelProto) -> Iterator[Session]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "candidate.onnx"
         onnx.save(model, path)
-        with open_session(path, threads=threads) as session:
+        with open_session(path) as session:
             yield session
 
 

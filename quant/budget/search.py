@@ -20,12 +20,13 @@ from sodeploy import terminal
 from sodeploy.calib_data import Dataset
 from sodeploy.errors import UserError
 from sodeploy.quant.budget.gate import Gate
-from sodeploy.quant.calibrate import Statistics
 from sodeploy.quant.calibration.histogram import LOWER_EDGES
 from sodeploy.quant.calibration.methods import DEFAULT, Method
+from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.emit.tensorrt import emit_simulation
 from sodeploy.quant.graph import PASSING, Network
 from sodeploy.quant.planning.decide import make_plan, overflowing
+from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Layer, Plan, Precision
 from sodeploy.quant.planning.ranges import summed
 from sodeploy.runtime.measure.budget import Budget, Verdict
@@ -72,24 +73,22 @@ def find_plan(
     images: Dataset,
     budget: Budget,
     file: str | Path,
-    statistics: Statistics | None = None,
+    evidence: Evidence | None = None,
     method: Method = DEFAULT,
 ) -> Candidate:
     """`search`, its measurements kept in `file` (see `Gate`), and a table of it on stdout."""
     started = time.monotonic()
     with Gate(network, images, budget, file) as gate:
-        candidates = search(network, gate, statistics, method)
+        candidates = search(network, gate, evidence, method)
         show([summary(gate, candidates, time.monotonic() - started)])
     return candidates[-1]
 
 
-def search(
-    network: Network, gate: Gate, statistics: Statistics | None = None, method: Method = DEFAULT
-) -> list[Candidate]:
-    """The plan with the fewest layers in fp32 and, given statistics, the fewest in fp16.
+def search(network: Network, gate: Gate, evidence: Evidence | None = None, method: Method = DEFAULT) -> list[Candidate]:
+    """The plan with the fewest layers in fp32 and, given evidence, the fewest in fp16.
 
     Args:
-        statistics: of this network, for int8; None for a plan of fp16 alone.
+        evidence: measured of this network, for int8; None for a plan of fp16 alone.
 
     Returns:
         The candidates that a reader wants to compare, the one to take last.
@@ -97,7 +96,7 @@ def search(
     Raises:
         UserError: nothing below fp32 keeps the budget; the metric, the loss and the budget are named.
     """
-    step = _fp16_step(network, overflowing(network, statistics) if statistics is not None else {})
+    step = _fp16_step(network, overflowing(network, evidence.statistics) if evidence is not None else {})
     found = _descend(network, gate, step)
     body = found[-1].plan
     if body.nodes("fp32") >= {node.name for node in network.nodes if network.is_weighted(node)}:
@@ -105,9 +104,9 @@ def search(
             f"{network.path} cannot keep the budget on {gate.images.name} below fp32: with every layer in fp16 it "
             f"loses {found[0].verdict.explain(gate.budget)}, and so does every layer alone; raise --max-drop"
         )
-    if statistics is None:
+    if evidence is None:
         return found
-    found += _descend(network, gate, _int8_step(network, statistics, method, body))
+    found += _descend(network, gate, _int8_step(network, evidence, method, body))
     if not found[-1].plan.nodes("int8"):
         terminal.warn(f"no layer of {network.path.name} can run in int8 under this budget; what is left is fp16")
     return found
@@ -239,12 +238,12 @@ def _units(network: Network) -> dict[str, list[str]]:
     return dict(units)
 
 
-def _int8_step(network: Network, statistics: Statistics, method: Method, body: Plan) -> _Step:
+def _int8_step(network: Network, evidence: Evidence, method: Method, body: Plan) -> _Step:
     """From `body`, a plan of fp16 and fp32, to int8."""
     fp32 = {name: layer.reason for name, layer in body.layers.items()}
 
     def plan(raised: Raised) -> Plan:
-        made = make_plan(network, statistics, method, {**fp32, **raised})
+        made = make_plan(network, evidence, method, {**fp32, **raised})
         return made.model_copy(update={"layers": made.layers | body.layers})
 
     whole = plan({})
@@ -256,7 +255,7 @@ def _int8_step(network: Network, statistics: Statistics, method: Method, body: P
         }
         return whole.model_copy(update={"layers": whole.layers | others})
 
-    return _Step("int8", "fp16", layers, plan, alone, lambda layer: _remark(network, statistics, whole, layer))
+    return _Step("int8", "fp16", layers, plan, alone, lambda layer: _remark(network, evidence.statistics, whole, layer))
 
 
 def _remark(network: Network, statistics: Statistics, plan: Plan, layer: str) -> str:

@@ -1,5 +1,6 @@
 """A graph run to look inside: any of its tensors, on images of the calibration set."""
 
+import copy
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -7,32 +8,26 @@ import onnx
 
 from sodeploy.calib_data import Sample
 from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.onnx_session import session_options, start_session
 from sodeploy.runtime.processing import preprocess
 
 Run = Callable[[np.ndarray], list[np.ndarray]]  # (1, 3, h, w) float32 -> the outputs
 
 
-def opened(model: onnx.ModelProto, outputs: Sequence[str] | None = None, threads: int | None = None) -> Run:
+def opened(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Run:
     """The graph in onnxruntime on the CPU.
 
     Args:
         outputs: float tensors to return instead of the graph's own outputs; nodes that none of them needs do not run.
-        threads: None for one per core.
     """
-    import onnxruntime
-
     if outputs is not None:
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
-        del copy.graph.output[:]
+        model = copy.deepcopy(model)
+        del model.graph.output[:]
         for name in outputs:
-            copy.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-        model = copy
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = threads or 0
+            model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    options = session_options()
     options.enable_mem_pattern = False  # every tensor that is looked at would be planned for as if it lived throughout
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    session = start_session(model, options)
     name = session.get_inputs()[0].name
     return lambda image: [np.asarray(value) for value in session.run(None, {name: image})]
 

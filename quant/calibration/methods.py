@@ -6,12 +6,13 @@ from typing import Literal, get_args
 import numpy as np
 
 from sodeploy.quant.calibration.histogram import MagnitudeHistogram
+from sodeploy.quant.int8 import STEPS
 
 Method = Literal["kl", "mse", "percentile", "max"]
 METHODS: tuple[Method, ...] = get_args(Method)
 DEFAULT: Method = "mse"
 
-LEVELS = 128  # magnitudes an int8 tensor can tell apart, zero among them
+LEVELS = STEPS + 1  # magnitudes an int8 tensor can tell apart, zero among them
 PERCENTILE = 99.99
 
 

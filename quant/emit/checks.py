@@ -15,7 +15,9 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from sodeploy.errors import UserError
+from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import PASSING, QUANTIZING, WEIGHTED, attribute, channel_axis
+from sodeploy.runtime.onnx_session import session_options, start_session
 
 # Operators whose float inputs must be of one type; the sizes and scales of a Resize, for one, need not be.
 _ONE_TYPE = (*WEIGHTED, "Add", "Sub", "Mul", "Div", "Concat", "PRelu", "Max", "Min")
@@ -71,14 +73,12 @@ def check_cpu(model: onnx.ModelProto) -> list[str]:
     import onnxruntime
 
     integer = _with_integer_weights(model)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
+    options = session_options(threads=1)
     # Beyond this level only layouts change, and with them the names of nodes.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        start_session(model, options, name="the cpu graph")
         optimized = onnx.load(options.optimized_model_filepath)
     in_float = {node.name for node in optimized.graph.node if node.op_type in _FLOAT_FORMS}
     return [name for name in integer if name in in_float]
@@ -189,21 +189,14 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
 
 def _carrying_the_same(model: onnx.ModelProto) -> Callable[[str], str]:
     """A function: tensor -> representative of the tensors that hold the same values, Q/DQ seen through."""
-    parent: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        parent.setdefault(name, name)
-        while parent[name] != name:
-            parent[name] = name = parent[parent[name]]
-        return name
-
+    sets = DisjointSets[str]()
     for node in model.graph.node:
         joined = node.input if node.op_type == "Concat" else node.input[:1]
         if node.op_type in (*PASSING, *QUANTIZING, "Concat"):
             for name in joined:
                 for output in node.output:
-                    parent[find(output)] = find(name)
-    return find
+                    sets.join(output, name)
+    return sets.find
 
 
 def _with_integer_weights(model: onnx.ModelProto) -> list[str]:

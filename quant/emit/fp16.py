@@ -1,20 +1,32 @@
 """The fp16 body of a graph: every float tensor in half precision, except around the nodes that must stay in fp32."""
 
+import copy
 from collections.abc import Collection
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from sodeploy.quant.emit.rewriter import label
 from sodeploy.quant.graph import Network
-
-LARGEST = 65504.0  # fp16's largest finite number
+from sodeploy.quant.int8 import LARGEST_FP16
+from sodeploy.quant.planning.plan import Plan
 
 # Inputs that an operator wants in float32 whatever the type of its data.
 _FLOAT32_INPUTS = {"Resize": (1, 2)}
 
 
-def to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
+def emit_fp16(network: Network, plan: Plan | None = None) -> onnx.ModelProto:
+    """The fp16 graph; the nodes that the plan keeps in fp32 stay in fp32."""
+    return label(to_fp16(network.model, keep=plan.nodes("fp32") if plan else ()), "fp16")
+
+
+def emit_fp16_simulation(network: Network, plan: Plan | None = None) -> onnx.ModelProto:
+    """The fp16 graph's roundings, computed in fp32, for onnxruntime on a CPU."""
+    return label(round_to_fp16(network, keep=plan.nodes("fp32") if plan else ()), "fp16", "simulation")
+
+
+def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
     """A copy of `model` that computes in fp16.
 
     Inputs and outputs of the graph stay float32; casts stand behind and before them and around the kept nodes.
@@ -23,15 +35,14 @@ def to_half(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelPro
         model: float32, with inferred types; may hold Q/DQ nodes, whose scales become fp16 with the rest.
         keep: names of nodes that go on computing in fp32.
     """
-    return _Halver(model, keep).model
+    return _Converter(model, keep).model
 
 
-class _Halver:
+class _Converter:
     """One conversion: walks the nodes in order and knows in which type each float tensor exists."""
 
     def __init__(self, model: onnx.ModelProto, keep: Collection[str]) -> None:
-        self.model = onnx.ModelProto()
-        self.model.CopyFrom(model)
+        self.model = copy.deepcopy(model)
         graph = self.model.graph
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
         self.made: dict[tuple[str, int], str] = {}  # (tensor, type) -> the name under which it exists in that type
@@ -89,7 +100,7 @@ class _Halver:
                 values = numpy_helper.to_array(self.initializers[name])
                 dtype = np.float16 if wanted == TensorProto.FLOAT16 else np.float32
                 if wanted == TensorProto.FLOAT16:
-                    values = np.clip(values, -LARGEST, LARGEST)
+                    values = np.clip(values, -LARGEST_FP16, LARGEST_FP16)
                 self.initializers[new] = numpy_helper.from_array(values.astype(dtype), new)
             else:
                 self.nodes.append(_cast(name, new, wanted))
@@ -104,8 +115,8 @@ def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
     return helper.make_node("Cast", [source], [target], name=f"{target}/Cast", to=to)
 
 
-def round_to_half(network: Network, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """The network in fp32 with every constant and every result rounded to fp16: what `to_half` computes on a GPU.
+def round_to_fp16(network: Network, keep: Collection[str] = ()) -> onnx.ModelProto:
+    """The network in fp32 with every constant and every result rounded to fp16: what `to_fp16` computes on a GPU.
 
     onnxruntime's CPU provider has no fp16 kernels. It runs an fp16 graph in fp32 and leaves the roundings between
     operators out, so that an overflow never shows; explicit casts it keeps. Sums inside an operator are fp32 here, as
@@ -127,8 +138,7 @@ class _Rounder:
 
     def __init__(self, network: Network, keep: Collection[str]) -> None:
         self.network = network
-        self.model = onnx.ModelProto()
-        self.model.CopyFrom(network.model)
+        self.model = copy.deepcopy(network.model)
         graph = self.model.graph
         self.exact = {network.input}  # not rounded where they were made
         self.made: dict[str, str] = {}  # tensor -> its rounded copy
@@ -170,7 +180,7 @@ class _Rounder:
         if name not in self.made and constant is not None and constant.dtype == np.float32:
             self.made[name] = f"{name}/rounded"
             with np.errstate(over="ignore"):
-                values = np.clip(constant.astype(np.float16), -LARGEST, LARGEST).astype(np.float32)
+                values = np.clip(constant.astype(np.float16), -LARGEST_FP16, LARGEST_FP16).astype(np.float32)
             self.constants.append(numpy_helper.from_array(values, self.made[name]))
         elif name not in self.made and name in self.exact and name in self.network.float_tensors:
             self.made[name] = f"{name}/rounded"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sodeploy.quant.calibrate import Statistics, is_in_half
 from sodeploy.quant.calibration.methods import LEVELS, expected_error, threshold
+from sodeploy.quant.calibration.statistics import Statistics, is_in_half
 from sodeploy.quant.planning.plan import Plan
 from sodeploy.quant.planning.ranges import magnitudes, summed
 

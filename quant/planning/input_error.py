@@ -3,9 +3,10 @@
 Clipping the few values beyond a range lowers the means of the channels they stand in, always in the same direction,
 layer after layer; and in the flat parts of an image, its background, rounding is no noise but one offset. Both are
 measured in the float32 network, as are the means that make up for rounded weights
-(`sodeploy.quant.planning.decide.bias_correction`).
+(`sodeploy.quant.int8.bias_correction`).
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -16,15 +17,13 @@ from sodeploy import terminal
 from sodeploy.calib_data import Sample
 from sodeploy.quant.calibration.inspect_graph import as_input, opened, per_channel, some
 from sodeploy.quant.graph import Network, channel_axis_read
+from sodeploy.quant.int8 import STEPS, fp16_scale
 from sodeploy.quant.planning.plan import Range
-from sodeploy.quant.planning.ranges import fp16_scale
 
 IMAGES = 32
 
 
-def input_errors(
-    network: Network, ranges: Sequence[Range], images: Iterable[Sample], threads: int | None = None
-) -> dict[str, np.ndarray]:
+def input_errors(network: Network, ranges: Sequence[Range], images: Iterable[Sample]) -> dict[str, np.ndarray]:
     """E[x_q - x] for each channel of what weighted layers read.
 
     Args:
@@ -37,14 +36,13 @@ def input_errors(
     readers = {node.input[0]: node for node in network.nodes if network.is_weighted(node) and node.input[0] in range_of}
     if not readers:
         return {}
-    model = onnx.ModelProto()
-    model.CopyFrom(network.model)
+    model = copy.deepcopy(network.model)
     errors = []
     for tensor, reader in readers.items():
         error, _ = append_error(model.graph, tensor, range_of[tensor])
         rank, axis = len(network.shape(tensor)), channel_axis_read(reader)
         errors.append(per_channel(model.graph, "ReduceMean", error, rank, axis))
-    run = opened(model, errors, threads)
+    run = opened(model, errors)
     chosen = some(images, IMAGES)
     totals = [np.zeros(1)] * len(errors)
     for sample in terminal.progress(chosen, "measuring quantized inputs"):
@@ -55,7 +53,7 @@ def input_errors(
 def append_error(graph: onnx.GraphProto, tensor: str, shared: Range) -> tuple[str, str]:
     """Add nodes that quantize a tensor to its range: the names of the error, and of the values less their shift."""
     own = f"{tensor}/error"
-    scale = fp16_scale(shared.amax / 127)
+    scale = fp16_scale(shared.amax / STEPS)
     for name, value in (("shift", np.float32(shared.shift or 0)), ("scale", scale), ("zero", np.int8(0))):
         graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{own}/{name}"))
     parameters = [f"{own}/scale", f"{own}/zero"]

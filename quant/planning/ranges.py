@@ -10,28 +10,18 @@ from collections import defaultdict
 
 import numpy as np
 
-from sodeploy.quant.calibrate import Statistics
 from sodeploy.quant.calibration.histogram import MagnitudeHistogram
 from sodeploy.quant.calibration.methods import LEVELS, Method, threshold
+from sodeploy.quant.calibration.statistics import Statistics
+from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import PASSING, WEIGHTED, Network, is_residual, pads_itself
+from sodeploy.quant.int8 import fp16_scale
 from sodeploy.quant.planning.plan import Layer, Range, short
 
-SMALLEST_SCALE = 2.0**-20  # fp16 still has 4 significant bits there; below, a channel is as good as dead
 _LOPSIDED = 0.92  # half of a range's width over its largest magnitude; a shift that gains less is not worth a node
 
 # What makes these, an engine quantizes while it makes them.
 _FUSED = (*WEIGHTED, "Relu", "Add")
-
-
-def fp16_scale(value: float | np.ndarray) -> np.ndarray:
-    """The least fp16 number >= `value` (and >= SMALLEST_SCALE), as float32.
-
-    Engines hold scales in the body's fp16. Rounding up, here, once, keeps the largest value inside the range and
-    makes every dialect and the simulation compute with the same numbers.
-    """
-    wanted = np.maximum(np.asarray(value, np.float32), np.float32(SMALLEST_SCALE))
-    half = wanted.astype(np.float16)
-    return np.where(half.astype(np.float32) < wanted, np.nextafter(half, np.float16(np.inf)), half).astype(np.float32)
 
 
 def sharing_a_range(network: Network, layers: dict[str, Layer]) -> list[list[str]]:
@@ -48,21 +38,15 @@ def sharing_a_range(network: Network, layers: dict[str, Layer]) -> list[list[str
 
 def groups_of(network: Network) -> dict[str, str]:
     """Float tensor -> representative of the tensors that must share its scale, those without a ReLU still to come."""
-    parent = {name: name for name in network.float_tensors}
-
-    def find(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = name = parent[parent[name]]
-        return name
-
+    sets = DisjointSets[str]()
     for node in network.nodes:
         inputs = node.input if node.op_type == "Concat" else node.input[:1] if node.op_type in PASSING else ()
         for name in inputs:
             for output in node.output:
-                if name in parent and output in parent:
-                    parent[find(output)] = find(name)
+                if name in network.float_tensors and output in network.float_tensors:
+                    sets.join(output, name)
     order = [network.input, *(output for node in network.nodes for output in node.output)]
-    return {name: find(name) for name in order if name in parent}
+    return {name: sets.find(name) for name in order if name in network.float_tensors}
 
 
 def shared_range(network: Network, tensors: list[str], statistics: Statistics, method: Method) -> Range:

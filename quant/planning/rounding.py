@@ -18,8 +18,8 @@ from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_manifest
 from sodeploy.calib_data import Sample
 from sodeploy.quant.calibration.inspect_graph import as_input, opened, some
-from sodeploy.quant.graph import Network, attribute, integers, pads_itself
-from sodeploy.quant.planning.decide import weight_scales
+from sodeploy.quant.graph import Network, attribute, channel_axis, integers, pads_itself
+from sodeploy.quant.int8 import STEPS, weight_scales
 
 IMAGES = 16
 _POSITIONS = 512  # of each image that a layer's inputs are sampled at
@@ -28,7 +28,7 @@ _LARGEST_WINDOW = 4608  # inputs of a product; the covariance of more takes long
 _MEMORY = 2**28  # bytes of covariances, and of tensors, held at a time
 
 
-def adaptive_steps(network: Network, images: Iterable[Sample], threads: int | None = None) -> dict[str, np.ndarray]:
+def adaptive_steps(network: Network, images: Iterable[Sample]) -> dict[str, np.ndarray]:
     """Rounded weights for the convolutions of a network, in steps of the scales that a plan gives them.
 
     Args:
@@ -41,11 +41,11 @@ def adaptive_steps(network: Network, images: Iterable[Sample], threads: int | No
     chosen = some(images, IMAGES)
     nodes = [node for node in network.nodes if _window(network, node)]
     rounded: dict[str, np.ndarray] = {}
-    found = (pair for part in _parts(network, nodes) for pair in _covariances(network, part, chosen, threads))
+    found = (pair for part in _parts(network, nodes) for pair in _covariances(network, part, chosen))
     for node, covariance in terminal.progress(found, "rounding weights", total=len(nodes)):
         weight = network.weight(node)
         by_group = weight.reshape(len(covariance), -1, covariance.shape[1])
-        scales = weight_scales(network, node).reshape(by_group.shape[:2])
+        scales = weight_scales(weight, channel_axis(node)).reshape(by_group.shape[:2])
         rounded[node.name] = round_adaptively(by_group, scales, covariance).reshape(weight.shape)
     return rounded
 
@@ -74,7 +74,7 @@ def round_adaptively(weight: np.ndarray, scales: np.ndarray, covariance: np.ndar
         end = min(begin + block, size)
         errors = np.empty((*left.shape[:2], end - begin))
         for column in range(begin, end):
-            nearest = np.clip(np.rint(left[:, :, column] / scales), -127, 127)
+            nearest = np.clip(np.rint(left[:, :, column] / scales), -STEPS, STEPS)
             steps[:, :, column] = nearest
             error = (left[:, :, column] - nearest * scales) / upper[:, None, column, column]
             left[:, :, column + 1 : end] -= error[:, :, None] * upper[:, None, column, column + 1 : end]
@@ -115,11 +115,11 @@ def _parts(network: Network, nodes: Sequence[onnx.NodeProto]) -> Iterator[list[o
 
 
 def _covariances(
-    network: Network, nodes: Sequence[onnx.NodeProto], samples: Sequence[Sample], threads: int | None
+    network: Network, nodes: Sequence[onnx.NodeProto], samples: Sequence[Sample]
 ) -> Iterator[tuple[onnx.NodeProto, np.ndarray]]:
     """Each node with the covariance of its products' inputs, `(groups, n, n) float64`."""
     tensors = list(dict.fromkeys(node.input[0] for node in nodes))
-    run = opened(network.model, tensors, threads)
+    run = opened(network.model, tensors)
     # An image at a time about its own mean, then the means about theirs: exact in float32 where means are large.
     within: dict[str, np.ndarray] = {}
     means: dict[str, list[np.ndarray]] = {node.name: [] for node in nodes}

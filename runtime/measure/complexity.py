@@ -9,6 +9,7 @@ import numpy as np
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.onnx_session import start_session
 
 if TYPE_CHECKING:
     import onnx
@@ -65,7 +66,7 @@ def complexity(path: str | Path, contract: Contract) -> Complexity:
     """
     try:
         import onnx
-        import onnxruntime
+        import onnxruntime  # noqa: F401 - only to say which package is missing
     except ImportError as error:
         raise UserError(f"counting {path} needs {error.name}; install it: pip install 'sodeploy[cpu,bench]'") from None
 
@@ -80,9 +81,7 @@ def complexity(path: str | Path, contract: Contract) -> Complexity:
         model.graph.output.append(
             onnx.helper.make_tensor_value_info(f"shape_of_{index}", onnx.TensorProto.INT64, [None])
         )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = start_session(model, name=path)
     batch = contract.batch or 1
     dtype = np.float16 if session.get_inputs()[0].type == "tensor(float16)" else np.float32
     zeros = np.zeros((batch, 3, contract.height, contract.width), dtype)

@@ -9,9 +9,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sodeploy.quant.calibrate import Statistics, calibrate
+from sodeploy.quant.calibration.observer import calibrate
+from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.graph import Network, load_network
 from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Plan
 from sodeploy.runtime.contract import Contract, embed
 
@@ -123,12 +125,12 @@ def unet(unet_file: Path) -> Network:
 
 @pytest.fixture(scope="session")
 def statistics(unet: Network, pictures: list[Picture]) -> Statistics:
-    return calibrate(unet, pictures, threads=1)
+    return calibrate(unet, pictures)
 
 
 @pytest.fixture(scope="session")
 def plan(unet: Network, statistics: Statistics) -> Plan:
-    return make_plan(unet, statistics)
+    return make_plan(unet, Evidence(statistics))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ from sodeploy.calib_data import Dataset
 from sodeploy.errors import UserError
 from sodeploy.quant import build_engine
 from sodeploy.quant import calibrate as calibrate_module
-from sodeploy.quant.calibrate import calibrate, gather, load_statistics
+from sodeploy.quant.calibration.observer import calibrate, gather
+from sodeploy.quant.calibration.statistics import load_statistics
 from sodeploy.quant.graph import load_network
 from sodeploy.quant.planning.plan import load_plan
 
@@ -91,9 +92,9 @@ def test_other_images_are_calibrated_anew(unet_file: Path, pictures: list, tmp_p
 
 def test_an_interrupted_calibration_goes_on(unet_file: Path, pictures: list, tmp_path: Path) -> None:
     network = load_network(unet_file)
-    calibrate(network, pictures[:2], threads=1).save(tmp_path / "unet.statistics.npz")
+    calibrate(network, pictures[:2]).save(tmp_path / "unet.statistics.npz")
     resumed = gather(network, Dataset("pictures", pictures), tmp_path / "unet.statistics.npz")
-    whole = calibrate(network, pictures, threads=1)
+    whole = calibrate(network, pictures)
     assert resumed.images == whole.images
     assert all(np.array_equal(resumed.histograms[t].counts, h.counts) for t, h in whole.histograms.items())
 
@@ -101,7 +102,7 @@ def test_an_interrupted_calibration_goes_on(unet_file: Path, pictures: list, tmp
 def test_statistics_counted_elsewhere(
     unet_file: Path, pictures: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parts = [calibrate(load_network(unet_file), half, threads=1) for half in (pictures[:3], pictures[3:])]
+    parts = [calibrate(load_network(unet_file), half) for half in (pictures[:3], pictures[3:])]
     parts[0].merge(parts[1])
     parts[0].save(tmp_path / "all.npz")
     capsys.readouterr()

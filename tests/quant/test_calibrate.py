@@ -13,7 +13,8 @@ from onnx import numpy_helper
 
 from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
-from sodeploy.quant.calibrate import Observer, Statistics, calibrate, gather, load_statistics, observed_tensors
+from sodeploy.quant.calibration.observer import Observer, calibrate, gather, observed_tensors
+from sodeploy.quant.calibration.statistics import Statistics, load_statistics
 from sodeploy.quant.graph import Network, load_network
 
 
@@ -34,24 +35,24 @@ def assert_equal(a: Statistics, b: Statistics) -> None:
 
 
 def test_order_does_not_matter(unet: Network, pictures: list, statistics: Statistics) -> None:
-    assert_equal(statistics, calibrate(unet, pictures[::-1], threads=1))
+    assert_equal(statistics, calibrate(unet, pictures[::-1]))
 
 
 def test_shards_merge_into_the_whole(unet: Network, pictures: list, statistics: Statistics) -> None:
-    first, second = calibrate(unet, pictures[:2], threads=1), calibrate(unet, pictures[2:], threads=1)
+    first, second = calibrate(unet, pictures[:2]), calibrate(unet, pictures[2:])
     first.merge(second)
     assert_equal(statistics, first)
 
 
 def test_a_saved_part_is_completed(unet: Network, pictures: list, statistics: Statistics, tmp_path: Path) -> None:
-    calibrate(unet, pictures[:3], threads=1).save(tmp_path / "part.npz")
-    resumed = calibrate(unet, pictures, load_statistics(tmp_path / "part.npz"), threads=1)
+    calibrate(unet, pictures[:3]).save(tmp_path / "part.npz")
+    resumed = calibrate(unet, pictures, load_statistics(tmp_path / "part.npz"))
     assert_equal(statistics, resumed)
 
 
 def test_the_same_image_counts_once(unet: Network, pictures: list, statistics: Statistics) -> None:
     renamed = [replace(picture, name="copy") for picture in pictures]
-    assert_equal(statistics, calibrate(unet, [*pictures, *renamed], threads=1))
+    assert_equal(statistics, calibrate(unet, [*pictures, *renamed]))
 
 
 def test_merging_refuses_the_same_image_twice(statistics: Statistics) -> None:
@@ -70,7 +71,7 @@ def test_only_tensors_with_values_of_their_own_are_observed(unet: Network) -> No
 
 
 def test_channel_means_are_those_of_the_network(unet: Network, pictures: list, statistics: Statistics) -> None:
-    observer = Observer(unet, threads=1)
+    observer = Observer(unet)
     values = [observer.run(picture)[0]["a"].mean(axis=(0, 2, 3)) for picture in pictures]
     pooled = statistics.channel_means("pooled")
     assert statistics.channel_means("joined")[16:] == pytest.approx(np.mean(values, axis=0), abs=1e-5)
@@ -126,16 +127,16 @@ class TestCommand:
         done = self.run(repository, "--merge", *parts, "--output", tmp_path / "all.npz")
         assert done.returncode == 0, done.stderr
         assert "6 images" in done.stderr
-        whole = calibrate(load_network(unet_file), open_dataset(images, masks=False), threads=1)
+        whole = calibrate(load_network(unet_file), open_dataset(images, masks=False))
         assert_equal(load_statistics(tmp_path / "all.npz"), whole)
 
     def test_a_shard_goes_on_where_it_stood(self, unet: Network, pictures: list, tmp_path: Path) -> None:
-        calibrate(unet, pictures[:2], threads=1).save(tmp_path / "x.npz")
-        assert_equal(gather(unet, pictures, tmp_path / "x.npz"), calibrate(unet, pictures, threads=1))
+        calibrate(unet, pictures[:2]).save(tmp_path / "x.npz")
+        assert_equal(gather(unet, pictures, tmp_path / "x.npz"), calibrate(unet, pictures))
 
     def test_bad_input_is_one_line(self, repository: Path, unet_file: Path, images: Path, tmp_path: Path) -> None:
         whole = tmp_path / "whole.npz"
-        calibrate(load_network(unet_file), open_dataset(images, masks=False), threads=1).save(whole)
+        calibrate(load_network(unet_file), open_dataset(images, masks=False)).save(whole)
         for arguments, message in (
             ([unet_file, "--calib", images, "--shard", "3/2"], "--shard 3/2 is not a part such as 1/4"),
             ([unet_file, "--calib", images, "--shard", "half"], "--shard half is not a part"),

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from sodeploy.quant.calibrate import Statistics, calibrate, is_in_half
 from sodeploy.quant.calibration.histogram import MagnitudeHistogram
 from sodeploy.quant.calibration.methods import DEFAULT, threshold
+from sodeploy.quant.calibration.observer import calibrate
+from sodeploy.quant.calibration.statistics import Statistics, is_in_half
 from sodeploy.quant.graph import Network
 from sodeploy.quant.planning.decide import make_plan
 from sodeploy.quant.planning.drift import Drift, drift
@@ -39,7 +40,7 @@ class Field:
 def test_the_half_is_what_its_images_alone_would_give(unet: Network, pictures: list, statistics: Statistics) -> None:
     half = [picture for picture in pictures if is_in_half(picture.digest())]
     assert 0 < len(half) < len(pictures)
-    alone = calibrate(unet, half, threads=1)
+    alone = calibrate(unet, half)
     assert alone.histograms.keys() == statistics.half.keys()
     for tensor, histogram in alone.histograms.items():
         assert np.array_equal(statistics.half[tensor].counts, histogram.counts)
@@ -61,20 +62,20 @@ def test_drift_is_the_distance_of_the_ranges_of_half(statistics: Statistics, pla
 
 
 def test_order_and_shards_make_no_difference(unet: Network, pictures: list, statistics: Statistics, plan: Plan) -> None:
-    merged = calibrate(unet, pictures[4:], threads=1)
-    merged.merge(calibrate(unet, pictures[3::-1], threads=1))
+    merged = calibrate(unet, pictures[4:])
+    merged.merge(calibrate(unet, pictures[3::-1]))
     assert drift(plan, merged) == drift(plan, statistics)
 
 
 def test_like_images_are_enough_and_unlike_ones_are_not(unet: Network) -> None:
-    like = calibrate(unet, [Field(seed, 200) for seed in range(12)], threads=1)
+    like = calibrate(unet, [Field(seed, 200) for seed in range(12)])
     found = drift(make_plan(unet, like, "max"), like)
     assert found is not None
     assert found.enough
     assert "enough" in str(found)
     # All that is bright stands outside the half.
     unlike = [Field(seed, 40 if is_in_half(Field(seed, 1).digest()) else 256) for seed in range(12)]
-    uneven = calibrate(unet, unlike, threads=1)
+    uneven = calibrate(unet, unlike)
     found = drift(make_plan(unet, uneven, "max"), uneven)
     assert found is not None
     assert not found.enough
@@ -82,7 +83,7 @@ def test_like_images_are_enough_and_unlike_ones_are_not(unet: Network) -> None:
 
 
 def test_too_few_images_to_say(unet: Network, pictures: list) -> None:
-    one = calibrate(unet, pictures[:1], threads=1)
+    one = calibrate(unet, pictures[:1])
     assert drift(make_plan(unet, one), one) is None
 
 

@@ -10,14 +10,16 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from sodeploy.quant.calibrate import Statistics
+from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.emit.cpu import _as_shifted_planes, emit_cpu
-from sodeploy.quant.emit.fp16 import round_to_half, to_half
-from sodeploy.quant.emit.tensorrt import Rewriter, emit_half, emit_simulation, emit_tensorrt
+from sodeploy.quant.emit.fp16 import emit_fp16, round_to_fp16, to_fp16
+from sodeploy.quant.emit.rewriter import Rewriter
+from sodeploy.quant.emit.tensorrt import emit_simulation, emit_tensorrt
 from sodeploy.quant.graph import Network
+from sodeploy.quant.int8 import fp16_scale
 from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Plan
-from sodeploy.quant.planning.ranges import fp16_scale
 from sodeploy.runtime.contract import CALIBRATION_KEY, DIALECT_KEY, METADATA_KEY, PRECISION_KEY, Contract
 from sodeploy.runtime.processing import preprocess
 
@@ -83,7 +85,7 @@ def test_simulation_computes_the_tensorrt_graphs_numbers(unet: Network, plan: Pl
 def test_all_graphs_agree_with_fp32(unet: Network, plan: Plan, image: np.ndarray, run: Run) -> None:
     reference = run(unet.model, image)
     spread = reference.std()
-    for emit, bound in ((emit_half, 0.01), (emit_simulation, 0.12), (emit_cpu, 0.12)):
+    for emit, bound in ((emit_fp16, 0.01), (emit_simulation, 0.12), (emit_cpu, 0.12)):
         error = np.abs(run(emit(unet, plan), image) - reference).mean()
         assert error < bound * spread, emit.__name__
 
@@ -182,7 +184,7 @@ def test_dead_channels(unet: Network, statistics: Statistics, image: np.ndarray,
             tensor.CopyFrom(numpy_helper.from_array(weight if tensor.name == "b.weight" else bias, tensor.name))
     network = Network(model, unet.contract, unet.digest, unet.path)
     # Only the network changes, so that a range of b stays that would clip; the check is of layer b itself.
-    plan = make_plan(network, statistics)
+    plan = make_plan(network, Evidence(statistics))
     scales = np.array(plan.layers["b_pre/Conv"].weight_scales)
     assert np.all(scales > 0)
     cpu = initializers(emit_cpu(network, plan))
@@ -193,14 +195,14 @@ def test_dead_channels(unet: Network, statistics: Statistics, image: np.ndarray,
 
 class TestHalf:
     def test_everything_is_fp16_but_what_goes_in_and_out(self, unet: Network) -> None:
-        model = onnx.shape_inference.infer_shapes(emit_half(unet))
+        model = onnx.shape_inference.infer_shapes(emit_fp16(unet))
         types = {info.name: info.type.tensor_type.elem_type for info in (*model.graph.input, *model.graph.output)}
         assert set(types.values()) == {TensorProto.FLOAT}
         assert {info.type.tensor_type.elem_type for info in model.graph.value_info} == {TensorProto.FLOAT16}
         assert {tensor.data_type for tensor in model.graph.initializer} == {TensorProto.FLOAT16, TensorProto.INT64}
 
     def test_kept_nodes_compute_in_fp32(self, unet: Network) -> None:
-        model = onnx.shape_inference.infer_shapes(to_half(unet.model, keep={"c_pre/Conv"}))
+        model = onnx.shape_inference.infer_shapes(to_fp16(unet.model, keep={"c_pre/Conv"}))
         types = {info.name: info.type.tensor_type.elem_type for info in model.graph.value_info}
         assert types["c_pre"] == TensorProto.FLOAT
         assert types["b_pre"] == types["c"] == TensorProto.FLOAT16
@@ -219,8 +221,8 @@ class TestHalf:
                 tensor.CopyFrom(numpy_helper.from_array(values * np.float32(factor), tensor.name))
         network = Network(model, unet.contract, unet.digest, unet.path)
         reference = run(model, image)
-        assert not np.isfinite(run(round_to_half(network), image)).all()
+        assert not np.isfinite(run(round_to_fp16(network), image)).all()
         large = {"c_pre/Conv", "c/Relu", "total/Add", "up/Resize", "joined/Concat"}
-        assert not np.isfinite(run(round_to_half(network, keep=large), image)).all()  # read in fp16, it is infinite too
+        assert not np.isfinite(run(round_to_fp16(network, keep=large), image)).all()  # read in fp16, it is infinite too
         large.add("d_pre/Conv")
-        assert run(round_to_half(network, keep=large), image) == pytest.approx(reference, abs=0.01)
+        assert run(round_to_fp16(network, keep=large), image) == pytest.approx(reference, abs=0.01)

@@ -11,11 +11,12 @@ from onnx import numpy_helper
 from sodeploy.calib_data import Dataset
 from sodeploy.errors import UserError
 from sodeploy.quant import build_engine
-from sodeploy.quant.calibrate import calibrate
+from sodeploy.quant.calibration.observer import calibrate
 from sodeploy.quant.emit.tensorrt import emit_simulation
 from sodeploy.quant.equalize import Channels, channel_maxima, needs_equalization, write_equalized
 from sodeploy.quant.graph import Network, load_network
 from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import read_plan
 from sodeploy.runtime.processing import preprocess
 from tests.quant.conftest import NetworkWriter, Picture
@@ -59,7 +60,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Network:
 @pytest.fixture(scope="module")
 def equalized(uneven: Network, pictures: list[Picture], tmp_path_factory: pytest.TempPathFactory) -> Network:
     path = tmp_path_factory.mktemp("equalized") / "equalized.onnx"
-    write_equalized(uneven, pictures, path, threads=1)
+    write_equalized(uneven, pictures, path)
     return load_network(path)
 
 
@@ -75,7 +76,7 @@ def test_the_function_stays(uneven: Network, equalized: Network, inputs: list[np
 
 def test_channels_of_a_tensor_become_alike(uneven: Network, equalized: Network, pictures: list[Picture]) -> None:
     def unlike(network: Network) -> float:
-        (largest,) = (v for name, v in channel_maxima(network, pictures, threads=1).items() if name == "a_prelu")
+        (largest,) = (v for name, v in channel_maxima(network, pictures).items() if name == "a_prelu")
         return float(largest.max() / largest.min())
 
     assert unlike(uneven) > 300
@@ -86,7 +87,7 @@ def test_int8_loses_less(
     uneven: Network, equalized: Network, pictures: list[Picture], inputs: list[np.ndarray], run: Run
 ) -> None:
     def error(network: Network) -> float:
-        simulation = emit_simulation(network, make_plan(network, calibrate(network, pictures, threads=1), "max"))
+        simulation = emit_simulation(network, make_plan(network, Evidence(calibrate(network, pictures)), "max"))
         return float(np.mean([np.abs(run(simulation, x) - run(uneven.model, x)).mean() for x in inputs]))
 
     assert error(equalized) < error(uneven) / 3

@@ -6,14 +6,15 @@ import numpy as np
 import onnx
 import pytest
 
-from sodeploy.quant.calibrate import Statistics
 from sodeploy.quant.calibration.inspect_graph import as_input, opened
+from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.emit.tensorrt import emit_simulation
 from sodeploy.quant.graph import Network
+from sodeploy.quant.int8 import fp16_scale
 from sodeploy.quant.planning.decide import int8_layer
+from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.input_error import input_errors
 from sodeploy.quant.planning.plan import Plan
-from sodeploy.quant.planning.ranges import fp16_scale
 from tests.quant.conftest import Picture
 
 Run = Callable[[onnx.ModelProto, np.ndarray], np.ndarray]
@@ -29,7 +30,7 @@ def clipping(plan: Plan) -> Plan:
 
 def test_errors_are_those_of_the_range(unet: Network, plan: Plan, pictures: list[Picture]) -> None:
     narrow = clipping(plan)
-    found = input_errors(unet, narrow.ranges, pictures, threads=1)
+    found = input_errors(unet, narrow.ranges, pictures)
     scale = fp16_scale(narrow.range_of()["joined"].amax / 127)
     moved = []
     for picture in pictures:
@@ -40,8 +41,8 @@ def test_errors_are_those_of_the_range(unet: Network, plan: Plan, pictures: list
 
 
 def test_order_makes_no_difference(unet: Network, plan: Plan, pictures: list[Picture]) -> None:
-    once = input_errors(unet, plan.ranges, pictures, threads=1)
-    again = input_errors(unet, plan.ranges, pictures[::-1], threads=1)
+    once = input_errors(unet, plan.ranges, pictures)
+    again = input_errors(unet, plan.ranges, pictures[::-1])
     assert all(np.array_equal(once[tensor], again[tensor]) for tensor in once)
 
 
@@ -50,19 +51,18 @@ def test_means_of_a_clipping_network_are_restored(
 ) -> None:
     """Layer d alone, whose input is clipped at a third of its range."""
     narrow = clipping(plan)
-    counted = Statistics(statistics.network, statistics.histograms, statistics.channel_sums, statistics.images)
-    counted.input_errors = input_errors(unet, narrow.ranges, pictures, threads=1)
+    corrected = Evidence(statistics, input_errors=input_errors(unet, narrow.ranges, pictures))
     (node,) = [node for node in unet.nodes if node.name == "d_pre/Conv"]
 
-    def moved(layer_statistics: Statistics) -> float:
+    def moved(evidence: Evidence) -> float:
         """How far the mean of each channel of d is from that of fp32 over the pictures, at most."""
-        layer = int8_layer(unet, node, layer_statistics)
+        layer = int8_layer(unet, node, evidence)
         graph = emit_simulation(unet, narrow.model_copy(update={"layers": {"d_pre/Conv": layer}}))
         errors = []
         for picture in pictures:
             x = as_input(picture, unet.contract)
-            (ours,), (theirs,) = opened(graph, ["d_pre"], 1)(x), opened(unet.model, ["d_pre"], 1)(x)
+            (ours,), (theirs,) = opened(graph, ["d_pre"])(x), opened(unet.model, ["d_pre"])(x)
             errors.append((ours - theirs)[:, :, 1:-1, 1:-1].mean(axis=(0, 2, 3)))
         return float(np.abs(np.mean(errors, axis=0)).max())
 
-    assert moved(counted) < moved(statistics) / 5
+    assert moved(corrected) < moved(Evidence(statistics)) / 5

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from sodeploy.errors import UserError
-from sodeploy.quant.calibrate import Statistics
+from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.emit.checks import check_tensorrt
 from sodeploy.quant.emit.tensorrt import emit_tensorrt
 from sodeploy.quant.graph import Network
 from sodeploy.quant.plan import differences, edit, tables
 from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Plan, load_plan, save_plan
 
 
@@ -43,7 +44,7 @@ def test_a_plan_does_not_differ_from_itself(plan: Plan) -> None:
 
 
 def test_every_kind_of_difference_has_a_line(unet: Network, statistics: Statistics, plan: Plan) -> None:
-    other = make_plan(unet, statistics, "max", {"c_pre/Conv": "outliers"})
+    other = make_plan(unet, Evidence(statistics), "max", {"c_pre/Conv": "outliers"})
     other.layers["d_pre/Conv"].bias_correction[0] += 1.0  # type: ignore[index]
     other.layers["head/Conv"].reason = "because"
     lines = list(differences(plan, other))

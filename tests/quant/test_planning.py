@@ -8,12 +8,13 @@ import pytest
 from onnx import helper
 
 from sodeploy.errors import UserError
-from sodeploy.quant.calibrate import Statistics
 from sodeploy.quant.calibration.methods import METHODS
+from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.graph import Network
-from sodeploy.quant.planning.decide import bias_correction, dequantize_weight, make_plan, quantize_weight
+from sodeploy.quant.int8 import SMALLEST_SCALE, bias_correction, dequantize_weight, fp16_scale, quantize_weight
+from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Plan, load_plan, save_plan
-from sodeploy.quant.planning.ranges import SMALLEST_SCALE, fp16_scale
 
 
 def test_layers(plan: Plan) -> None:
@@ -45,20 +46,20 @@ def test_signs(plan: Plan) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_no_range_exceeds_what_was_seen(unet: Network, statistics: Statistics, method: str) -> None:
-    plan = make_plan(unet, statistics, method)  # type: ignore[arg-type]
+    plan = make_plan(unet, Evidence(statistics), method)  # type: ignore[arg-type]
     assert all(0 < shared.amax <= shared.maximum for shared in plan.ranges)
     assert all((shared.clipped == 0) == (shared.amax == shared.maximum) for shared in plan.ranges) or method != "max"
 
 
 def test_layers_left_in_float_by_request(unet: Network, statistics: Statistics) -> None:
-    plan = make_plan(unet, statistics, float_layers={"c_pre/Conv": "costs too much"})
+    plan = make_plan(unet, Evidence(statistics), float_layers={"c_pre/Conv": "costs too much"})
     assert plan.layers["c_pre/Conv"].precision == "fp16"
     assert plan.layers["c_pre/Conv"].reason == "costs too much"
 
 
 def test_a_layer_that_does_not_exist(unet: Network, statistics: Statistics) -> None:
     with pytest.raises(UserError, match=r"no node 'nowhere'"):
-        make_plan(unet, statistics, float_layers={"nowhere": "?"})
+        make_plan(unet, Evidence(statistics), float_layers={"nowhere": "?"})
 
 
 def test_values_near_the_end_of_fp16_stay_in_fp32(unet: Network, statistics: Statistics) -> None:
@@ -66,7 +67,7 @@ def test_values_near_the_end_of_fp16_stay_in_fp32(unet: Network, statistics: Sta
     before = histogram.high
     histogram.high = 40_000.0
     try:
-        layers = make_plan(unet, statistics).layers
+        layers = make_plan(unet, Evidence(statistics)).layers
     finally:
         histogram.high = before
     kept = {name for name, layer in layers.items() if layer.precision == "fp32"}
@@ -165,6 +166,6 @@ def test_a_plan_for_another_network(plan: Plan, unet: Network, tmp_path: Path) -
 
 def test_onnx_is_not_changed_by_planning(unet: Network, unet_file: Path, statistics: Statistics) -> None:
     before = unet.model.SerializeToString()
-    make_plan(unet, statistics)
+    make_plan(unet, Evidence(statistics))
     assert unet.model.SerializeToString() == before
     assert isinstance(onnx.load(unet_file), onnx.ModelProto)

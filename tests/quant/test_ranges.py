@@ -10,16 +10,19 @@ import pytest
 
 from sodeploy.errors import UserError
 from sodeploy.quant.build_engine import build
-from sodeploy.quant.calibrate import Statistics, calibrate
 from sodeploy.quant.calibration.histogram import MagnitudeHistogram
+from sodeploy.quant.calibration.observer import calibrate
+from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.emit.checks import check_tensorrt
 from sodeploy.quant.emit.cpu import emit_cpu, integer_layers
 from sodeploy.quant.emit.tensorrt import emit_simulation, emit_tensorrt
 from sodeploy.quant.graph import Network, load_network
+from sodeploy.quant.int8 import fp16_scale
 from sodeploy.quant.layer_report import layer_report
 from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Plan, Range, load_plan, save_plan
-from sodeploy.quant.planning.ranges import fp16_scale, shared_range
+from sodeploy.quant.planning.ranges import shared_range
 from sodeploy.runtime.processing import preprocess
 from tests.quant.conftest import NetworkWriter, Picture
 
@@ -58,8 +61,8 @@ class Gates:
 @pytest.fixture(scope="module")
 def gates(pictures: list[Picture], tmp_path_factory: pytest.TempPathFactory) -> Gates:
     network = load_network(Gated(seed=2).save(tmp_path_factory.mktemp("gated") / "gated.onnx"))
-    statistics = calibrate(network, pictures, threads=1)
-    return Gates(network, statistics, make_plan(network, statistics, "max"))
+    statistics = calibrate(network, pictures)
+    return Gates(network, statistics, make_plan(network, Evidence(statistics), "max"))
 
 
 @pytest.fixture(scope="module")

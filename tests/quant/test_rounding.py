@@ -7,10 +7,11 @@ import onnx
 import pytest
 from onnx import helper
 
-from sodeploy.quant.calibrate import Statistics
+from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.emit.tensorrt import emit_simulation
 from sodeploy.quant.graph import Network
 from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.rounding import _sampled_inputs, adaptive_steps, round_adaptively
 from sodeploy.runtime.processing import preprocess
 from tests.quant.conftest import Picture
@@ -84,16 +85,14 @@ def test_int8_loses_less(
     pictures: list[Picture],
     run: Callable[[onnx.ModelProto, np.ndarray], np.ndarray],
 ) -> None:
-    steps = adaptive_steps(unet, pictures, threads=1)
+    steps = adaptive_steps(unet, pictures)
     assert steps.keys() == {node.name for node in unet.nodes if node.op_type == "Conv"}
-    again = adaptive_steps(unet, pictures[::-1], threads=1)
+    again = adaptive_steps(unet, pictures[::-1])
     assert all((steps[name] == again[name]).all() for name in steps)  # whatever the order
-    rounded = Statistics(statistics.network, statistics.histograms, statistics.channel_sums, statistics.images)
-    rounded.steps = steps
     inputs = [preprocess(Picture("", seed).image(), unet.contract)[None] for seed in range(20, 26)]
 
-    def error(of: Statistics) -> float:
-        simulation = emit_simulation(unet, make_plan(unet, of, "max"))
+    def error(evidence: Evidence) -> float:
+        simulation = emit_simulation(unet, make_plan(unet, evidence, "max"))
         return float(np.mean([np.square(run(simulation, x) - run(unet.model, x)).mean() for x in inputs]))
 
-    assert error(rounded) < error(statistics)
+    assert error(Evidence(statistics, steps)) < error(Evidence(statistics))

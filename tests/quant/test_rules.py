@@ -12,7 +12,8 @@ from sodeploy.errors import UserError
 from sodeploy.quant import build_engine
 from sodeploy.quant.emit.checks import check_cpu, check_tensorrt, unequal_scales
 from sodeploy.quant.emit.cpu import emit_cpu
-from sodeploy.quant.emit.tensorrt import emit_half, emit_tensorrt
+from sodeploy.quant.emit.fp16 import emit_fp16
+from sodeploy.quant.emit.tensorrt import emit_tensorrt
 from sodeploy.quant.graph import Network
 from sodeploy.quant.planning.plan import Plan, save_plan
 
@@ -128,7 +129,7 @@ def test_a_zero_point_left_out_means_uint8(graph: onnx.ModelProto) -> None:
 
 def test_graphs_without_integers_pass(unet: Network) -> None:
     check_tensorrt(unet.model)
-    check_tensorrt(emit_half(unet))
+    check_tensorrt(emit_fp16(unet))
 
 
 def test_the_cpu_dialect_is_not_for_tensorrt(unet: Network, plan: Plan) -> None:

@@ -20,8 +20,9 @@ from sodeploy.quant import build_engine
 from sodeploy.quant.budget import gate as gate_module
 from sodeploy.quant.budget.gate import Gate, require_disjoint
 from sodeploy.quant.budget.search import Candidate, fewest, search, summary
-from sodeploy.quant.calibrate import calibrate
+from sodeploy.quant.calibration.observer import calibrate
 from sodeploy.quant.graph import Network, load_network
+from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import load_plan
 from sodeploy.runtime.contract import Contract, embed
 from sodeploy.runtime.measure.budget import Verdict, parse_budget
@@ -102,13 +103,13 @@ def brightness_network(path: Path, magnified: dict[int, float], gain: float = 30
 
 
 def open_gate(network: Network, folder: Path, budget: str = "s=0.02,mae=0.01", images: Dataset = EVALUATION) -> Gate:
-    return Gate(network, images, parse_budget(budget), folder / "net.search.json", threads=1, workers=1)
+    return Gate(network, images, parse_budget(budget), folder / "net.search.json", workers=1)
 
 
 def found_by(network: Network, folder: Path, int8: bool = True, budget: str = "s=0.02,mae=0.01") -> list[Candidate]:
-    statistics = calibrate(network, CALIBRATION, threads=1) if int8 else None
+    evidence = Evidence(calibrate(network, CALIBRATION)) if int8 else None
     with open_gate(network, folder, budget) as gate:
-        return search(network, gate, statistics)
+        return search(network, gate, evidence)
 
 
 def left(candidate: Candidate, precision: str) -> set[str]:
@@ -162,9 +163,9 @@ def test_a_budget_that_int8_cannot_keep(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_an_interrupted_search_goes_on_where_it_stood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = brightness_network(tmp_path / "net.onnx", {0: 1000, 3: 1000})
-    statistics = calibrate(network, CALIBRATION, threads=1)
+    evidence = Evidence(calibrate(network, CALIBRATION))
     with open_gate(network, tmp_path) as gate:
-        whole = search(network, gate, statistics)
+        whole = search(network, gate, evidence)
         total = len(gate.measured)
     (tmp_path / "net.search.json").unlink()
     (tmp_path / "net.search.npz").unlink()
@@ -180,17 +181,19 @@ def test_an_interrupted_search_goes_on_where_it_stood(tmp_path: Path, monkeypatc
     score = gate_module._score
     monkeypatch.setattr(gate_module, "_score", interrupt)
     with open_gate(network, tmp_path) as gate, pytest.raises(KeyboardInterrupt):
-        search(network, gate, statistics)
+        search(network, gate, evidence)
     monkeypatch.setattr(gate_module, "_score", score)
     with open_gate(network, tmp_path) as gate:
-        assert [candidate.plan for candidate in search(network, gate, statistics)] == [one.plan for one in whole]
+        found = search(network, gate, evidence)
+        assert [candidate.plan for candidate in found] == [one.plan for one in whole]
         assert len(gate.remembered) == 1
         assert len(gate.measured) == total - 1
         rows = {row[0]: row for row in summary(gate, whole, 1.0).rows}
     assert rows["int8, 2 layers left in fp16"][1:3] == ["3", "0"]
     monkeypatch.setattr(gate_module, "_opened", None)  # to run any network again would fail
     with open_gate(network, tmp_path) as gate:
-        assert [candidate.plan for candidate in search(network, gate, statistics)] == [one.plan for one in whole]
+        found = search(network, gate, evidence)
+        assert [candidate.plan for candidate in found] == [one.plan for one in whole]
 
 
 @dataclass(frozen=True)
@@ -208,7 +211,7 @@ def test_a_killed_process_is_one_line(tmp_path: Path) -> None:
     images = Dataset("deadly", [Deadly("d", 0)])
     with (
         pytest.raises(UserError, match="a scoring process was killed"),
-        Gate(network, images, {"s": 0.1}, tmp_path / "net.search.json", threads=1, workers=2) as gate,
+        Gate(network, images, {"s": 0.1}, tmp_path / "net.search.json", workers=2) as gate,
     ):
         search(network, gate)
 

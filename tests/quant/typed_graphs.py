@@ -62,7 +62,7 @@ def write(path: Path, precision: Precision, batch: int | str = 1, **contract: An
     """A U of three inner convolutions: pooling, resize, concatenation; first and last convolution never int8."""
     graph = _Graph(precision)
     half = graph.dtype == np.float16
-    x = graph.node("Cast", ["image"], "to_half", to=TensorProto.FLOAT16) if half else "image"
+    x = graph.node("Cast", ["image"], "to_fp16", to=TensorProto.FLOAT16) if half else "image"
     x = graph.node("Relu", [graph.conv(x, (3, 32), "/first/Conv", int8=False)], "/first/Relu")
     skip = graph.node("Relu", [graph.conv(x, (32, 32), "/enc/Conv")], "/enc/Relu")
     x = graph.node("MaxPool", [skip], "/MaxPool", kernel_shape=[2, 2], strides=[2, 2])

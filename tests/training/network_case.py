@@ -21,10 +21,11 @@ from sodeploy.artifacts import read_manifest
 from sodeploy.calib_data import open_dataset
 from sodeploy.export.parity import runner
 from sodeploy.export.to_onnx import export
-from sodeploy.quant.calibrate import calibrate
+from sodeploy.quant.calibration.observer import calibrate
 from sodeploy.quant.emit.tensorrt import emit_simulation
 from sodeploy.quant.graph import load_network
 from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.runtime.processing import preprocess
 from sodeploy.training.models import build, entry
 from sodeploy.training.models.network import SaliencyNetwork
@@ -131,7 +132,7 @@ class NetworkCase:
     def test_int8_simulation_agrees(self, exported: Path) -> None:
         network = load_network(exported)
         images = open_dataset(f"synthetic:calib:2:{SIZE}", masks=False)
-        plan = make_plan(network, calibrate(network, images, threads=1), "max")
+        plan = make_plan(network, Evidence(calibrate(network, images)), "max")
         assert len(plan.nodes("int8")) > len(plan.layers) / 2
         unseen = [preprocess(s.image(), network.contract) for s in open_dataset(f"synthetic:eval:2:{SIZE}")]
         fp32, int8 = (

@@ -1,0 +1,147 @@
+"""The calibration pass: run the float32 network over images and count the values of its tensors."""
+
+import copy
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from sodeploy.calib_data import Sample
+from sodeploy.errors import UserError
+from sodeploy.quant.calibration.histogram import MagnitudeHistogram
+from sodeploy.quant.calibration.inspect_graph import as_input, distinct, opened, per_channel
+from sodeploy.quant.calibration.statistics import FIXED_POINT, Statistics, is_in_half, load_statistics
+from sodeploy.quant.graph import PASSING, Network, channel_axis_read
+from sodeploy.terminal import note, progress
+
+_CHECKPOINT_SECONDS = 20.0  # the most work that an interrupt can cost
+
+
+def calibrate(
+    network: Network,
+    images: Iterable[Sample],
+    statistics: Statistics | None = None,
+    checkpoint: Callable[[Statistics], None] | None = None,
+) -> Statistics:
+    """Run the float32 network over `images` once and count what its tensors hold.
+
+    Args:
+        images: samples of `calib_data`; masks are not read.
+        statistics: of an earlier, interrupted run over some of the same images, to be completed.
+        checkpoint: called with the statistics so far, of whole images only: every 20 seconds, and at the end.
+
+    Returns:
+        Statistics over all images: those of `statistics` and the new ones. An image that occurs twice counts once.
+
+    Raises:
+        UserError: no image; a value in the network is NaN or infinite (image and tensor named).
+    """
+    statistics = statistics or Statistics(network.digest)
+    observer = Observer(network)
+    saved = time.monotonic()
+    for sample in progress(images, "calibrating"):
+        digest = sample.digest()
+        if digest in statistics.images:
+            continue
+        values, means = observer.run(sample)
+        for tensor, array in values.items():
+            histogram = MagnitudeHistogram()
+            try:
+                histogram.add(array)
+            except ValueError as error:
+                raise UserError(
+                    f"image {sample.name}, tensor {tensor}: {error}; the float32 network itself overflows there, so "
+                    "check the checkpoint and the contract's mean, std and divide_by"
+                ) from None
+            for counted in (statistics.histograms, statistics.half) if is_in_half(digest) else (statistics.histograms,):
+                counted.setdefault(tensor, MagnitudeHistogram())
+                counted[tensor] += histogram
+        for tensor, mean in means.items():
+            fixed = np.rint(mean.astype(np.float64) * FIXED_POINT).astype(np.int64)
+            statistics.channel_sums[tensor] = statistics.channel_sums.get(tensor, 0) + fixed
+        statistics.images[digest] = sample.name
+        if checkpoint and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            checkpoint(statistics)
+            saved = time.monotonic()
+    if not statistics.images:
+        raise UserError("the calibration set holds no image; give --calib a folder or a list with images")
+    if checkpoint:
+        checkpoint(statistics)
+    return statistics
+
+
+def gather(network: Network, images: Iterable[Sample], file: Path) -> Statistics:
+    """Statistics over exactly `images`: from `file` as far as it holds them, the rest by running the network.
+
+    `file` holds them all afterwards, and so far as they were counted if this is interrupted.
+    """
+    samples = distinct(images)
+    statistics = Statistics(network.digest)
+    if file.exists():
+        found = load_statistics(file)
+        if found.network == network.digest and found.images.keys() <= samples.keys():
+            statistics = found
+            note(f"{file}: {len(found.images)} of {len(samples)} images are counted already")
+        else:
+            note(f"{file} is of another network or of other images; calibrating anew")
+    if statistics.images.keys() != samples.keys() or not samples:
+        left = [sample for digest, sample in samples.items() if digest not in statistics.images]
+        statistics = calibrate(network, left, statistics, checkpoint=lambda so_far: so_far.save(file))
+    return statistics
+
+
+def select_shard(images: Iterable[Sample], shard: str) -> list[Sample]:
+    """The part of a set that `shard`, "2/4" for the second of four, names: of equal sizes, no image in two of them.
+
+    Raises:
+        UserError: not such a text.
+    """
+    part, _, parts = shard.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise UserError(f"--shard {shard} is not a part such as 1/4, the first of four")
+    samples = distinct(images)  # a copy of an image must not stand in another shard
+    return [samples[digest] for digest in sorted(samples)][int(part) - 1 :: int(parts)]
+
+
+class Observer:
+    """The float32 network, made to return what calibration looks at besides its map."""
+
+    def __init__(self, network: Network) -> None:
+        self.contract = network.contract
+        self.observed = observed_tensors(network)
+        averaged = {node.input[0]: node for node in network.nodes if network.is_weighted(node)}
+        self.averaged = [name for name in averaged if name in network.float_tensors]
+        model = copy.deepcopy(network.model)
+        means = [
+            per_channel(model.graph, "ReduceMean", name, len(network.shape(name)), channel_axis_read(averaged[name]))
+            for name in self.averaged
+        ]
+        self._run = opened(model, [*self.observed, *means])
+
+    def run(self, sample: Sample) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """One image: the observed tensors, float32, and per averaged tensor its channel means, `(C,) float32`."""
+        values = self._run(as_input(sample, self.contract))
+        count = len(self.observed)
+        return (
+            dict(zip(self.observed, values[:count], strict=True)),
+            dict(zip(self.averaged, values[count:], strict=True)),
+        )
+
+
+def observed_tensors(network: Network) -> list[str]:
+    """The tensors whose magnitudes must be counted: those that do not merely pass on the values of others.
+
+    The range of a MaxPool's or a Resize's output is that of its input, and a Concat's histogram is the sum of its
+    inputs'; a result that only feeds a ReLU is never stored in int8.
+    """
+    observed = []
+    for name in dict.fromkeys([network.input, *(output for node in network.nodes for output in node.output)]):
+        node = network.producer.get(name)
+        if name not in network.float_tensors or (node is not None and node.op_type in (*PASSING, "Concat")):
+            continue
+        readers = network.consumers[name]
+        if readers and all(reader.op_type == "Relu" for reader in readers):
+            continue
+        observed.append(name)
+    return observed

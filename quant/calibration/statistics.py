@@ -1,0 +1,122 @@
+"""What calibration counted of a network's tensors, and the file that holds it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sodeploy.artifacts import atomic_write
+from sodeploy.errors import UserError
+from sodeploy.quant.calibration.histogram import MagnitudeHistogram
+
+_FORMAT = 2  # of the file
+FIXED_POINT = 2.0**24
+
+
+@dataclass
+class Statistics:
+    """The counts of one network over some images.
+
+    Attributes:
+        network: sha256 of the ONNX file.
+        histograms: tensor -> how often each magnitude occurred.
+        channel_sums: input tensor of a weighted layer -> (C,) int64, the sum over images of each channel's mean, in
+            units of 2**-24.
+        images: image digest -> name, of the images that were counted.
+        half: tensor -> magnitudes in about half of the images, chosen by `is_in_half`. The distance between ranges of
+            the half and ranges of all images shows whether the images were enough (quant/planning/drift.py).
+    """
+
+    network: str
+    histograms: dict[str, MagnitudeHistogram] = field(default_factory=dict)
+    channel_sums: dict[str, np.ndarray] = field(default_factory=dict)
+    images: dict[str, str] = field(default_factory=dict)
+    half: dict[str, MagnitudeHistogram] = field(default_factory=dict)
+
+    def channel_means(self, tensor: str) -> np.ndarray:
+        """`(C,) float64`: the mean of each channel over all images and positions."""
+        return self.channel_sums[tensor] / (FIXED_POINT * len(self.images))
+
+    def merge(self, other: "Statistics") -> None:
+        """Add what another process or machine saw of other images.
+
+        Raises:
+            UserError: of another network, or an image stands in both.
+        """
+        if other.network != self.network:
+            raise UserError(
+                "statistics of two different networks cannot be merged; calibrate both shards on one ONNX file"
+            )
+        if common := self.images.keys() & other.images.keys():
+            name = self.images[min(common)]
+            raise UserError(
+                f"both statistics counted the same {len(common)} image(s), e.g. {name}; make the shards disjoint"
+            )
+        for ours, theirs in ((self.histograms, other.histograms), (self.half, other.half)):
+            for tensor, histogram in theirs.items():
+                ours[tensor] = ours.get(tensor, MagnitudeHistogram()) + histogram
+        for tensor, sums in other.channel_sums.items():
+            self.channel_sums[tensor] = self.channel_sums.get(tensor, 0) + sums
+        self.images |= other.images
+
+    def save(self, path: str | Path) -> None:
+        """Write to an .npz file, atomically."""
+        arrays: dict[str, np.ndarray] = {}
+        tensors: list[tuple[str, float, float, bool]] = []
+        for index, (tensor, in_half, histogram) in enumerate(self._all_histograms()):
+            (occupied,) = np.nonzero(histogram.counts)
+            arrays[f"bins_{index}"] = occupied.astype(np.int32)
+            arrays[f"counts_{index}"] = histogram.counts[occupied]
+            tensors.append((tensor, histogram.low, histogram.high, in_half))
+        for index, tensor in enumerate(channels := sorted(self.channel_sums)):
+            arrays[f"channels_{index}"] = self.channel_sums[tensor]
+        images = dict(sorted(self.images.items()))
+        header = {
+            "format": _FORMAT,
+            "network": self.network,
+            "images": images,
+            "tensors": tensors,
+            "channels": channels,
+        }
+        arrays["header"] = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        with atomic_write(path) as temporary:
+            np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
+
+    def _all_histograms(self) -> Iterator[tuple[str, bool, MagnitudeHistogram]]:
+        """(tensor, whether of the half, histogram)"""
+        for in_half, histograms in ((False, self.histograms), (True, self.half)):
+            for tensor, histogram in sorted(histograms.items()):
+                yield tensor, in_half, histogram
+
+
+def is_in_half(digest: str) -> bool:
+    """Whether an image is one of those counted a second time: by its content, whenever and wherever it is met."""
+    return int(digest[-1], 16) % 2 == 0
+
+
+def load_statistics(path: str | Path) -> Statistics:
+    """Read what `Statistics.save` wrote.
+
+    Raises:
+        UserError: not such a file.
+    """
+    try:
+        with np.load(path) as arrays:
+            header = json.loads(arrays["header"].tobytes())
+            if header.get("format") != _FORMAT:
+                raise ValueError("written by another version")
+            statistics = Statistics(header["network"], images=header["images"])
+            for index, (tensor, low, high, in_half) in enumerate(header["tensors"]):
+                histogram = MagnitudeHistogram()
+                (statistics.half if in_half else statistics.histograms)[tensor] = histogram
+                histogram.counts[arrays[f"bins_{index}"]] = arrays[f"counts_{index}"]
+                histogram.low, histogram.high = low, high
+            for index, tensor in enumerate(header["channels"]):
+                statistics.channel_sums[tensor] = arrays[f"channels_{index}"]
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; calibrate first") from None
+    except Exception as error:  # zipfile, json and numpy each have their own
+        raise UserError(f"{path} holds no calibration statistics ({error}); delete it and calibrate again") from None
+    return statistics

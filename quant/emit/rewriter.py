@@ -1,0 +1,112 @@
+"""Writes a graph anew with Q/DQ nodes; all int8 emitters share it."""
+
+import copy
+import json
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from sodeploy.quant.graph import Network, channel_axis
+from sodeploy.quant.int8 import quantize_weight
+from sodeploy.quant.planning.plan import Layer, Plan, Precision
+from sodeploy.runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY, annotate
+
+
+class Rewriter:
+    """A graph being written anew, node by node, in order."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: dict[str, onnx.TensorProto] = {}
+        self._made: set[str] = set()
+
+    def copy(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """A copy to be changed and then appended."""
+        return copy.deepcopy(node)
+
+    def append(self, node: onnx.NodeProto) -> None:
+        self._nodes.append(node)
+
+    def constant(self, name: str, values: np.ndarray) -> str:
+        self._constants[name] = numpy_helper.from_array(np.asarray(values), name)
+        return name
+
+    def quantize(self, tensor: str, scale: np.ndarray | np.float32, zero_point: np.int8 | np.uint8) -> str:
+        """The name of `tensor` after Q/DQ; the pair is added at its first use and shared by all later ones."""
+        parameters = [
+            self.constant(f"{tensor}/scale", np.float32(scale)),
+            self.constant(f"{tensor}/zero_point", np.asarray(zero_point)),
+        ]
+        steps = self.once("QuantizeLinear", [tensor, *parameters], f"{tensor}/quantized", f"{tensor}/QuantizeLinear")
+        return self.once(
+            "DequantizeLinear", [steps, *parameters], f"{tensor}/dequantized", f"{tensor}/DequantizeLinear"
+        )
+
+    def once(self, op: str, inputs: list[str], output: str, name: str | None = None) -> str:
+        """Add a node that makes `output`, unless it stands there already; returns `output`."""
+        if output not in self._made:
+            self._made.add(output)
+            self.append(helper.make_node(op, inputs, [output], name=name or output))
+        return output
+
+    def dequantized_constant(self, name: str, steps: np.ndarray, scales: np.ndarray, axis: int) -> str:
+        """A constant stored as integers and dequantized along `axis` in the graph."""
+        inputs = [
+            self.constant(f"{name}/quantized", steps),
+            self.constant(f"{name}/scale", scales.astype(np.float32)),
+            self.constant(f"{name}/zero_point", np.zeros(len(scales), steps.dtype)),
+        ]
+        self.append(helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}/DequantizeLinear", axis=axis))
+        return name
+
+    def finish(self) -> onnx.ModelProto:
+        """The model, with only the constants that are read and types inferred."""
+        graph = self._model.graph
+        read = {name for node in self._nodes for name in node.input}
+        old = [tensor for tensor in graph.initializer if tensor.name in read and tensor.name not in self._constants]
+        new = [tensor for name, tensor in self._constants.items() if name in read]
+        del graph.node[:], graph.initializer[:], graph.value_info[:]
+        graph.node.extend(self._nodes)
+        graph.initializer.extend([*old, *new])
+        return onnx.shape_inference.infer_shapes(self._model)
+
+
+def quantized_weight(network: Network, node: onnx.NodeProto, layer: Layer) -> tuple[np.ndarray, np.ndarray, int]:
+    """An int8 layer's weight in steps, the scales, and the axis they run along."""
+    assert layer.weight_scales is not None
+    scales, axis = np.array(layer.weight_scales, np.float32), channel_axis(node)
+    weight = network.weight(node)
+    steps = quantize_weight(weight, scales, axis) if layer.steps is None else layer.steps.reshape(weight.shape)
+    return steps, scales, axis
+
+
+def corrected_bias(network: Network, node: onnx.NodeProto, layer: Layer) -> np.ndarray:
+    """`(C_out,) float32`: the layer's bias, or zeros, with the plan's corrections."""
+    assert layer.weight_scales is not None
+    bias = network.bias(node)
+    bias = np.zeros(len(layer.weight_scales)) if bias is None else bias.reshape(-1)
+    corrections = (layer.bias_correction, layer.input_correction)
+    return (bias + sum(np.array(each) for each in corrections if each is not None)).astype(np.float32)
+
+
+def set_bias(node: onnx.NodeProto, name: str) -> None:
+    if len(node.input) > 2:
+        node.input[2] = name
+    else:
+        node.input.append(name)
+
+
+def label(
+    model: onnx.ModelProto, precision: Precision, dialect: str | None = None, plan: Plan | None = None
+) -> onnx.ModelProto:
+    """Say in the model's metadata what it is and on which images its ranges were measured."""
+    facts: dict[str, str] = {PRECISION_KEY: precision}
+    if dialect is not None:
+        facts[DIALECT_KEY] = dialect
+    if plan is not None and plan.calibration is not None:
+        images = plan.calibration.images
+        facts[CALIBRATION_KEY] = json.dumps({"method": plan.calibration.method, "digests_sha256": sorted(images)})
+    annotate(model, facts)
+    return model

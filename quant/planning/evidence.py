@@ -1,0 +1,28 @@
+"""What a plan is decided from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sodeploy.quant.calibration.statistics import Statistics
+from sodeploy.quant.planning.plan import Rounding
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that was measured of a network; a plan depends on nothing else.
+
+    Attributes:
+        statistics: counts of the calibration pass.
+        steps: node -> int8, the weights that were rounded adaptively (quant/planning/rounding.py), in the shape of the
+            weight. The weight of any other node takes the nearest steps.
+        rounding: the file that holds `steps`; a plan names it.
+        input_errors: input tensor of a layer -> `(C,)`, how far quantizing the tensor moves the mean of each channel
+            (quant/planning/input_error.py).
+    """
+
+    statistics: Statistics
+    steps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    rounding: Rounding | None = None
+    input_errors: Mapping[str, np.ndarray] = field(default_factory=dict)
