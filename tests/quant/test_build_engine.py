@@ -13,7 +13,7 @@ import pytest
 from sodeploy.calib_data import Dataset
 from sodeploy.errors import UserError
 from sodeploy.quant import build_engine
-from sodeploy.quant import calibrate as calibrate_module
+from sodeploy.quant.calibration import observer as observer_module
 from sodeploy.quant.calibration.observer import calibrate, gather
 from sodeploy.quant.calibration.statistics import load_statistics
 from sodeploy.quant.graph import load_network
@@ -76,7 +76,7 @@ def test_another_method_reads_the_saved_statistics(
     calibration = Dataset("pictures", pictures)
     build_engine.build(unet_file, tmp_path, calibration, "kl", engines=False)
     kl = (tmp_path / "unet.plan.json").read_text()
-    monkeypatch.setattr(calibrate_module, "calibrate", None)  # running the network again would fail
+    monkeypatch.setattr(observer_module, "calibrate", None)  # running the network again would fail
     build_engine.build(unet_file, tmp_path, calibration, "max", engines=False)
     assert (tmp_path / "unet.plan.json").read_text() != kl
     build_engine.build(unet_file, tmp_path, calibration, "kl", engines=False)
