@@ -24,6 +24,7 @@ from sodeploy.quant.int8 import SMALLEST_SCALE, STEPS
 from sodeploy.quant.planning.decide import decide
 from sodeploy.quant.planning.plan import Calibration, Layer, Plan, Range, load_plan, short
 from sodeploy.quant.planning.ranges import sharing_a_range
+from sodeploy.quant.planning.targets import decide_targets
 
 _HEADER = re.compile(r"TRT-\w+-(Entropy|MinMax|Legacy)Calibration2?")
 _LINE = re.compile(r"(?P<tensor>.+?)\s*:\s*(?P<scale>[0-9a-fA-F]{8})")
@@ -113,6 +114,7 @@ def plan_from_cache(network: Network, path: str | Path) -> Plan:
         calibration=Calibration(method="calib.cache", images={}),
         ranges=ranges,
         layers=layers,
+        targets=decide_targets(network, layers),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from sodeploy.artifacts import write_manifest
 from sodeploy.calib_data import Sample, open_dataset
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.observer import gather, select_shard
@@ -38,6 +39,8 @@ def main(
         for part in files[1:]:
             statistics.merge(load_statistics(part))
         statistics.save(output)
+        parts = {f"part {number}": part for number, part in enumerate(files, start=1)}
+        write_manifest(output, parts, images=len(statistics.images))
     else:
         if len(files) > 1 or calib is None:
             raise UserError("give one ONNX file and --calib DATA, or files of statistics and --merge")

@@ -19,6 +19,8 @@ OPSET = 19  # the first in which QuantizeLinear takes fp16, which a strongly typ
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
+HEAD_CHANNELS = 4  # a layer at the end with fewer output channels makes a map, not features
+
 QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 
 # Operators whose output holds values of (or between the values of) their first input, so that one scale serves both

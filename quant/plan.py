@@ -20,6 +20,7 @@ from sodeploy.quant.planning.decide import int8_layer
 from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Layer, Plan, Precision, Range, load_plan, read_plan, save_plan
 from sodeploy.quant.planning.ranges import shared_range, sharing_a_range
+from sodeploy.quant.planning.targets import decide_targets
 from sodeploy.runtime.measure.report import Table, show
 
 app = terminal.application("Show a plan, compare two, or edit one.")
@@ -108,7 +109,8 @@ def edit(
     ranges = [
         shared for group in sharing_a_range(network, layers) for shared in _ranges(network, group, plan, statistics)
     ]
-    return plan.model_copy(update={"layers": layers, "ranges": ranges})
+    targets = decide_targets(network, layers) if plan.calibration is not None else {}
+    return plan.model_copy(update={"layers": layers, "ranges": ranges, "targets": targets})
 
 
 def _ranges(network: Network, group: list[str], plan: Plan, statistics: Statistics | None) -> list[Range]:

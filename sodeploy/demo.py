@@ -18,6 +18,7 @@ from sodeploy import terminal
 from sodeploy.calib_data import open_dataset
 from sodeploy.export.to_onnx import export
 from sodeploy.quant import build_engine
+from sodeploy.quant.sources import Images
 from sodeploy.runtime.bench import bench, publish
 from sodeploy.runtime.measure.budget import parse_budget
 from sodeploy.training.recipe import RECIPES, load_recipe
@@ -53,7 +54,7 @@ def demo(output: Path) -> Path:
     )
     _step(
         ["build", onnx, "--int8", "--calib", CALIBRATION, "--output-dir", output],
-        lambda: build_engine.build(onnx, output, open_dataset(CALIBRATION, masks=False)),
+        lambda: build_engine.build(onnx, output, Images(open_dataset(CALIBRATION, masks=False))),
     )
     _step(
         ["bench", *models, "--data", EVALUATION, "--max-drop", MAX_DROP, "--markdown", table],

@@ -18,6 +18,7 @@ from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_text
 from sodeploy.calib_data import Dataset, Sample, overlap
 from sodeploy.errors import UserError
+from sodeploy.quant.calibration.statistics import load_statistics
 from sodeploy.quant.graph import Network
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.measure import metrics
@@ -34,10 +35,24 @@ def require_disjoint(calibration: Dataset, evaluation: Dataset) -> None:
     Raises:
         UserError: it does; the first of them are named.
     """
-    if common := overlap(calibration, evaluation):
+    _refuse(overlap(calibration, evaluation), calibration.name, evaluation.name)
+
+
+def require_uncounted(statistics: Path, evaluation: Dataset) -> None:
+    """Refuse an evaluation set with images that calibration counted.
+
+    Raises:
+        UserError: it has some, the first of them are named; or `statistics` is no file of counts.
+    """
+    counted = load_statistics(statistics).images
+    _refuse([sample.name for sample in evaluation if sample.digest() in counted], statistics, evaluation.name)
+
+
+def _refuse(common: list[str], calibration: str | Path, evaluation: str) -> None:
+    if common:
         names = ", ".join(common[:3]) + (", ..." if len(common) > 3 else "")
         raise UserError(
-            f"{len(common)} of the calibration images {calibration.name} are also in {evaluation.name} ({names}); "
+            f"{len(common)} of the calibration images {calibration} are also in {evaluation} ({names}); "
             "scores on images that the ranges were fitted to flatter: take them out of one of the two"
         )
 

@@ -29,6 +29,7 @@ from sodeploy.quant.planning.decide import make_plan, overflowing
 from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Layer, Plan, Precision
 from sodeploy.quant.planning.ranges import summed
+from sodeploy.quant.planning.targets import decide_targets
 from sodeploy.runtime.measure.budget import Budget, Verdict
 from sodeploy.runtime.measure.metrics import LABELS
 from sodeploy.runtime.measure.report import Table, decimal, show
@@ -209,14 +210,7 @@ def _fp16_step(network: Network, fixed: Mapping[str, Layer]) -> _Step:
             for unit, reason in raised.items()
             for node in units[unit]
         }
-        return Plan(
-            network=network.contract.network,
-            onnx=network.path.name,
-            onnx_sha256=network.digest,
-            calibration=None,
-            ranges=[],
-            layers={**fixed, **layers},
-        )
+        return Plan.without_int8(network, {**fixed, **layers})
 
     def alone(layer: str) -> Plan:
         return plan(dict.fromkeys((unit for unit in units if unit != layer), _TRIED))
@@ -244,7 +238,8 @@ def _int8_step(network: Network, evidence: Evidence, method: Method, body: Plan)
 
     def plan(raised: Raised) -> Plan:
         made = make_plan(network, evidence, method, {**fp32, **raised})
-        return made.model_copy(update={"layers": made.layers | body.layers})
+        layers = made.layers | body.layers
+        return made.model_copy(update={"layers": layers, "targets": decide_targets(network, layers)})
 
     whole = plan({})
     layers = [name for name, layer in whole.layers.items() if layer.precision == "int8"]

@@ -10,7 +10,7 @@ from sodeploy.quant.int8 import STEPS
 
 Method = Literal["kl", "mse", "percentile", "max"]
 METHODS: tuple[Method, ...] = get_args(Method)
-DEFAULT: Method = "mse"
+DEFAULT: Method = "kl"
 
 LEVELS = STEPS + 1  # magnitudes an int8 tensor can tell apart, zero among them
 PERCENTILE = 99.99

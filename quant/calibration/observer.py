@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sodeploy.artifacts import write_manifest
 from sodeploy.calib_data import Sample
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.histogram import MagnitudeHistogram
@@ -72,9 +73,9 @@ def calibrate(
 
 
 def gather(network: Network, images: Iterable[Sample], file: Path) -> Statistics:
-    """Statistics over exactly `images`: from `file` as far as it holds them, the rest by running the network.
+    """Statistics over exactly `images`; the network runs only on images that `file` does not hold yet.
 
-    `file` holds them all afterwards, and so far as they were counted if this is interrupted.
+    `file` then holds them all, with a manifest. After an interrupt it holds the images counted so far.
     """
     samples = distinct(images)
     statistics = Statistics(network.digest)
@@ -88,6 +89,7 @@ def gather(network: Network, images: Iterable[Sample], file: Path) -> Statistics
     if statistics.images.keys() != samples.keys() or not samples:
         left = [sample for digest, sample in samples.items() if digest not in statistics.images]
         statistics = calibrate(network, left, statistics, checkpoint=lambda so_far: so_far.save(file))
+    write_manifest(file, {"model": network.path}, images=len(statistics.images))
     return statistics
 
 

@@ -84,6 +84,24 @@ def check_cpu(model: onnx.ModelProto) -> list[str]:
     return [name for name in integer if name in in_float]
 
 
+def tensorrt_warnings(model: onnx.ModelProto, path: Path) -> list[str]:
+    """`check_tensorrt`; then a line for each set of `unequal_scales`."""
+    check_tensorrt(model, path)
+    return [f"{path}: {problem}" for problem in unequal_scales(model)]
+
+
+def cpu_warnings(model: onnx.ModelProto, path: Path) -> list[str]:
+    """A line where onnxruntime would run the graph slowly on a CPU."""
+    if not _with_integer_weights(model):
+        return [f"{path} computes in fp32: int8 does not pay on a CPU where each result goes through a PReLU"]
+    if left := check_cpu(model):
+        return [
+            f"{path}: onnxruntime will compute {len(left)} int8 layer(s) in float, slowly: {', '.join(left)}; "
+            "set them to fp16 in the plan"
+        ]
+    return []
+
+
 def _broken_rules(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
     """(node, what is wrong with it)"""
     constants = _constants(model)

@@ -7,13 +7,13 @@ import onnx
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.methods import DEFAULT, Method
 from sodeploy.quant.calibration.statistics import Statistics
-from sodeploy.quant.graph import PASSING, Network, channel_axis, is_residual
+from sodeploy.quant.graph import HEAD_CHANNELS, PASSING, Network, channel_axis, is_residual
 from sodeploy.quant.int8 import LARGEST_FP16, bias_correction, dequantize_weight, quantize_weight, weight_scales
 from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Calibration, Layer, Plan, Range, short
 from sodeploy.quant.planning.ranges import groups_of, shared_range, sharing_a_range
+from sodeploy.quant.planning.targets import decide_targets
 
-HEAD_CHANNELS = 4  # with fewer, a layer at the end makes a map, not features
 FP16_HEADROOM = LARGEST_FP16 / 4  # images beyond the calibration set reach further
 
 
@@ -46,6 +46,7 @@ def make_plan(
         rounding=evidence.rounding,
         ranges=_ranges(network, layers, statistics, method),
         layers=layers,
+        targets=decide_targets(network, layers),
     )
 
 

@@ -1,11 +1,12 @@
 """The plan: every decision of quantization, once, in a JSON file that a person can read, diff and edit.
 
-Emitters turn (float32 network, plan) into the graph each engine wants; none of them decides anything.
+Emitters turn (float32 network, plan) into the graph that each engine wants. They decide nothing.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
@@ -14,8 +15,11 @@ from sodeploy.artifacts import require_file, sha256, write_text
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.methods import Method
 from sodeploy.quant.graph import Network
+from sodeploy.quant.int8 import STEPS
 
 Precision = Literal["int8", "fp16", "fp32"]
+
+_ANEW = "make the plan anew: images whose .statistics.npz is at hand are not counted again"
 
 
 class _Strict(BaseModel):
@@ -83,6 +87,24 @@ class Rounding(_Strict):
     sha256: str
 
 
+TargetName = Literal["cpu"]  # graphs with decisions of their own; sodeploy.quant.planning.targets makes them
+
+
+class TargetLayer(_Strict):
+    """What one node runs in, or how it is written, in one graph only, and why."""
+
+    precision: Precision
+    form: Literal["shifted planes"] | None = Field(default=None, description="None: as in the float32 network")
+    reason: str
+
+
+class TargetPlan(_Strict):
+    """Decisions that hold in one graph only; everything else is as the plan says."""
+
+    weight_steps: int = Field(ge=1, le=STEPS, description="steps of an int8 weight on each side of zero")
+    layers: dict[str, TargetLayer]
+
+
 class Plan(_Strict):
     """All decisions for one network.
 
@@ -97,6 +119,19 @@ class Plan(_Strict):
     rounding: Rounding | None = Field(default=None, description="None: every weight is at the nearest step")
     ranges: list[Range]
     layers: dict[str, Layer]
+    targets: dict[TargetName, TargetPlan] = Field(default={}, description="decisions for one graph alone")
+
+    @classmethod
+    def without_int8(cls, network: Network, layers: Mapping[str, Layer] | None = None) -> "Plan":
+        """A plan of fp16 alone, except for some layers in fp32."""
+        return cls(
+            network=network.contract.network,
+            onnx=network.path.name,
+            onnx_sha256=network.digest,
+            calibration=None,
+            ranges=[],
+            layers=dict(layers or {}),
+        )
 
     def range_of(self) -> dict[str, Range]:
         """tensor -> its range."""
@@ -105,6 +140,16 @@ class Plan(_Strict):
     def nodes(self, precision: Precision) -> set[str]:
         """Names of the nodes that run in `precision`."""
         return {name for name, layer in self.layers.items() if layer.precision == precision}
+
+    def target(self, name: TargetName) -> TargetPlan:
+        """The decisions for one graph.
+
+        Raises:
+            UserError: an older version made the plan, or an edit removed them.
+        """
+        if name not in self.targets:
+            raise UserError(f"the plan of {self.onnx} has no decisions for the {name} graph; {_ANEW}")
+        return self.targets[name]
 
 
 def short(value: float) -> float:
@@ -115,14 +160,21 @@ def short(value: float) -> float:
 def save_plan(plan: Plan, path: str | Path) -> None:
     """Write the plan: a line per range and per layer, so that two plans diff well."""
     fields = plan.model_dump(mode="json", exclude_none=True)
-    ranges, layers = fields.pop("ranges"), fields.pop("layers")
+    ranges, layers, targets = fields.pop("ranges"), fields.pop("layers"), fields.pop("targets")
     head = json.dumps(fields, indent=1)[:-2]
     text = f"""{head},
  "ranges": [{_lines(_one_line(entry) for entry in ranges)}],
- "layers": {{{_lines(f"{json.dumps(name)}: {_one_line(entry)}" for name, entry in layers.items())}}}
+ "layers": {{{_lines(f"{json.dumps(name)}: {_one_line(entry)}" for name, entry in layers.items())}}},
+ "targets": {{{_lines(f"{json.dumps(name)}: {_target_lines(entry)}" for name, entry in targets.items())}}}
 }}
 """
     write_text(path, text)
+
+
+def _target_lines(target: dict[str, Any]) -> str:
+    """A target as JSON, with a line per layer."""
+    layers = ",".join(f"\n   {json.dumps(name)}: {_one_line(entry)}" for name, entry in target["layers"].items())
+    return f'{{"weight_steps": {target["weight_steps"]}, "layers": {{{layers}}}}}'
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -153,13 +205,14 @@ def load_plan(path: str | Path, network: Network) -> Plan:
             f"(sha256 {network.digest[:12]}); make a plan for this file with quant/build_engine.py --int8"
         )
     _check_names(plan, path, network)
+    _check_targets(plan, path, network)
     if plan.rounding is not None:
         attach(plan, read_steps(Path(path).with_name(plan.rounding.file), plan.rounding), network)
     return plan
 
 
 def read_steps(path: Path, wanted: Rounding) -> dict[str, np.ndarray]:
-    """Node -> int8 steps, from a file that `sodeploy.quant.planning.rounding.write_steps` wrote.
+    """Node -> int8 steps, from a file that `sodeploy.quant.planning.rounding.round_to_file` wrote.
 
     Raises:
         UserError: missing, or not the file that the plan was made with.
@@ -206,6 +259,21 @@ def _check_names(plan: Plan, path: str | Path, network: Network) -> None:
                 correction = getattr(layer, field)
                 if correction is not None and len(correction) != len(scales):
                     raise UserError(f"{path}: layer {name}: {field} must have {len(scales)} values; undo the edit")
+
+
+def _check_targets(plan: Plan, path: str | Path, network: Network) -> None:
+    missing = [name for name in get_args(TargetName) if name not in plan.targets]
+    if plan.calibration is not None and missing:
+        raise UserError(f"{path} has no decisions for the {missing[0]} graph, as plans of older versions; {_ANEW}")
+    nodes = {node.name: node for node in network.nodes}
+    for target, decisions in plan.targets.items():
+        for name, layer in decisions.layers.items():
+            if name not in nodes:
+                raise UserError(f"{path}: targets / {target}: {name} is no node of {network.path}; remove the entry")
+            if layer.precision == "int8":
+                raise UserError(f"{path}: targets / {target}: {name} cannot be int8 in it alone; set it in layers")
+            if layer.form is not None and nodes[name].op_type != "Conv":
+                raise UserError(f"{path}: targets / {target}: {name} is no Conv and has no other form; undo the edit")
 
 
 def _one_line(entry: dict[str, Any]) -> str:

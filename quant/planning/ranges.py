@@ -7,6 +7,7 @@ has what it then misses in its bias. Zero points stay 0, as NVIDIA's parsers wan
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -24,7 +25,7 @@ _LOPSIDED = 0.92  # half of a range's width over its largest magnitude; a shift 
 _FUSED = (*WEIGHTED, "Relu", "Add")
 
 
-def sharing_a_range(network: Network, layers: dict[str, Layer]) -> list[list[str]]:
+def sharing_a_range(network: Network, layers: Mapping[str, Layer]) -> list[list[str]]:
     """The tensors that int8 layers read and write, in groups that must have one scale."""
     groups = groups_of(network)
     members = defaultdict(list)

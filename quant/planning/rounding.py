@@ -15,11 +15,12 @@ import numpy as np
 import onnx
 
 from sodeploy import terminal
-from sodeploy.artifacts import atomic_write, write_manifest
+from sodeploy.artifacts import atomic_write, sha256, write_manifest
 from sodeploy.calib_data import Sample
 from sodeploy.quant.calibration.inspect_graph import as_input, opened, some
 from sodeploy.quant.graph import Network, attribute, channel_axis, integers, pads_itself
 from sodeploy.quant.int8 import STEPS, weight_scales
+from sodeploy.quant.planning.plan import Rounding
 
 IMAGES = 16
 _POSITIONS = 512  # of each image that a layer's inputs are sampled at
@@ -161,8 +162,14 @@ def _sampled_inputs(network: Network, node: onnx.NodeProto, x: np.ndarray, rng: 
     return by_group.reshape(groups, len(positions), -1)
 
 
-def write_steps(network: Network, steps: dict[str, np.ndarray], path: str | Path) -> None:
-    """Write rounded weights to an .npz file, and its manifest."""
+def round_to_file(network: Network, images: Iterable[Sample], path: Path) -> tuple[dict[str, np.ndarray], Rounding]:
+    """`adaptive_steps`, written to an .npz file with a manifest.
+
+    Returns:
+        The rounded weights, and the entry by which a plan names the file.
+    """
+    steps = adaptive_steps(network, images)
     with atomic_write(path) as temporary:
         np.savez_compressed(temporary, **steps)  # type: ignore[arg-type]
     write_manifest(path, {"model": network.path})
+    return steps, Rounding(file=path.name, sha256=sha256(path))

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from sodeploy.artifacts import read_manifest
 from sodeploy.calib_data import Dataset
 from sodeploy.errors import UserError
 from sodeploy.quant import build_engine
@@ -18,6 +19,7 @@ from sodeploy.quant.calibration.observer import calibrate, gather
 from sodeploy.quant.calibration.statistics import load_statistics
 from sodeploy.quant.graph import load_network
 from sodeploy.quant.planning.plan import load_plan
+from sodeploy.quant.sources import Counted, Edited, Images
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +37,25 @@ def command(repository: Path, *arguments: object) -> subprocess.CompletedProcess
 
 def test_everything_is_written(repository: Path, unet_file: Path, images: Path, tmp_path: Path) -> None:
     done = command(
-        repository, unet_file, "--int8", "--calib", images, "--images", 4, "--output-dir", tmp_path, "--no-engines"
+        repository, unet_file, "--int8", "--calib", images, "--limit", 4, "--output-dir", tmp_path, "--no-engines"
     )
     assert done.returncode == 0, done.stderr
     graphs = [f"unet.{kind}.onnx" for kind in ("fp16", "fp16.sim", "int8.cpu", "int8.sim", "int8.trt")]
     written = {path.name for path in tmp_path.iterdir()}
-    made = {*graphs, "unet.rounding.npz"}
-    assert written == {*made, *(f"{name}.json" for name in made), "unet.plan.json", "unet.statistics.npz"}
+    made = {*graphs, "unet.rounding.npz", "unet.plan.json", "unet.statistics.npz"}
+    assert written == {*made, *(f"{name}.json" for name in made)}
     plan = load_plan(tmp_path / "unet.plan.json", load_network(unet_file))
     assert plan.calibration is not None
     assert len(plan.calibration.images) == 4
     manifest = json.loads((tmp_path / "unet.int8.cpu.onnx.json").read_text())
     assert set(manifest["inputs"]) == {"model", "plan"}
+    assert manifest["method"] == "kl"
+    assert read_manifest(tmp_path / "unet.plan.json")["method"] == "kl"
+    assert "method" not in read_manifest(tmp_path / "unet.fp16.onnx")
     assert "4 images" in done.stderr
     assert done.stdout == ""
     next_step = done.stderr.splitlines()[-1].removeprefix("what it loses and whether it pays here: ")
-    models = [unet_file, *(tmp_path / f"unet.{kind}.onnx" for kind in ("int8.cpu", "fp16.sim", "int8.sim"))]
+    models = [unet_file, *(tmp_path / f"unet.{kind}.onnx" for kind in ("fp16.sim", "int8.cpu", "int8.sim"))]
     assert next_step == (
         f"python runtime/bench.py {' '.join(map(str, models))} --data DATA --max-drop s=0.002,mae=0.001"
     )
@@ -58,8 +63,9 @@ def test_everything_is_written(repository: Path, unet_file: Path, images: Path, 
 
 def test_on_a_gpu_the_next_step_is_to_measure_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_engine, "driver_problem", lambda: None)
-    made = [Path("out/net.fp16.onnx"), Path("out/net.fp16.engine"), Path("out/net.int8.engine")]
-    assert build_engine.bench_command(Path("net.onnx"), made, "my set", "s=0.01") == (
+    engines = {"fp16": Path("out/net.fp16.engine"), "int8": Path("out/net.int8.engine")}
+    built = build_engine.Built(Path("net.onnx"), graphs={"fp16": Path("out/net.fp16.onnx")}, engines=engines)
+    assert build_engine.bench_command(Path("net.onnx"), built, "my set", "s=0.01") == (
         "python runtime/bench.py net.onnx out/net.fp16.engine out/net.int8.engine --data 'my set' --max-drop s=0.01 "
         "--device cuda"
     )
@@ -67,25 +73,29 @@ def test_on_a_gpu_the_next_step_is_to_measure_the_engines(monkeypatch: pytest.Mo
 
 def test_fp16_needs_no_images(unet_file: Path, tmp_path: Path) -> None:
     made = build_engine.build(unet_file, tmp_path, engines=False)
-    assert [path.name for path in made] == ["unet.fp16.onnx", "unet.fp16.sim.onnx"]
+    assert {name: path.name for name, path in made.graphs.items()} == {
+        "fp16": "unet.fp16.onnx",
+        "fp16.sim": "unet.fp16.sim.onnx",
+    }
+    assert made.plan is None
 
 
 def test_another_method_reads_the_saved_statistics(
     unet_file: Path, pictures: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calibration = Dataset("pictures", pictures)
-    build_engine.build(unet_file, tmp_path, calibration, "kl", engines=False)
+    calibration = Images(Dataset("pictures", pictures))
+    build_engine.build(unet_file, tmp_path, calibration, method="kl", engines=False)
     kl = (tmp_path / "unet.plan.json").read_text()
     monkeypatch.setattr(observer_module, "calibrate", None)  # running the network again would fail
-    build_engine.build(unet_file, tmp_path, calibration, "max", engines=False)
+    build_engine.build(unet_file, tmp_path, calibration, method="max", engines=False)
     assert (tmp_path / "unet.plan.json").read_text() != kl
-    build_engine.build(unet_file, tmp_path, calibration, "kl", engines=False)
+    build_engine.build(unet_file, tmp_path, calibration, method="kl", engines=False)
     assert (tmp_path / "unet.plan.json").read_text() == kl
 
 
 def test_other_images_are_calibrated_anew(unet_file: Path, pictures: list, tmp_path: Path) -> None:
-    build_engine.build(unet_file, tmp_path, Dataset("some", pictures[:4]), engines=False)
-    build_engine.build(unet_file, tmp_path, Dataset("others", pictures[3:]), engines=False)
+    build_engine.build(unet_file, tmp_path, Images(Dataset("some", pictures[:4])), engines=False)
+    build_engine.build(unet_file, tmp_path, Images(Dataset("others", pictures[3:])), engines=False)
     found = load_statistics(tmp_path / "unet.statistics.npz")
     assert sorted(found.images.values()) == ["picture 3", "picture 4", "picture 5"]
 
@@ -106,45 +116,44 @@ def test_statistics_counted_elsewhere(
     parts[0].merge(parts[1])
     parts[0].save(tmp_path / "all.npz")
     capsys.readouterr()
-    build_engine.build(unet_file, tmp_path / "a", statistics_file=tmp_path / "all.npz", engines=False)
+    build_engine.build(unet_file, tmp_path / "a", Counted(tmp_path / "all.npz"), engines=False)
     assert "from 3 to all 6 images ranges moved by" in capsys.readouterr().err
     images = Dataset("pictures", pictures)
-    build_engine.build(unet_file, tmp_path / "b", images, engines=False)
+    build_engine.build(unet_file, tmp_path / "b", Images(images), engines=False)
     whole = (tmp_path / "b" / "unet.plan.json").read_bytes()
     assert (
         tmp_path / "a" / "unet.plan.json"
     ).read_bytes() != whole  # without images, each weight is at the nearest step
-    build_engine.build(unet_file, tmp_path / "c", images, statistics_file=tmp_path / "all.npz", engines=False)
+    build_engine.build(unet_file, tmp_path / "c", Counted(tmp_path / "all.npz", images), engines=False)
     assert (tmp_path / "c" / "unet.plan.json").read_bytes() == whole
     parts[0].images = {}
     parts[0].save(tmp_path / "none.npz")
     with pytest.raises(UserError, match="--calib has 6 images that --statistics has not"):
-        build_engine.build(unet_file, tmp_path / "d", images, statistics_file=tmp_path / "none.npz", engines=False)
+        build_engine.build(unet_file, tmp_path / "d", Counted(tmp_path / "none.npz", images), engines=False)
     some = Dataset("some", pictures[:3])
+    within = build_engine.Within({"mae": 0.01}, some)
     with pytest.raises(UserError, match=r"3 of the calibration images .*all\.npz are also in some"):
-        build_engine.build(
-            unet_file, tmp_path, evaluation=some, budget={"mae": 0.01}, statistics_file=tmp_path / "all.npz"
-        )
+        build_engine.build(unet_file, tmp_path, Counted(tmp_path / "all.npz"), within=within)
 
 
 def test_the_same_inputs_give_the_same_bytes(unet_file: Path, pictures: list, tmp_path: Path) -> None:
     for folder, order in (("one", pictures), ("two", pictures[::-1])):
-        build_engine.build(unet_file, tmp_path / folder, Dataset("pictures", order), engines=False)
+        build_engine.build(unet_file, tmp_path / folder, Images(Dataset("pictures", order)), engines=False)
     for name in ("unet.plan.json", "unet.int8.trt.onnx", "unet.int8.cpu.onnx", "unet.fp16.onnx"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
 def test_an_edited_plan_is_followed(unet_file: Path, pictures: list, tmp_path: Path) -> None:
-    build_engine.build(unet_file, tmp_path, Dataset("pictures", pictures), engines=False)
+    build_engine.build(unet_file, tmp_path, Images(Dataset("pictures", pictures)), engines=False)
     text = (tmp_path / "unet.plan.json").read_text()
     edited = tmp_path / "edited.json"
     edited.write_text(text.replace('"op": "Conv", "precision": "int8"', '"op": "Conv", "precision": "fp16"', 1))
-    build_engine.build(unet_file, tmp_path, plan_file=edited, engines=False)
+    build_engine.build(unet_file, tmp_path, Edited(edited), engines=False)
     graph = onnx.load(tmp_path / "unet.int8.trt.onnx").graph
     assert sum(node.op_type == "Conv" and "dequantized" in node.input[0] for node in graph.node) == 3
     (tmp_path / "unet.rounding.npz").write_bytes(b"something else")
     with pytest.raises(UserError, match=r"unet\.rounding\.npz is not the file that the plan was made with"):
-        build_engine.build(unet_file, tmp_path, plan_file=edited, engines=False)
+        build_engine.build(unet_file, tmp_path, Edited(edited), engines=False)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +193,7 @@ def test_an_onnx_without_contract_is_told_how_to_get_one(unet_file: Path, tmp_pa
 
 
 def test_a_quantized_model_is_not_quantized_again(unet_file: Path, pictures: list, tmp_path: Path) -> None:
-    build_engine.build(unet_file, tmp_path, Dataset("pictures", pictures), engines=False)
+    build_engine.build(unet_file, tmp_path, Images(Dataset("pictures", pictures)), engines=False)
     with pytest.raises(UserError, match="quantized already"):
         build_engine.build(tmp_path / "unet.int8.sim.onnx", tmp_path)
     with pytest.raises(UserError, match="fp16"):

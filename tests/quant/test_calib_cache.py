@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
+from sodeploy.artifacts import read_manifest
 from sodeploy.errors import UserError
 from sodeploy.quant import build_engine
 from sodeploy.quant.calib_cache import cache_of, plan_from_cache, read_cache
@@ -18,6 +19,7 @@ from sodeploy.quant.emit.cpu import emit_cpu
 from sodeploy.quant.emit.tensorrt import emit_simulation, emit_tensorrt
 from sodeploy.quant.graph import Network
 from sodeploy.quant.planning.plan import Plan, load_plan, save_plan
+from sodeploy.quant.sources import Cache
 from sodeploy.runtime.processing import preprocess
 
 
@@ -154,8 +156,9 @@ def test_the_commands(
     command = [sys.executable, repository / "quant" / "calib_cache.py", unet_file, tmp_path / "plan.json", cache]
     done = subprocess.run([*command, "--tensorrt", "8.6.1"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    made = build_engine.build(unet_file, tmp_path / "out", calib_cache=cache, engines=False)
-    assert [path.name for path in made[:2]] == ["unet.cache", "unet.plan.json"]
+    made = build_engine.build(unet_file, tmp_path / "out", Cache(cache), engines=False)
+    assert made.plan == tmp_path / "out" / "unet.plan.json"
+    assert read_manifest(made.plan)["inputs"]["calib_cache"]["path"] == str(cache)
     assert "5 of 6 layers int8, ranges from" in capsys.readouterr().err
     metadata = {e.key: e.value for e in onnx.load(tmp_path / "out" / "unet.int8.trt.onnx").metadata_props}
     assert any("calib.cache" in value for value in metadata.values())

@@ -18,6 +18,7 @@ from sodeploy.quant.graph import Network, load_network
 from sodeploy.quant.planning.decide import make_plan
 from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import read_plan
+from sodeploy.quant.sources import Edited, Images
 from sodeploy.runtime.processing import preprocess
 from tests.quant.conftest import NetworkWriter, Picture
 
@@ -108,12 +109,12 @@ def test_a_build_equalizes_what_has_depthwise_layers(
     assert needs_equalization(uneven)
     assert not needs_equalization(unet)
     images = Dataset("pictures", pictures)
-    build_engine.build(uneven.path, tmp_path, images, engines=False)
+    build_engine.build(uneven.path, tmp_path, Images(images), engines=False)
     made = tmp_path / "uneven.equalized.onnx"
     assert read_plan(tmp_path / "uneven.plan.json").onnx == made.name
     first = (tmp_path / "uneven.int8.trt.onnx").read_bytes()
-    build_engine.build(uneven.path, tmp_path, plan_file=tmp_path / "uneven.plan.json", engines=False)
+    build_engine.build(uneven.path, tmp_path, Edited(tmp_path / "uneven.plan.json"), engines=False)
     assert (tmp_path / "uneven.int8.trt.onnx").read_bytes() == first
     made.unlink()
     with pytest.raises(UserError, match=r"was made for uneven\.equalized\.onnx"):
-        build_engine.build(uneven.path, tmp_path, plan_file=tmp_path / "uneven.plan.json", engines=False)
+        build_engine.build(uneven.path, tmp_path, Edited(tmp_path / "uneven.plan.json"), engines=False)

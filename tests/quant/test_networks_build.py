@@ -20,6 +20,7 @@ from sodeploy.quant.engines.kernels import Kernel, precision_read
 from sodeploy.quant.engines.shapes import Profile
 from sodeploy.quant.graph import load_network
 from sodeploy.quant.planning.plan import read_plan
+from sodeploy.quant.sources import Images
 from sodeploy.training.models import NETWORKS, entry
 
 pytestmark = pytest.mark.skipif(
@@ -67,7 +68,8 @@ def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         patch.setattr(to_onnx, "require", lambda *_: None)
         fp32 = to_onnx.export(request.param, weights(request.param, folder), folder / "net.onnx", size=(SIZE, SIZE))
     images = open_dataset("synthetic:calib:2", masks=False)
-    quantize(fp32, folder, images, engines=False, adaptive_rounding=False)  # which way does not matter to a compiler
+    # Which way weights are rounded does not matter to a compiler.
+    quantize(fp32, folder, Images(images, adaptive_rounding=False), engines=False)
     plan = read_plan(folder / "net.plan.json")  # of the equalized network where there are depthwise layers
     return Graphs(fp32, folder / "net.fp16.onnx", folder / "net.int8.trt.onnx", set(plan.nodes("int8")))
 

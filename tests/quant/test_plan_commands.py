@@ -32,7 +32,7 @@ def command(repository: Path, *arguments: object) -> subprocess.CompletedProcess
 
 def test_show_names_every_layer_and_range(plan: Plan) -> None:
     layers, ranges = tables(plan)
-    assert layers.title == "unet (unet.onnx): 5 int8, 1 fp16, 0 fp32; ranges by mse from 6 images"
+    assert layers.title == "unet (unet.onnx): 5 int8, 1 fp16, 0 fp32; ranges by kl from 6 images"
     assert ["head/Conv", "Conv", "fp16", plan.layers["head/Conv"].reason] in layers.rows
     assert len(layers.rows) == 6
     assert ranges.rows[0][:2] == ["image", "yes"]
@@ -48,7 +48,7 @@ def test_every_kind_of_difference_has_a_line(unet: Network, statistics: Statisti
     other.layers["d_pre/Conv"].bias_correction[0] += 1.0  # type: ignore[index]
     other.layers["head/Conv"].reason = "because"
     lines = list(differences(plan, other))
-    assert "calibration: mse, 6 images -> max, 6 images" in lines
+    assert "calibration: kl, 6 images -> max, 6 images" in lines
     assert "layer c_pre/Conv: int8 (features) -> fp16 (outliers)" in lines
     assert "layer d_pre/Conv: 1 of 16 values of bias_correction differ" in lines
     assert any(line.startswith("layer head/Conv: reason: head") and line.endswith("-> because") for line in lines)

@@ -77,7 +77,7 @@ def test_values_near_the_end_of_fp16_stay_in_fp32(unet: Network, statistics: Sta
 
 def test_statistics_of_another_network(unet: Network) -> None:
     with pytest.raises(UserError, match="gathered from another network"):
-        make_plan(unet, Statistics("another"))
+        make_plan(unet, Evidence(Statistics("another")))
 
 
 def test_fp16_scales_never_cut_the_largest_value() -> None:

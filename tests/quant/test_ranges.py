@@ -8,13 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
+from sodeploy.calib_data import Dataset
 from sodeploy.errors import UserError
 from sodeploy.quant.build_engine import build
 from sodeploy.quant.calibration.histogram import MagnitudeHistogram
 from sodeploy.quant.calibration.observer import calibrate
 from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.emit.checks import check_tensorrt
-from sodeploy.quant.emit.cpu import emit_cpu, integer_layers
+from sodeploy.quant.emit.cpu import emit_cpu
 from sodeploy.quant.emit.tensorrt import emit_simulation, emit_tensorrt
 from sodeploy.quant.graph import Network, load_network
 from sodeploy.quant.int8 import fp16_scale
@@ -23,6 +24,7 @@ from sodeploy.quant.planning.decide import make_plan
 from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Plan, Range, load_plan, save_plan
 from sodeploy.quant.planning.ranges import shared_range
+from sodeploy.quant.sources import Images
 from sodeploy.runtime.processing import preprocess
 from tests.quant.conftest import NetworkWriter, Picture
 
@@ -160,8 +162,10 @@ def test_an_addition_cannot_have_a_shift(gates: Gates, tmp_path: Path) -> None:
 
 
 def test_on_a_cpu_what_a_prelu_reads_stays_in_float(gates: Gates, inputs: list[np.ndarray], run: Run) -> None:
-    integer = integer_layers(gates.network, gates.plan)
-    assert set(integer) == {"b_pre/Conv", "c/Conv", "f/Conv", "total/Add", "g_pre/Conv"}
+    in_float = gates.plan.target("cpu").layers
+    assert all("PReLU" in layer.reason for layer in in_float.values() if layer.form is None)
+    integer = gates.plan.nodes("int8") - in_float.keys()
+    assert integer == {"b_pre/Conv", "c/Conv", "f/Conv", "total/Add", "g_pre/Conv"}
     graph = emit_cpu(gates.network, gates.plan)
     assert "d" not in {node.input[0] for node in graph.graph.node if node.op_type == "QuantizeLinear"}
     for x in inputs:
@@ -175,7 +179,7 @@ def test_a_network_of_prelus_alone_does_not_pay_on_a_cpu(
     features = writer.prelu(writer.conv("image", 3, 8, "a", relu=False))
     features = writer.prelu(writer.conv(features, 8, 8, "b", relu=False))
     writer.node("Sigmoid", [writer.conv(features, 8, 1, "head", relu=False)], "saliency")
-    build(writer.write(tmp_path / "prelus.onnx"), tmp_path, pictures, engines=False)  # type: ignore[arg-type]
+    build(writer.write(tmp_path / "prelus.onnx"), tmp_path, Images(Dataset("pictures", pictures)), engines=False)
     assert "prelus.int8.cpu.onnx computes in fp32" in capsys.readouterr().err.replace("\n", "")
 
 

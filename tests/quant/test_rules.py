@@ -16,6 +16,7 @@ from sodeploy.quant.emit.fp16 import emit_fp16
 from sodeploy.quant.emit.tensorrt import emit_tensorrt
 from sodeploy.quant.graph import Network
 from sodeploy.quant.planning.plan import Plan, save_plan
+from sodeploy.quant.sources import Edited
 
 
 @pytest.fixture
@@ -170,5 +171,5 @@ def test_an_edit_that_makes_scales_unequal_is_warned_of(
     shared.tensors.remove("pooled")
     edited.ranges.append(shared.model_copy(update={"tensors": ["pooled"], "amax": shared.amax / 2}))
     save_plan(edited, tmp_path / "edited.json")
-    build_engine.build(unet_file, tmp_path, plan_file=tmp_path / "edited.json", engines=False)
+    build_engine.build(unet_file, tmp_path, Edited(tmp_path / "edited.json"), engines=False)
     assert "pooled/QuantizeLinear (scale" in capsys.readouterr().err

@@ -24,6 +24,7 @@ from sodeploy.quant.calibration.observer import calibrate
 from sodeploy.quant.graph import Network, load_network
 from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import load_plan
+from sodeploy.quant.sources import Images
 from sodeploy.runtime.contract import Contract, embed
 from sodeploy.runtime.measure.budget import Verdict, parse_budget
 from sodeploy.runtime.measure.metrics import Delta, Scores
@@ -266,20 +267,22 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     brightness_network(tmp_path / "net.onnx", {1: 1000})
     budget = {"s": 0.02}
     out = tmp_path / "out"
-    made = build_engine.build(
-        tmp_path / "net.onnx", out, CALIBRATION, engines=False, evaluation=EVALUATION, budget=budget
-    )
+    within = build_engine.Within(budget, EVALUATION)
+    built = build_engine.build(tmp_path / "net.onnx", out, Images(CALIBRATION), within=within, engines=False)
     plan = load_plan(out / "net.plan.json", load_network(tmp_path / "net.onnx"))
     assert plan.layers["blur2"].precision == "fp16"
-    assert all(path.is_file() for path in made)
+    assert all(path.is_file() for path in built.graphs.values())
     record = json.loads((out / "net.plan.json.json").read_text())
     assert record["budget"] == budget
     assert -record["differences"]["s"]["low"] <= budget["s"]
     table = capsys.readouterr().out
     assert "int8, 1 layer left in fp16" in table
     assert "Difference to fp32 on evaluation (12 images)" in table
-    made = build_engine.build(tmp_path / "net.onnx", out, engines=False, evaluation=EVALUATION, budget=budget)
-    assert [path.name for path in made] == ["net.search.json", "net.plan.json", "net.fp16.onnx", "net.fp16.sim.onnx"]
+    assert record["method"] == "kl"
+    built = build_engine.build(tmp_path / "net.onnx", out, within=within, engines=False)
+    assert list(built.graphs) == ["fp16", "fp16.sim"]
+    assert built.search == out / "net.search.json"
+    assert built.plan == out / "net.plan.json"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,68 @@
+"""The graphs that a build writes. A graph for another engine is a file beside this one and an entry in `TARGETS`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import onnx
+
+from sodeploy.quant.emit.checks import cpu_warnings, tensorrt_warnings
+from sodeploy.quant.emit.cpu import emit_cpu
+from sodeploy.quant.emit.fp16 import emit_fp16, emit_fp16_simulation
+from sodeploy.quant.emit.tensorrt import emit_simulation, emit_tensorrt
+from sodeploy.quant.graph import Network
+from sodeploy.quant.planning.plan import Plan
+
+
+def _nothing_to_check(graph: onnx.ModelProto, path: Path) -> list[str]:
+    return []
+
+
+@dataclass(frozen=True)
+class Target:
+    """One graph that a plan is written as.
+
+    Attributes:
+        name: its file is NETWORK.`name`.onnx.
+        precision: the lowest precision in it. An int8 graph is written only where the plan has ranges.
+        runs_on: the engines that take it, or its purpose, for people.
+        emit: makes the graph.
+        check: (graph, the file to be written) -> warnings for the user, one line each; raises UserError for a graph
+            that the engine would refuse.
+        measured_on: where `runtime/bench.py` measures this graph; None: it measures the engine that is built from it.
+        engine: whether TensorRT or TensorRT-RTX builds an engine of it, NETWORK.`precision`.engine.
+    """
+
+    name: str
+    precision: Literal["fp16", "int8"]
+    runs_on: str
+    emit: Callable[[Network, Plan], onnx.ModelProto]
+    check: Callable[[onnx.ModelProto, Path], list[str]] = _nothing_to_check
+    measured_on: Literal["cpu"] | None = None
+    engine: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """How the name of its file ends."""
+        return f".{self.name}.onnx"
+
+
+TARGETS = (
+    Target("fp16", "fp16", "TensorRT, TensorRT-RTX, onnxruntime on a GPU", emit_fp16, engine=True),
+    Target(
+        "fp16.sim",
+        "fp16",
+        "any CPU, to measure fp16's accuracy",
+        emit_fp16_simulation,
+        measured_on="cpu",
+    ),
+    Target("int8.trt", "int8", "TensorRT, TensorRT-RTX", emit_tensorrt, tensorrt_warnings, engine=True),
+    Target("int8.cpu", "int8", "onnxruntime on a CPU", emit_cpu, cpu_warnings, measured_on="cpu"),
+    Target("int8.sim", "int8", "any CPU, to measure an int8 engine's accuracy", emit_simulation, measured_on="cpu"),
+)
+
+
+def targets_of(plan: Plan) -> list[Target]:
+    """The graphs that can be written of a plan: those with int8 only where it has ranges."""
+    return [target for target in TARGETS if target.precision != "int8" or plan.calibration is not None]

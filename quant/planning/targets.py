@@ -1,0 +1,78 @@
+"""Decisions for one graph alone, where an engine wants something else than the plan's layers say.
+
+Emitters carry these decisions out and make none of their own. A new engine with decisions of its own costs one function
+here and its entry in `_DECIDE`.
+"""
+
+from collections.abc import Callable, Mapping
+
+import onnx
+
+from sodeploy.quant.graph import HEAD_CHANNELS, PASSING, Network, attribute, integers
+from sodeploy.quant.planning.plan import Layer, TargetLayer, TargetName, TargetPlan
+from sodeploy.quant.planning.ranges import sharing_a_range
+
+_CPU_WEIGHT_STEPS = 64
+_BLOCK = 8  # output channels that onnxruntime's float convolutions compute together, at least
+
+_PRELU = "a PReLU reads its result: onnxruntime has no integer kernel for it, and few of 8 bits would be used"
+
+
+def decide_targets(network: Network, layers: Mapping[str, Layer]) -> dict[TargetName, TargetPlan]:
+    """The decisions for each graph, by the rules of its engine.
+
+    Args:
+        layers: the layers of a plan with int8.
+    """
+    return {name: decide(network, layers) for name, decide in _DECIDE.items()}
+
+
+def _for_cpu(network: Network, layers: Mapping[str, Layer]) -> TargetPlan:
+    """The graph for onnxruntime on a CPU.
+
+    An x86 CPU without VNNI adds two products of uint8 and int8 in 16 bits, which saturate. 2 x 255 x 64 does not: so a
+    weight takes 64 steps on each side of zero instead of 127, and a range takes all 255. Once biases are corrected,
+    rounding a weight costs less than rounding the values that it multiplies. The graph then computes the same on every
+    CPU.
+    """
+    in_float = {
+        name: TargetLayer(precision="fp32", reason=_PRELU)
+        for name in _activated_by_prelu(network)
+        if name in layers and layers[name].precision == "int8"
+    }
+    integer = {name: layer for name, layer in layers.items() if layer.precision == "int8" and name not in in_float}
+    quantized = {tensor for group in sharing_a_range(network, integer) for tensor in group}
+    for node in network.nodes:
+        if node.name not in integer and node.input and node.input[0] in quantized and _is_narrow(network, node):
+            channels = network.weight(node).shape[0]
+            in_float[node.name] = TargetLayer(
+                precision="fp32",
+                form="shifted planes",
+                reason=f"{channels} output channel{'s' if channels > 1 else ''}, where onnxruntime's float kernels "
+                f"compute {_BLOCK} or more: a plane per tap fills them",
+            )
+    order = [node.name for node in network.nodes if node.name in in_float]
+    return TargetPlan(weight_steps=_CPU_WEIGHT_STEPS, layers={name: in_float[name] for name in order})
+
+
+def _activated_by_prelu(network: Network) -> list[str]:
+    """Names of the nodes whose result, or a sum of it with others, a PReLU reads."""
+    activated: set[str] = set()  # tensors that a PReLU reads, directly or not
+    for node in reversed(network.model.graph.node):
+        if node.op_type == "PRelu":
+            activated.add(node.input[0])
+        elif node.op_type in (*PASSING, "Concat", "Add") and not activated.isdisjoint(node.output):
+            activated |= set(node.input)
+    return [node.name for node in network.nodes if not activated.isdisjoint(node.output)]
+
+
+def _is_narrow(network: Network, node: onnx.NodeProto) -> bool:
+    """Whether a node is a convolution with a window and very few output channels, such as a head."""
+    if node.op_type != "Conv" or not network.is_weighted(node) or attribute(node, "group", 1) != 1:
+        return False
+    weight = network.weight(node)
+    few = weight.ndim == 4 and weight.shape[0] < HEAD_CHANNELS and weight[0, 0].size > 1
+    return few and set(integers(node, "strides", [1])) == {1}
+
+
+_DECIDE: dict[TargetName, Callable[[Network, Mapping[str, Layer]], TargetPlan]] = {"cpu": _for_cpu}
