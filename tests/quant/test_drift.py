@@ -13,6 +13,7 @@ from sodeploy.quant.calibration.statistics import Statistics, is_in_half
 from sodeploy.quant.graph import Network
 from sodeploy.quant.planning.decide import make_plan
 from sodeploy.quant.planning.drift import Drift, drift
+from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Plan
 
 
@@ -69,7 +70,7 @@ def test_order_and_shards_make_no_difference(unet: Network, pictures: list, stat
 
 def test_like_images_are_enough_and_unlike_ones_are_not(unet: Network) -> None:
     like = calibrate(unet, [Field(seed, 200) for seed in range(12)])
-    found = drift(make_plan(unet, like, "max"), like)
+    found = drift(make_plan(unet, Evidence(like), "max"), like)
     assert found is not None
     assert found.enough
     assert "enough" in str(found)
@@ -84,7 +85,7 @@ def test_like_images_are_enough_and_unlike_ones_are_not(unet: Network) -> None:
 
 def test_too_few_images_to_say(unet: Network, pictures: list) -> None:
     one = calibrate(unet, pictures[:1])
-    assert drift(make_plan(unet, one), one) is None
+    assert drift(make_plan(unet, Evidence(one)), one) is None
 
 
 def test_the_line_names_the_tensor_and_the_figures() -> None:
