@@ -77,7 +77,7 @@ def test_like_images_are_enough_and_unlike_ones_are_not(unet: Network) -> None:
     # All that is bright stands outside the half.
     unlike = [Field(seed, 40 if is_in_half(Field(seed, 1).digest()) else 256) for seed in range(12)]
     uneven = calibrate(unet, unlike)
-    found = drift(make_plan(unet, uneven, "max"), uneven)
+    found = drift(make_plan(unet, Evidence(uneven), "max"), uneven)
     assert found is not None
     assert not found.enough
     assert "more images" in str(found)
