@@ -1,5 +1,7 @@
 """Opening a data set from what the user typed: a folder, a .txt list of images, or `synthetic:...`."""
 
+import os
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -75,6 +77,7 @@ def _list_samples(path: Path, masks: bool) -> list[FileSample]:
         raise UserError(f"{path} is not UTF-8 text; give a list with one image per line") from None
     layout_of = cache(find_layout)  # a list names the same few folders again and again
     samples: list[FileSample] = []
+    outside: list[tuple[FileSample, Path]] = []  # with the root of its data set
     line_of: dict[Path, int] = {}
     for number, text in enumerate(lines, 1):
         line = text.strip()
@@ -82,24 +85,54 @@ def _list_samples(path: Path, masks: bool) -> list[FileSample]:
             continue
         where = f"{path}, line {number}: {line}"
         try:
-            sample = _listed_sample(path.parent, line, masks, layout_of)
+            sample, root = _listed_sample(path.parent, line, masks, layout_of)
         except LookupError as error:
             raise UserError(f"{where}: {error.args[0]}") from None
         if (first := line_of.setdefault(sample.image_path, number)) != number:
             raise UserError(f"{where} already stands in line {first}; remove one")
         samples.append(sample)
+        if Path(line).is_absolute() or ".." in Path(line).parts:
+            outside.append((sample, root))
     if not samples:
         raise UserError(f"{path} lists no images; write one path, or dataset/name, per line")
+    _name_by_data_set(outside, {sample.name for sample in samples} - {sample.name for sample, _ in outside})
     return samples
 
 
-def _listed_sample(folder: Path, line: str, masks: bool, layout_of: Callable[[Path], Layout]) -> FileSample:
-    """The sample a list's line means; LookupError says what is missing."""
+def _name_by_data_set(samples: list[tuple[FileSample, Path]], taken: set[str]) -> None:
+    """Name samples as dataset/name, with more folders in front only where two names would be the same.
+
+    The names go into plans and statistics, which must not depend on where a machine keeps its data sets.
+
+    Args:
+        samples: each with the root of its data set.
+        taken: the names of the other samples.
+    """
+    folders = {id(sample): Path(os.path.abspath(root)).parts[1:] for sample, root in samples}
+    left, count = samples, 1
+    while left:
+        for sample, _ in left:
+            sample.name = "/".join((*folders[id(sample)][-count:], sample.image_path.stem))
+        names = Counter(sample.name for sample, _ in samples)
+        longer = [one for one in left if len(folders[id(one[0])]) > count]
+        left = [one for one in longer if names[one[0].name] > 1 or one[0].name in taken]
+        count += 1
+
+
+def _listed_sample(
+    folder: Path, line: str, masks: bool, layout_of: Callable[[Path], Layout]
+) -> tuple[FileSample, Path]:
+    """The sample that a line of a list names, and the root of its data set.
+
+    Raises:
+        LookupError: something is missing; the text says what.
+    """
     path = folder / line
     name = Path(line).with_suffix("") if path.suffix.lower() in SUFFIXES else Path(line)
     if path.is_file():  # masks are found from the image's own folder (x.png beside x.jpg), or the one above it
         roots = [root for root in (path.parent, path.parent.parent) if path in layout_of(root).images.values()]
         layout = next((layout_of(root) for root in roots if layout_of(root).masks), None)
+        root = roots[-1] if roots else path.parent
         if masks and not layout:
             raise LookupError(f"has no mask; looked in {path.parent.parent} ({MASK_PLACES})")
     else:
@@ -111,7 +144,7 @@ def _listed_sample(folder: Path, line: str, masks: bool, layout_of: Callable[[Pa
             )
         path = layout.images[name.name]
     if not masks or not layout:
-        return FileSample(name.as_posix(), path)
+        return FileSample(name.as_posix(), path), root
     if name.name not in layout.masks:
         raise LookupError(f"has no mask {name.name}.* in {layout.mask_folder or layout.image_folder}")
-    return FileSample(name.as_posix(), path, layout.masks[name.name])
+    return FileSample(name.as_posix(), path, layout.masks[name.name]), root

@@ -129,12 +129,26 @@ def test_list_of_names_and_paths(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path / "mixed.txt")
     assert dataset.name == "mixed"
     names = [sample.name for sample in dataset]
-    assert names == ["HKU-IS/b", "ECSSD/c.v2", "ECSSD/b", "ECSSD/images/a", f"{elsewhere}/a"]
+    assert names == ["HKU-IS/b", "ECSSD/c.v2", "ECSSD/b", "ECSSD/images/a", "flat/a"]
     masks = [sample.mask_path for sample in dataset if isinstance(sample, FileSample)]
     expected = ["HKU-IS/gt/b.png", "ECSSD/ground_truth_mask/c.v2.png", "ECSSD/ground_truth_mask/b.png",
                 "ECSSD/ground_truth_mask/a.png", "other/flat/a.png"]  # fmt: skip
     assert masks == [tmp_path / path for path in expected]
     assert all(sample.mask().shape == (12, 16) for sample in dataset)
+
+
+def test_names_do_not_tell_where_a_machine_keeps_its_data(tmp_path: Path) -> None:
+    def names(machine: Path) -> list[str]:
+        for root in ("first/ECSSD", "second/ECSSD", "second/DUTS"):
+            make(machine / root, "images", "masks")
+        paths = [machine / "second/DUTS/images/a.jpg", "../second/ECSSD/b", machine / "first/ECSSD/images/a.jpg"]
+        paths += [machine / "second/ECSSD/images/a.jpg", "own.jpg"]
+        write(machine / "lists" / "own.jpg", 9)
+        (machine / "lists" / "some.txt").write_text("\n".join(map(str, paths)))
+        return [sample.name for sample in open_dataset(machine / "lists" / "some.txt", masks=False)]
+
+    expected = ["DUTS/a", "ECSSD/b", "first/ECSSD/a", "second/ECSSD/a", "own"]
+    assert names(tmp_path / "one") == names(tmp_path / "two" / "mnt") == expected
 
 
 def test_list_of_bare_images_needs_no_masks(tmp_path: Path) -> None:
