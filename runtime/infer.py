@@ -25,7 +25,7 @@ from sodeploy.runtime.gpu.pipeline import Picture, pictures
 from sodeploy.runtime.gpu.session import open_on_device
 from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.measure.metrics import usable_cores
-from sodeploy.runtime.processing import postprocess, preprocess
+from sodeploy.runtime.processing import predict
 from sodeploy.runtime.session import Device, Session, open_session
 
 
@@ -90,9 +90,7 @@ def _on_cpu(session: Session, paths: Iterable[Path], style: Style) -> Iterator[t
     for path in paths:
         try:
             image = read_image(path)
-            result = session.infer(preprocess(image, session.contract)[None])[0, 0]
-            saliency = postprocess(result, session.contract, (image.shape[0], image.shape[1]))
-            yield path, compose(image, saliency, style)
+            yield path, compose(image, predict(image, session.contract, session.infer), style)
         except UserError as error:
             yield path, error
 

@@ -4,6 +4,8 @@ The reference for every other implementation (CUDA kernels, serving): what stand
 tables were measured with. Everything follows the model's contract.
 """
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 
@@ -62,6 +64,23 @@ def postprocess(output: np.ndarray, contract: Contract, size: tuple[int, int]) -
     height, width = size
     saliency = cv2.resize(to_saliency(output, contract), (width, height), interpolation=cv2.INTER_LINEAR)
     return np.rint(saliency * 255.0).astype(np.uint8)
+
+
+def predict(image: np.ndarray, contract: Contract, network: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Turn an image into its saliency map: `preprocess`, the network, `postprocess`.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        network: (1, 3, h, w) float32 -> (1, 1, h, w), for example `Session.infer`.
+
+    Returns:
+        (H, W) uint8 saliency map.
+
+    Raises:
+        UserError: a value is NaN or infinite; a logit may be infinite.
+    """
+    output = network(preprocess(image, contract)[None])
+    return postprocess(output[0, 0], contract, (image.shape[0], image.shape[1]))
 
 
 def to_saliency(output: np.ndarray, contract: Contract) -> np.ndarray:

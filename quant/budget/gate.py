@@ -18,12 +18,13 @@ from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_text
 from sodeploy.calib_data import Dataset, Sample, overlap
 from sodeploy.errors import UserError
+from sodeploy.quant.calibration.inspect_graph import as_input
 from sodeploy.quant.calibration.statistics import load_statistics
 from sodeploy.quant.graph import Network
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.measure import metrics
 from sodeploy.runtime.measure.budget import Budget, Verdict
-from sodeploy.runtime.processing import postprocess, preprocess, to_saliency
+from sodeploy.runtime.processing import predict, to_saliency
 from sodeploy.runtime.session import Session, open_session
 
 _PROBES = 4  # images on which the map error of a candidate is measured
@@ -171,7 +172,7 @@ class Gate:
         with _opened(model) as session:
             maps = []
             for sample in self._probes:
-                output = session.infer(preprocess(sample.image(), session.contract)[None])[0, 0]
+                output = session.infer(as_input(sample, session.contract))[0, 0]
                 maps.append(to_saliency(output, session.contract) if _is_valid(output, session.contract) else None)
             return maps
 
@@ -222,11 +223,13 @@ def _opened(model: onnx.ModelProto) -> Iterator[Session]:
 
 
 def _map(session: Session, sample: Sample) -> np.ndarray:
-    image = sample.image()
-    output = session.infer(preprocess(image, session.contract)[None])[0, 0]
-    if not _is_valid(output, session.contract):
-        raise _NotFiniteError
-    return postprocess(output, session.contract, (image.shape[0], image.shape[1]))
+    def network(batch: np.ndarray) -> np.ndarray:
+        output = session.infer(batch)
+        if not _is_valid(output, session.contract):
+            raise _NotFiniteError
+        return output
+
+    return predict(sample.image(), session.contract, network)
 
 
 def _is_valid(output: np.ndarray, contract: Contract) -> bool:

@@ -115,7 +115,7 @@ class Plan(_Strict):
     network: str
     onnx: str = Field(description="file name of the float32 network")
     onnx_sha256: str
-    calibration: Calibration | None = Field(description="None: no layer is int8")
+    calibration: Calibration | None = Field(default=None, description="None: no layer is int8")
     rounding: Rounding | None = Field(default=None, description="None: every weight is at the nearest step")
     ranges: list[Range]
     layers: dict[str, Layer]

@@ -1,0 +1,107 @@
+"""Graphs are one table, and the plan says where a graph differs from it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from sodeploy.errors import UserError
+from sodeploy.quant import build_engine
+from sodeploy.quant.emit.cpu import emit_cpu
+from sodeploy.quant.emit.targets import TARGETS, targets_of
+from sodeploy.quant.graph import Network
+from sodeploy.quant.planning.plan import Plan, TargetLayer, load_plan, save_plan
+
+
+def test_every_graph_is_described_where_a_user_looks() -> None:
+    assert len({target.name for target in TARGETS}) == len(TARGETS)
+    assert all(f"u2netp{target.suffix}" in (build_engine.__doc__ or "") for target in TARGETS)
+
+
+def test_a_plan_without_ranges_has_no_int8_graph(unet: Network, plan: Plan) -> None:
+    assert {target.precision for target in targets_of(Plan.without_int8(unet))} == {"fp16"}
+    assert targets_of(plan) == list(TARGETS)
+
+
+def test_a_plan_keeps_its_decisions(unet: Network, plan: Plan, tmp_path: Path) -> None:
+    save_plan(plan, tmp_path / "plan.json")
+    again = load_plan(tmp_path / "plan.json", unet)
+    assert again.targets == plan.targets
+    assert plan.target("cpu").layers["head/Conv"].form == "shifted planes"
+
+
+def integers_of(graph: onnx.ModelProto, node: str) -> np.ndarray:
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    return np.asarray(numpy_helper.to_array(constants[f"{node}/weight/quantized"]))
+
+
+@pytest.mark.parametrize("steps", [20, 64, 127])
+def test_the_number_of_steps_is_the_plans(unet: Network, plan: Plan, steps: int) -> None:
+    own = plan.model_copy(deep=True)
+    own.target("cpu").weight_steps = steps
+    weight = integers_of(emit_cpu(unet, own), "c_pre/Conv")
+    assert steps - 1 <= np.abs(weight.astype(int)).max() <= steps
+
+
+def test_what_stays_in_float_is_the_plans(unet: Network, plan: Plan, pictures: list, run: Callable) -> None:
+    own = plan.model_copy(deep=True)
+    ours = own.target("cpu").layers
+    ours["c_pre/Conv"] = TargetLayer(precision="fp32", reason="to see it")
+    del ours["head/Conv"]
+    nodes = {node.name: node for node in emit_cpu(unet, own).graph.node}
+    assert nodes["c_pre/Conv"].input[1] == "c.weight"
+    assert nodes["head/Conv"].input[1] == "head.weight"  # in its usual form
+    assert nodes["d_pre/Conv"].input[1] == "d_pre/Conv/weight"
+
+
+def without_targets(content: dict[str, Any]) -> None:
+    del content["targets"]
+
+
+def too_many_steps(content: dict[str, Any]) -> None:
+    content["targets"]["cpu"]["weight_steps"] = 128
+
+
+def unknown_target(content: dict[str, Any]) -> None:
+    content["targets"]["abacus"] = content["targets"]["cpu"]
+
+
+def entry(node: str, **values: str) -> Callable[[dict[str, Any]], None]:
+    def edit(content: dict[str, Any]) -> None:
+        content["targets"]["cpu"]["layers"][node] = {"precision": "fp32", "reason": "?", **values}
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (without_targets, r"plan\.json has no decisions for the cpu graph, as plans of older versions; make the plan"),
+        (too_many_steps, r"plan\.json: targets / cpu / weight_steps: Input should be less than or equal to 127"),
+        (unknown_target, r"plan\.json: targets / abacus"),
+        (entry("nowhere"), r"targets / cpu: nowhere is no node of .*unet\.onnx; remove the entry"),
+        (entry("c_pre/Conv", precision="int8"), "c_pre/Conv cannot be int8 in it alone"),
+        (entry("total/Add", form="shifted planes"), r"total/Add is no Conv"),
+    ],
+)
+def test_an_edit_that_cannot_be_followed(
+    unet: Network, plan: Plan, tmp_path: Path, edit: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    save_plan(plan, tmp_path / "plan.json")
+    content = json.loads((tmp_path / "plan.json").read_text())
+    edit(content)
+    (tmp_path / "plan.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        load_plan(tmp_path / "plan.json", unet)
+
+
+def test_a_plan_of_fp16_alone_needs_no_decisions(unet: Network, tmp_path: Path) -> None:
+    save_plan(Plan.without_int8(unet), tmp_path / "plan.json")
+    assert load_plan(tmp_path / "plan.json", unet).targets == {}
+    with pytest.raises(UserError, match="has no decisions for the cpu graph"):
+        emit_cpu(unet, Plan.without_int8(unet))
