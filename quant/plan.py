@@ -18,7 +18,17 @@ from sodeploy.quant.calibration.statistics import Statistics, load_statistics
 from sodeploy.quant.graph import Network, is_residual, load_network
 from sodeploy.quant.planning.decide import int8_layer
 from sodeploy.quant.planning.evidence import Evidence
-from sodeploy.quant.planning.plan import Layer, Plan, Precision, Range, load_plan, read_plan, save_plan
+from sodeploy.quant.planning.plan import (
+    Layer,
+    Plan,
+    Precision,
+    Range,
+    TargetLayer,
+    TargetPlan,
+    load_plan,
+    read_plan,
+    save_plan,
+)
 from sodeploy.quant.planning.ranges import shared_range, sharing_a_range
 from sodeploy.quant.planning.targets import decide_targets
 from sodeploy.runtime.measure.report import Table, show
@@ -49,7 +59,21 @@ def tables(plan: Plan) -> list[Table]:
     return [
         Table(f"{plan.network} ({plan.onnx}): {numbers}; {source}", ["layer", "op", "precision", "reason"], layers, 4),
         Table("ranges", ["tensors", "signed", "amax", "shift", "maximum", "clipped"], ranges, 2),
+        *(_target_table(name, target) for name, target in plan.targets.items()),
     ]
+
+
+def _target_table(name: str, target: TargetPlan) -> Table:
+    """The decisions that hold in one graph only."""
+    rows = [[layer, _in_target(decision), decision.reason] for layer, decision in target.layers.items()]
+    title = f"{name} graph only: weights have {target.weight_steps} steps on each side of zero"
+    return Table(title, ["layer", "precision", "reason"], rows, 3)
+
+
+def _in_target(decision: TargetLayer | None) -> str:
+    if decision is None:
+        return "as in every graph"
+    return f"{decision.precision} as {decision.form}" if decision.form else decision.precision
 
 
 def differences(old: Plan, new: Plan) -> Iterator[str]:
@@ -60,6 +84,8 @@ def differences(old: Plan, new: Plan) -> Iterator[str]:
         yield f"calibration: {_calibration(old)} -> {_calibration(new)}"
     for name in dict.fromkeys([*old.layers, *new.layers]):
         yield from (f"layer {name}: {change}" for change in _changes(old.layers.get(name), new.layers.get(name)))
+    for target in dict.fromkeys([*old.targets, *new.targets]):
+        yield from _target_differences(target, old.targets.get(target), new.targets.get(target))
     before, after = old.range_of(), new.range_of()
     moved: dict[str, list[str]] = defaultdict(list)
     for tensor in dict.fromkeys([*before, *after]):
@@ -68,6 +94,18 @@ def differences(old: Plan, new: Plan) -> Iterator[str]:
             moved[f"{one} -> {other}"].append(tensor)
     for change, tensors in moved.items():
         yield f"range of {_named(tensors, shown=3)}: {change}"
+
+
+def _target_differences(name: str, old: TargetPlan | None, new: TargetPlan | None) -> Iterator[str]:
+    if old is None or new is None:
+        yield f"{name} graph: {'no decisions' if old is None else 'decisions'} -> {'no ' * (new is None)}decisions"
+        return
+    if old.weight_steps != new.weight_steps:
+        yield f"{name} graph: {old.weight_steps} -> {new.weight_steps} weight steps"
+    for layer in dict.fromkeys([*old.layers, *new.layers]):
+        before, after = (_in_target(target.layers.get(layer)) for target in (old, new))
+        if before != after:
+            yield f"{name} graph: layer {layer}: {before} -> {after}"
 
 
 def edit(

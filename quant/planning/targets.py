@@ -48,8 +48,8 @@ def _for_cpu(network: Network, layers: Mapping[str, Layer]) -> TargetPlan:
             in_float[node.name] = TargetLayer(
                 precision="fp32",
                 form="shifted planes",
-                reason=f"{channels} output channel{'s' if channels > 1 else ''}, where onnxruntime's float kernels "
-                f"compute {_BLOCK} or more: a plane per tap fills them",
+                reason=f"only {channels} output channel{'s' if channels > 1 else ''}: a plane per tap fills the blocks of "
+                f"{_BLOCK} in which onnxruntime computes",
             )
     order = [node.name for node in network.nodes if node.name in in_float]
     return TargetPlan(weight_steps=_CPU_WEIGHT_STEPS, layers={name: in_float[name] for name in order})

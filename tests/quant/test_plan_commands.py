@@ -31,7 +31,10 @@ def command(repository: Path, *arguments: object) -> subprocess.CompletedProcess
 
 
 def test_show_names_every_layer_and_range(plan: Plan) -> None:
-    layers, ranges = tables(plan)
+    layers, ranges, cpu = tables(plan)
+    head = plan.target("cpu").layers["head/Conv"]
+    assert cpu.title == "cpu graph only: weights have 64 steps on each side of zero"
+    assert cpu.rows == [["head/Conv", "fp32 as shifted planes", head.reason]]
     assert layers.title == "unet (unet.onnx): 5 int8, 1 fp16, 0 fp32; ranges by kl from 6 images"
     assert ["head/Conv", "Conv", "fp16", plan.layers["head/Conv"].reason] in layers.rows
     assert len(layers.rows) == 6
@@ -47,8 +50,12 @@ def test_every_kind_of_difference_has_a_line(unet: Network, statistics: Statisti
     other = make_plan(unet, Evidence(statistics), "max", {"c_pre/Conv": "outliers"})
     other.layers["d_pre/Conv"].bias_correction[0] += 1.0  # type: ignore[index]
     other.layers["head/Conv"].reason = "because"
+    other.target("cpu").weight_steps = 127
+    del other.target("cpu").layers["head/Conv"]
     lines = list(differences(plan, other))
     assert "calibration: kl, 6 images -> max, 6 images" in lines
+    assert "cpu graph: 64 -> 127 weight steps" in lines
+    assert "cpu graph: layer head/Conv: fp32 as shifted planes -> as in every graph" in lines
     assert "layer c_pre/Conv: int8 (features) -> fp16 (outliers)" in lines
     assert "layer d_pre/Conv: 1 of 16 values of bias_correction differ" in lines
     assert any(line.startswith("layer head/Conv: reason: head") and line.endswith("-> because") for line in lines)
