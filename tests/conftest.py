@@ -4,23 +4,26 @@ import os
 from pathlib import Path
 
 import pytest
+from research_data import ResearchFile, reason_missing, research_folder
 
 # The tests run side by side, a process per core: more threads than cores mostly wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The checkout's root."""
-    return REPOSITORY
+    return Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
-def research() -> Path:
-    """The folder of research benchmarks, trained weights and golden outputs, which is not part of this repository."""
-    folder = Path(os.environ.get("SODEPLOY_RESEARCH", REPOSITORY.parent / "shared"))
-    if not (folder / "networks").is_dir():
-        pytest.skip(f"no research data at {folder} (set SODEPLOY_RESEARCH)")
-    return folder
+def research_file() -> ResearchFile:
+    """Gives a file or folder of the research data by its path there, and skips the test where it is missing."""
+
+    def path_of(path: str) -> Path:
+        found = research_folder() / path
+        if not found.exists():
+            pytest.skip(reason_missing(path))
+        return found
+
+    return path_of

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from research_data import ResearchFile
 
 from sodeploy.runtime.contract import Contract, embed
 from sodeploy.runtime.gpu.driver import driver_problem
@@ -103,13 +104,17 @@ def test_works_are_timed_in_turn(kernel_times) -> None:
 @pytest.mark.skipif(driver_problem() is None, reason="there is a GPU: run make gpu-check")
 @pytest.mark.parametrize("graphs_run", [True, False])
 def test_the_whole_check_on_an_imitated_driver(
-    tmp_path: Path, research: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, graphs_run: bool
+    tmp_path: Path,
+    research_file: ResearchFile,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    graphs_run: bool,
 ) -> None:
     """Every part that needs no engine runs and is reported; the figures mean nothing here."""
     monkeypatch.syspath_prepend(str(repository / "tests/runtime"))
     from emulated_device import imitated_driver
 
-    environment = imitated_driver(tmp_path, research)
+    environment = imitated_driver(tmp_path, research_file)
     models = tmp_path / ("models" if graphs_run else "none")
     if graphs_run:
         models.mkdir()

@@ -1,10 +1,11 @@
-"""Masks grown and shrunk, against those of the published preparation."""
+"""Masks grown and shrunk, against the masks of the published preparation."""
 
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from golden_values import Golden
 
 from sodeploy.calib_data import open_dataset
 from sodeploy.calib_data.images import read_mask
@@ -15,12 +16,12 @@ SHAPES = ("square", "disk", "ring", "two_blobs_border", "thin_line", "soft_disk"
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_masks_are_the_published_ones(research: Path, shape: str) -> None:
-    golden = np.load(research / "networks" / "isnet_integrity" / "masks_golden.npz")
+def test_masks_are_the_published_ones(shape: str) -> None:
+    golden = Golden("masks")
     found = margins(golden[f"{shape}.mask"])
     for kind in ("dilated", "eroded", "envelope"):
-        np.testing.assert_array_equal(found[kind], golden[f"{shape}.{kind}"], err_msg=kind)
-    np.testing.assert_allclose(found["expanded"] / 255, golden[f"{shape}.expanded_gt"], atol=1e-6)
+        golden.check(f"{shape}.{kind}", found[kind])
+    golden.check(f"{shape}.expanded_gt", found["expanded"] / 255, atol=1e-6, rtol=1e-7)
 
 
 def test_a_hard_mask_expands_to_the_dilated_one() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from research_data import ResearchFile
 
 from sodeploy.calib_data import Dataset, Sample, open_dataset, overlap
 from sodeploy.calib_data.dataset import FileSample
@@ -220,8 +221,8 @@ def test_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.research_data
-def test_research_lists(research: Path) -> None:
-    evaluation, calibration = (open_dataset(research / "data" / f"{name}.txt") for name in ("eval", "calib"))
+def test_research_lists(research_file: ResearchFile) -> None:
+    evaluation, calibration = (open_dataset(research_file(f"data/{name}.txt")) for name in ("eval", "calib"))
     assert (evaluation.name, len(evaluation), len(calibration)) == ("eval", 200, 100)
     assert evaluation[0].name == "ECSSD/0007"
     assert evaluation[0].image().shape[:2] == evaluation[0].mask().shape

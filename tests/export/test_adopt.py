@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from research_data import ResearchFile
 from typer.testing import CliRunner
 
 from sodeploy.errors import UserError
@@ -161,9 +162,9 @@ def test_preparation_of_a_network_of_ours() -> None:
     assert fields["mean"] == (0.485, 0.456, 0.406)
 
 
-def test_published_u2netp(research: Path, tmp_path: Path) -> None:
+def test_published_u2netp(research_file: ResearchFile, tmp_path: Path) -> None:
     """A published file of 2021: opset 11, seven outputs; bit for bit the same map."""
-    source = research / "weights" / "u2netp-fp32-from-fp16.onnx"
+    source = research_file("weights/u2netp-fp32-from-fp16.onnx")
     fields, size = preprocessing_like("u2netp")
     path = adopt(source, tmp_path / "u2netp.onnx", fields, size=size, output_tensor="1959")
     batch = scene((1, 3, 320, 320))

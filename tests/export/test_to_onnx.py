@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from research_data import ResearchFile
 from typer.testing import CliRunner
 
 from sodeploy.artifacts import sha256
@@ -140,13 +141,13 @@ def test_dynamic_size_at_other_opsets(checkpoint: Path, network: torch.nn.Module
     assert [1, 3, 69, 99] in parity["shapes"]
 
 
-def test_official_checkpoint_gives_its_map(research: Path, tmp_path: Path) -> None:
-    """Published U²-Netp weights: the graph somebody else exported of them gives the same map."""
-    weights = research / "weights" / "u2netp-bnfolded-from-fp16.pth"
+def test_official_checkpoint_gives_its_map(research_file: ResearchFile, tmp_path: Path) -> None:
+    """Published U²-Netp weights: our graph and the graph that somebody else exported give the same map."""
+    weights = research_file("weights/u2netp-bnfolded-from-fp16.pth")
     path = export("u2netp", weights, tmp_path / "u2netp.onnx")
     assert contract_of({e.key: e.value for e in onnx.load(path).metadata_props}, path) == entry("u2netp").contract
     batch = scene((1, 3, 320, 320))
-    theirs = onnxruntime.InferenceSession(research / "weights" / "u2netp-fp32-from-fp16.onnx")
+    theirs = onnxruntime.InferenceSession(research_file("weights/u2netp-fp32-from-fp16.onnx"))
     np.testing.assert_allclose(run(path, batch), theirs.run(["1959"], {"input.1": batch})[0], atol=1e-4)
 
 

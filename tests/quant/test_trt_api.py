@@ -5,14 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from research_data import ResearchFile
 
 
-def check(research: Path, report: Path, *sources: Path) -> tuple[list[dict[str, object]], str]:
+def check(research_file: ResearchFile, report: Path, *sources: Path) -> tuple[list[dict[str, object]], str]:
     """Findings of names, arguments and overrides that a TensorRT version lacks, and the checker's summary."""
-    checker = research / "tools" / "check_trt_api.py"
-    if not checker.is_file():
-        pytest.skip(f"no API listings at {checker.parent}")
+    checker = research_file("tools/check_trt_api.py")
     run = subprocess.run(
         [sys.executable, checker, *sources, "--json", report], capture_output=True, text=True, timeout=300, check=False
     )
@@ -20,16 +18,16 @@ def check(research: Path, report: Path, *sources: Path) -> tuple[list[dict[str, 
     return json.loads(report.read_text()), run.stdout
 
 
-def test_every_use_exists_in_both_majors(research: Path, repository: Path, tmp_path: Path) -> None:
-    findings, summary = check(research, tmp_path / "report.json", repository / "quant", repository / "runtime")
+def test_every_use_exists_in_both_majors(research_file: ResearchFile, repository: Path, tmp_path: Path) -> None:
+    findings, summary = check(research_file, tmp_path / "report.json", repository / "quant", repository / "runtime")
     unguarded = [finding for finding in findings if str(finding["code"]).startswith("E") and not finding["guarded"]]
     assert not unguarded
     uses = int(summary.split(" files, ")[1].split()[0])
     assert uses >= 80, "the checker no longer recognises our uses"
 
 
-def test_check_can_fail(research: Path, tmp_path: Path) -> None:
+def test_check_can_fail(research_file: ResearchFile, tmp_path: Path) -> None:
     source = tmp_path / "old.py"
     source.write_text("import tensorrt as trt\nflag = trt.BuilderFlag.INT8\nbuilder = trt.Builder(trt.Logger(), 1)\n")
-    findings, _ = check(research, tmp_path / "report.json", source)
+    findings, _ = check(research_file, tmp_path / "report.json", source)
     assert {(finding["line"], finding["code"]) for finding in findings} >= {(2, "E1"), (3, "E3")}

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from research_data import ResearchFile
 
 COMPILE = ["g++", "-std=c++17", "-O2", "-ffp-contract=off", "-shared", "-fPIC"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
@@ -160,23 +161,23 @@ def poke(device: Any, address: int, data: np.ndarray, stream: Any) -> None:
     device.wait(stream)
 
 
-def imitated_driver(folder: Path, research: Path) -> dict[str, str]:
-    """An environment in which real pycuda finds an imitated driver (fakecuda), its kernels being those of g++.
+def imitated_driver(folder: Path, research_file: ResearchFile) -> dict[str, str]:
+    """An environment in which real pycuda finds an imitated driver (fakecuda) and kernels compiled by g++.
 
-    The imitation keeps device memory in host memory, checks bounds and counts what is not freed; about speed, races or
-    a real GPU it says nothing.
+    The imitation keeps device memory in host memory, checks bounds and counts allocations that are not freed. It says
+    nothing about speed, races or a real GPU.
     """
-    tools = research / "tools/fakecuda"
     for missing, found in {
         "g++ is not installed": shutil.which("g++"),
         "pycuda is not installed: pip install pycuda, beside CUDA's headers and a libcuda to link with, such as the "
         "toolkit's (LIBRARY_PATH=/usr/local/cuda/lib64/stubs)": importlib.util.find_spec("pycuda"),
         "CUDA's headers are not in /usr/local/cuda": Path("/usr/local/cuda/include/cuda.h").is_file(),
-        f"the imitated driver is not in {tools}": (tools / "build.sh").is_file(),
     }.items():
         if not found:
             pytest.skip(missing)
-    subprocess.run(["sh", tools / "build.sh", folder / "driver"], check=True, capture_output=True)
+    subprocess.run(
+        ["sh", research_file("tools/fakecuda") / "build.sh", folder / "driver"], check=True, capture_output=True
+    )
     return os.environ | {
         "LD_LIBRARY_PATH": f"{folder / 'driver'}:{os.environ.get('LD_LIBRARY_PATH', '')}",
         "FAKECUDA_KERNELS": str(compile_kernels(folder / "kernels.so")),

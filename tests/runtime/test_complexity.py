@@ -113,8 +113,8 @@ def test_a_dynamic_graph_is_counted_at_the_native_size(save_model, make_contract
 
 
 @pytest.mark.research_data
-def test_u2netp_is_counted_as_published(research, make_contract):
+def test_u2netp_is_counted_as_published(research_file, make_contract):
     contract = make_contract(height=320, width=320, input_name="input.1", output_name="1959")
-    found = complexity(research / "weights" / "u2netp-fp32-from-fp16.onnx", contract)
+    found = complexity(research_file("weights/u2netp-fp32-from-fp16.onnx"), contract)
     assert found.macs == 19_756_089_600  # 19.756 G
     assert found.params == 1_131_181 - 5_696  # batch norms folded: their weight and bias are gone

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from emulated_device import imitated_driver, peek, poke
+from research_data import ResearchFile
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.gpu import device as device_module
@@ -212,8 +213,8 @@ def test_a_driver_older_than_pycuda_is_refused(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.skipif(driver_problem() is None, reason="there is a driver: the tests above have run on it")
-def test_all_of_it_on_an_imitated_driver(tmp_path: Path, research: Path, repository: Path) -> None:
-    environment = imitated_driver(tmp_path, research)
+def test_all_of_it_on_an_imitated_driver(tmp_path: Path, research_file: ResearchFile, repository: Path) -> None:
+    environment = imitated_driver(tmp_path, research_file)
     names = ("device", "cuda_processing", "engine_session", "pipeline", "infer", "bench_gpu")
     files = [str(Path(__file__).with_name(f"test_{name}.py")) for name in names]
     command = [sys.executable, "-m", "pytest", "-x", "-o", "addopts=", "-p", "no:cacheprovider", "-k", "not emulated"]

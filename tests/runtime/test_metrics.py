@@ -1,4 +1,4 @@
-"""Scores equal PySODMetrics' published values; the bootstrap equals one written out plainly."""
+"""Scores equal PySODMetrics' published values; the bootstrap equals a plain one."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import os
 import cv2
 import numpy as np
 import pytest
+from golden_values import METRICS
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.measure import metrics
@@ -38,18 +39,16 @@ def scores(seeds: range, noise: float = 40.0) -> metrics.Scores:
     return metrics.join([metrics.score(*pair(seed, noise)) for seed in seeds])
 
 
-@pytest.mark.research_data
-def test_equal_to_the_reference_values(research):
-    folder = research / "metrics_reference"
-    reference = json.loads((folder / "expected.json").read_text())
+def test_equal_to_the_reference_values():
+    reference = json.loads((METRICS / "expected.json").read_text())
     parts = []
     for name, expected in reference["recomputed_per_image"].items():
-        maps = (cv2.imread(str(folder / kind / name), cv2.IMREAD_GRAYSCALE) for kind in ("preds", "masks"))
+        maps = (cv2.imread(str(METRICS / kind / name), cv2.IMREAD_GRAYSCALE) for kind in ("preds", "masks"))
         parts.append(metrics.score(*maps))
         summary = parts[-1].summary()
         assert summary == {key: pytest.approx(expected[theirs], abs=1e-12) for key, theirs in PUBLISHED.items()}
     summary = metrics.join(parts).summary()
-    for source in ("recomputed", "expected"):  # ours by the pinned release, and what its authors publish
+    for source in ("recomputed", "expected"):  # by the pinned release here, and as its authors publish them
         published = {key: reference[source][theirs] for key, theirs in PUBLISHED.items() if theirs in reference[source]}
         assert len(published) >= 8
         assert {key: summary[key] for key in published} == pytest.approx(published, abs=1e-12)

@@ -1,20 +1,18 @@
 """What every network must pass: inherit `NetworkCase` as `class TestX(NetworkCase)` and name the network.
 
-The specification of a network is a folder of the research data: `state_dict.json` (name, shape, dtype of every entry,
-in order) and `golden.npz` (outputs of the published code under parameters that depend on names and shapes only).
+The golden values of a network are the listing of its state dict and outputs of the published code, under parameters
+that depend on names and shapes only (tests/golden/README.md).
 """
 
-import functools
-import importlib.util
-import json
 from pathlib import Path
-from types import ModuleType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from fill import fill_state_dict, golden_batch, golden_input
+from golden_values import Golden
 from settled import settled
 
 from sodeploy.artifacts import read_manifest
@@ -38,55 +36,42 @@ class NetworkCase:
     """The shared tests; the class attributes say what the network is."""
 
     name: ClassVar[str]
-    folder: ClassVar[str]  # of the specification
     params_m: ClassVar[float]
     gmacs: ClassVar[float]
     gmacs_size: ClassVar[int] = 320
-    state_dict_file: ClassVar[str] = "state_dict.json"
-    golden_file: ClassVar[str] = "golden.npz"
     logit_atol: ClassVar[float] = 1e-3
-    maps: ClassVar[tuple[str, ...]]  # golden keys of what forward returns, in order
+    maps: ClassVar[tuple[str, ...]]  # golden names of the maps that `forward` returns, in order
     golden_sizes: ClassVar[tuple[tuple[int, int], ...]] = ((96, 96), (100, 132))
-    step_size: ClassVar[int] = 64  # of the images of the training step
+    step_size: ClassVar[int] = 64  # height and width of the images of the training step
     steps: ClassVar[int] = 4
     learning_rate: ClassVar[float] = 1e-3
-    int8_db: ClassVar[float] = 10  # logits above the noise that int8 adds to them; of a wrong plan it is below 0
+    int8_db: ClassVar[float] = 10  # signal-to-noise ratio of the int8 logits; a wrong plan gives less than 0
 
     @pytest.fixture
-    def specification(self, research: Path) -> Path:
-        return research / "networks" / self.folder
+    def golden(self) -> Golden:
+        return Golden(self.name)
 
-    @pytest.fixture
-    def golden(self, specification: Path) -> Any:
-        return np.load(specification / self.golden_file)
+    def filled(self, golden: Golden) -> SaliencyNetwork:
+        """The network with the golden parameters. A network that changes some of them after filling extends this."""
+        return fill_state_dict(build(self.name))
 
-    @pytest.fixture
-    def fill(self, research: Path) -> ModuleType:
-        return load_fill(research)
-
-    def filled(self, fill: ModuleType, golden: Any) -> SaliencyNetwork:
-        """The network with the golden parameters; a network that overrides some after filling extends this."""
-        return fill.fill_state_dict(build(self.name))
-
-    def test_state_dict_is_the_published_one(self, specification: Path) -> None:
-        expected = [tuple(item[:2]) for item in json.loads((specification / self.state_dict_file).read_text())]
+    def test_state_dict_is_the_published_one(self, golden: Golden) -> None:
         with torch.device("meta"):
             state = build(self.name).state_dict()
-        assert [(name, list(tensor.shape)) for name, tensor in state.items()] == expected
+        found = [(name, list(tensor.shape), str(tensor.dtype)) for name, tensor in state.items()]
+        assert found == [(name, shape, f"torch.{kind}") for name, shape, kind in golden.state_dict]
 
-    def test_golden_logits(self, fill: ModuleType, golden: Any) -> None:
-        network = self.filled(fill, golden).eval()
+    def test_golden_logits(self, golden: Golden) -> None:
+        network = self.filled(golden).eval()
         for height, width in self.golden_sizes:
             with torch.no_grad():
-                logits = network(fill.golden_input(height, width, channels(self.name)))
-            assert len(logits) == len(self.maps)
+                logits = network(golden_input(height, width, channels(self.name)))
             for key, logit in zip(self.maps, logits, strict=True):
-                expected = golden[f"{height}x{width}/logit/{key}"]
-                np.testing.assert_allclose(logit, expected, atol=self.logit_atol, rtol=0, err_msg=key)
+                golden.check(f"{height}x{width}/{key}", logit, atol=self.logit_atol)
 
-    def test_predict_is_the_first_map_as_probability(self, fill: ModuleType, golden: Any) -> None:
-        network = self.filled(fill, golden).eval()
-        image = fill.golden_input(64, 96, channels(self.name))
+    def test_predict_is_the_first_map_as_probability(self, golden: Golden) -> None:
+        network = self.filled(golden).eval()
+        image = golden_input(64, 96, channels(self.name))
         with torch.no_grad():
             assert torch.equal(network.predict(image), torch.sigmoid(network(image)[0]))
 
@@ -100,8 +85,8 @@ class NetworkCase:
     def test_contract_names_the_network(self) -> None:
         assert entry(self.name).contract.network == self.name
 
-    def test_saved_and_loaded_it_answers_the_same(self, fill: ModuleType, golden: Any, tmp_path: Path) -> None:
-        network = self.filled(fill, golden).eval()
+    def test_saved_and_loaded_it_answers_the_same(self, golden: Golden, tmp_path: Path) -> None:
+        network = self.filled(golden).eval()
         torch.save(network.state_dict(), tmp_path / "w.pth")
         again = build(self.name).eval()
         again.load_state_dict(torch.load(tmp_path / "w.pth", weights_only=True), strict=True)
@@ -116,7 +101,7 @@ class NetworkCase:
     @pytest.fixture(scope="class")
     @classmethod
     def exported(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        """ONNX that takes any batch and size."""
+        """An ONNX file that takes any batch and size."""
         if entry(cls.name).sees == "masks":
             pytest.skip("a network that sees masks is not deployed")
         folder = tmp_path_factory.mktemp(cls.name)
@@ -126,7 +111,7 @@ class NetworkCase:
         )
 
     def test_exported_it_answers_the_same_at_any_batch_and_size(self, exported: Path) -> None:
-        parity = read_manifest(exported)["parity"]  # which the export would have refused, had it been too large
+        parity = read_manifest(exported)["parity"]  # the export refuses a difference that is too large
         assert len({tuple(shape) for shape in parity["shapes"]}) == 3  # the native one, more images, another size
 
     def test_int8_simulation_agrees(self, exported: Path) -> None:
@@ -144,7 +129,7 @@ class NetworkCase:
         assert -10 * np.log10(noise) > self.int8_db
 
     def loss(self, network: SaliencyNetwork, image: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """What a training step minimises; networks with maps of other sizes extend this."""
+        """The loss that a training step minimizes. A network with maps of other sizes extends this."""
         return sum_of_bce(network(image), mask)
 
     def test_training_steps_lower_the_loss(self) -> None:
@@ -165,37 +150,23 @@ class NetworkCase:
 
 
 class GoldenTrainingStep:
-    """A second base for the networks whose golden file has the train-mode pass of the U-type networks."""
+    """A second base, for the U-type networks: their golden values include one pass in train mode."""
 
-    def test_golden_training_step(self, fill: ModuleType, golden: Any) -> None:
-        network = self.filled(fill, golden).train()  # type: ignore[attr-defined]
-        seen = channels(self.name)  # type: ignore[attr-defined]
-        image = torch.cat([fill.golden_input(96, 96, seen, seed) for seed in (0, 1)])
-        mask = torch.cat([(fill.golden_input(96, 96, 1, seed) > 0).float() for seed in (7, 8)])
+    def test_golden_training_step(self, golden: Golden) -> None:
+        network = self.filled(golden).train()  # type: ignore[attr-defined]
+        image, mask = golden_batch(96, 96, channels(self.name))  # type: ignore[attr-defined]
         loss = sum_of_bce(network(image), mask)
         loss.backward()
-        assert loss.item() == pytest.approx(golden["train96/loss_sum"].item(), rel=1e-4)
+        golden.check("train96/loss_sum", loss.item(), rtol=1e-4)
         parameters = dict(network.named_parameters())
-        norms = [parameters[str(name)].grad.norm().item() for name in golden["train96/grad_norm_names"]]
-        # The batch norms of two small images magnify rounding, which differs from one CPU to another, up to 1 %.
-        np.testing.assert_allclose(norms, golden["train96/grad_norm"], rtol=2e-2)
+        norms = [parameters[name].grad.norm().item() for name in golden.texts["train96/grad_norm_names"]]
+        # Batch norms of two small images magnify rounding, which differs between CPUs, by up to 1 %.
+        golden.check("train96/grad_norm", norms, rtol=2e-2)
         buffers = dict(network.named_buffers())
-        names = [key for key in golden if key.startswith("train96/buffer/")]
-        assert names
-        for key in names:
-            name = key.removeprefix("train96/buffer/")
-            np.testing.assert_allclose(buffers[name], golden[key], rtol=1e-4, atol=1e-5)
-
-
-@functools.cache
-def load_fill(research: Path) -> ModuleType:
-    """The research data's `fill.py`: parameters from names and shapes, and input images."""
-    spec = importlib.util.spec_from_file_location("network_fill", research / "networks" / "fill.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+        keys = [key for key in golden if key.startswith("train96/buffer/")]
+        assert len(keys) == 4
+        for key in keys:
+            golden.check(key, buffers[key.removeprefix("train96/buffer/")], rtol=1e-4, atol=1e-5)
 
 
 def logits(probability: np.ndarray) -> np.ndarray:

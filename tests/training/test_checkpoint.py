@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from research_data import ResearchFile
 
 from sodeploy import artifacts
 from sodeploy.errors import UserError
@@ -52,9 +53,9 @@ def test_the_old_file_format(tmp_path: Path, trained: SaliencyNetwork) -> None:
     assert loads_as(tmp_path / "w.pth", trained)
 
 
-def test_published_weights_load(research: Path) -> None:
+def test_published_weights_load(research_file: ResearchFile) -> None:
     network = build("u2netp")
-    load_checkpoint(research / "weights" / "u2netp-bnfolded-from-fp16.pth", network)
+    load_checkpoint(research_file("weights/u2netp-bnfolded-from-fp16.pth"), network)
     assert network.get_parameter("outconv.weight").std() > 0
 
 

@@ -1,14 +1,14 @@
 """InSPyReNet on its three backbones."""
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from calibrated_case import CalibratedCase
+from fill import golden_input
+from golden_values import Golden
 from network_case import sum_of_bce
 
 from sodeploy.training.models import build
@@ -30,7 +30,7 @@ class InSPyReNetCase(CalibratedCase):
 
 
 class SlowExportCase(InSPyReNetCase):
-    """A network whose export takes long, of parts that the exports of CSF and of Swin-T show too."""
+    """A network whose export takes long. The exports of CSF and of Swin-T show its parts too."""
 
     @pytest.mark.slow
     def test_exported_it_answers_the_same_at_any_batch_and_size(self, exported: Path) -> None:
@@ -42,34 +42,33 @@ class SlowExportCase(InSPyReNetCase):
 
 
 class TestRes2Net50(SlowExportCase):
-    name = folder = "inspyrenet_res2net50"
+    name = "inspyrenet_res2net50"
     params_m, gmacs = 28.104, 71.43
 
-    def test_golden_features_of_a_large_image(self, fill: ModuleType, golden: Any) -> None:
-        """Which alone tells the dilations of the last layer apart: they see nothing but padding in smaller ones."""
-        network: Any = self.calibrated(fill, golden, "C576x544").eval()
+    def test_golden_features_of_a_large_image(self, golden: Golden) -> None:
+        """Only a large image tells the dilations of the last layer apart: in a small one they see padding."""
+        network: Any = self.calibrated(golden, "C576x544").eval()
         with torch.no_grad():
-            *_, x4, x5 = network.backbone(fill.golden_input(576, 544))
-        np.testing.assert_allclose(x4[:, ::64, ::2, ::2], golden["C576x544.backbone_x4_s"], rtol=1e-3, atol=1e-2)
-        np.testing.assert_allclose(x5[:, ::64], golden["C576x544.backbone_x5_s"], rtol=1e-3, atol=1e-2)
+            *_, x4, x5 = network.backbone(golden_input(576, 544))
+        golden.check("C576x544.backbone_x4_s", x4[:, ::64, ::2, ::2], rtol=1e-3, atol=1e-2)
+        golden.check("C576x544.backbone_x5_s", x5[:, ::64], rtol=1e-3, atol=1e-2)
 
 
 class TestSwinT(InSPyReNetCase):
-    name = folder = "inspyrenet_swint"
+    name = "inspyrenet_swint"
     params_m, gmacs = 31.198, 71.74
 
-    def test_golden_logits_on_another_context_grid(self, fill: ModuleType, golden: Any) -> None:
+    def test_golden_logits_on_another_context_grid(self, golden: Golden) -> None:
         network = InSPyReNet(Swin(TINY), grid=512)
-        network.load_state_dict(self.calibrated(fill, golden, "C64x96_base512").state_dict(), strict=True)
+        network.load_state_dict(self.calibrated(golden, "C64x96_base512").state_dict(), strict=True)
         with torch.no_grad():
-            logits = network.eval()(fill.golden_input(64, 96))
+            logits = network.eval()(golden_input(64, 96))
         for key, logit in zip(self.maps, logits, strict=True):
-            expected = golden[f"C64x96_base512.{key}"]
-            np.testing.assert_allclose(logit, expected, atol=self.logit_atol, rtol=0, err_msg=key)
+            golden.check(f"C64x96_base512.{key}", logit, atol=self.logit_atol)
 
 
 def test_checkpoints_of_high_resolution_have_a_network_of_their_own() -> None:
-    """The weights fit either; what they are summed over differs."""
+    """The same weights fit both networks; the grid of the context differs."""
     with torch.device("meta"):
         low, high = build("inspyrenet_swinb"), build("inspyrenet_swinb_1024")
     assert list(low.state_dict()) == list(high.state_dict())
@@ -81,7 +80,7 @@ def test_checkpoints_of_high_resolution_have_a_network_of_their_own() -> None:
 
 
 class TestSwinB(SlowExportCase):
-    name = folder = "inspyrenet_swinb"
+    name = "inspyrenet_swinb"
     params_m, gmacs = 90.721, 104.79
     cases = ("C64x128",)
     steps = 2

@@ -1,11 +1,10 @@
 """Losses against values that the published code gave."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from network_case import load_fill
+from fill import fill_state_dict, golden_batch
+from golden_values import Golden
 
 from sodeploy.training.integrity_losses import (
     boundary_weight,
@@ -19,31 +18,26 @@ from sodeploy.training.pyramid_losses import pixel_iou, pyramid_consistency, str
 
 
 @pytest.mark.parametrize("size", ["64x64", "70x100"])
-def test_bce_and_iou_as_ras(research: Path, size: str) -> None:
-    golden = np.load(research / "networks" / "ras" / "golden_v1.npz")
-    mask = torch.from_numpy(golden[f"C{size}.gt"]).float().reshape(1, 1, *golden[f"C{size}.score1"].shape[-2:])
-    logits = [torch.from_numpy(golden[f"C{size}.score{k}"]).float().reshape(mask.shape) for k in range(1, 6)]
+def test_bce_and_iou_as_ras(size: str) -> None:
+    golden = Golden("ras_v1")
+    mask = torch.from_numpy(golden[f"C{size}.gt"])
+    logits = [torch.from_numpy(golden[f"C{size}.score{k}"]) for k in range(1, 6)]
     for k, logit in enumerate(logits, start=1):
-        expected = golden[f"C{size}.loss_score{k}"].item()
-        assert (bce([logit], mask) + iou([logit], mask)).item() == pytest.approx(expected, rel=1e-4)
-    assert (bce(logits, mask) + iou(logits, mask)).item() == pytest.approx(golden[f"C{size}.loss_sum"].item(), rel=1e-4)
+        golden.check(f"C{size}.loss_score{k}", (bce([logit], mask) + iou([logit], mask)).item(), rtol=1e-4)
+    golden.check(f"C{size}.loss_sum", (bce(logits, mask) + iou(logits, mask)).item(), rtol=1e-4)
 
 
-def test_feature_synchronisation_as_isnet(research: Path) -> None:
+def test_feature_synchronisation_as_isnet() -> None:
     """Both networks in train mode, as when the values were made."""
-    fill = load_fill(research)
-    golden = np.load(research / "networks" / "isnet_dis" / "golden.npz")
-    image = torch.cat([fill.golden_input(96, 96, 3, seed) for seed in (0, 1)])
-    mask = torch.cat([(fill.golden_input(96, 96, 1, seed) > 0).float() for seed in (7, 8)])
+    golden = Golden("isnet_dis")
+    image, mask = golden_batch(96, 96)
     with torch.no_grad():
-        logits, of_image = fill.fill_state_dict(build("isnet_dis")).forward_with_features(image)
-        of_mask = fill.fill_state_dict(build("isnet_gt_encoder")).forward_with_features(mask)[1]
+        logits, of_image = fill_state_dict(build("isnet_dis")).forward_with_features(image)
+        of_mask = fill_state_dict(build("isnet_gt_encoder")).forward_with_features(mask)[1]
     each = [feature_distance([f], [g]).item() for f, g in zip(of_image, of_mask, strict=True)]
-    np.testing.assert_allclose(each, golden["train96/feat_mse_each"], rtol=1e-4)
-    total = bce(logits, mask) + feature_distance(of_image, of_mask)
-    expected_main, expected_total = golden["train96/featsync_MSE_main_total"]
-    assert bce(logits[:1], mask).item() == pytest.approx(expected_main, rel=1e-4)
-    assert total.item() == pytest.approx(expected_total, rel=1e-4)
+    golden.check("train96/feat_mse_each", each, rtol=1e-4)
+    main, total = bce(logits[:1], mask), bce(logits, mask) + feature_distance(of_image, of_mask)
+    golden.check("train96/featsync_MSE_main_total", [main.item(), total.item()], rtol=1e-4)
 
 
 def test_small_maps_meet_a_smaller_mask() -> None:
@@ -64,19 +58,18 @@ def test_losses_are_finite_where_probabilities_saturate() -> None:
 
 
 @pytest.mark.parametrize("network", ["inspyrenet_res2net50", "inspyrenet_swint", "inspyrenet_swinb"])
-def test_pyramid_losses_as_inspyrenet(research: Path, network: str) -> None:
-    golden = np.load(research / "networks" / network / "golden.npz")
+def test_pyramid_losses_as_inspyrenet(network: str) -> None:
+    golden = Golden(network)
     logits = [torch.from_numpy(golden[f"C64x64.d{k}"]) for k in range(4)]
     mask = torch.from_numpy(golden["C64x64.gt"])
     for level, logit in enumerate(logits):
         target = mask if level == 0 else torch.from_numpy(golden[f"C64x64.gt_reduce{level}"])
         enlarged = [torch.nn.functional.interpolate(x, size=mask.shape[-2:]) for x in (logit, target)]
-        expected = golden[f"C64x64.loss_sod{level}"].item()
-        assert (weighted_bce(*enlarged) + pixel_iou(*enlarged)).item() == pytest.approx(expected, rel=1e-4)
+        golden.check(f"C64x64.loss_sod{level}", (weighted_bce(*enlarged) + pixel_iou(*enlarged)).item(), rtol=1e-4)
+    consistency = pyramid_consistency(logits, mask)
     expected = sum(golden[f"C64x64.loss_pc{k}"].item() for k in (1, 2, 3))
-    assert pyramid_consistency(logits, mask).item() == pytest.approx(expected, rel=1e-4)
-    total = structure_pyramid(logits, mask) + 1e-4 * pyramid_consistency(logits, mask)
-    assert total.item() == pytest.approx(golden["C64x64.loss_total"].item(), rel=1e-4)
+    assert consistency.item() == pytest.approx(expected, rel=1e-4)
+    golden.check("C64x64.loss_total", (structure_pyramid(logits, mask) + 1e-4 * consistency).item(), rtol=1e-4)
 
 
 def test_pyramid_consistency_moves_the_coarser_map_alone() -> None:
@@ -86,18 +79,17 @@ def test_pyramid_consistency_moves_the_coarser_map_alone() -> None:
     assert coarse.grad is not None
 
 
-def test_integrity_losses_as_published(research: Path) -> None:
-    golden = np.load(research / "networks" / "isnet_integrity" / "golden.npz")
+def test_integrity_losses_as_published() -> None:
+    golden = Golden("isnet_integrity")
     masks = torch.from_numpy(np.stack([golden[f"C64x64.{key}_u8"] for key in ("gt", "di", "er")])[None] / 255).float()
     logits = [torch.from_numpy(golden[f"C64x64.{key}"]) for key in ("out2", "out3", "out4", "out5", "coarse")]
-    np.testing.assert_allclose(boundary_weight(masks), golden["C64x64.hda_weight"], rtol=1e-5)
-    each = [difference_aware(logit, masks).item() for logit in logits[:4]]
-    expected = [golden[f"C64x64.hda_out{k}_intended"].item() for k in (2, 3, 4, 5)]
-    np.testing.assert_allclose(each, expected, rtol=1e-4)
-    assert hierarchical_difference(logits, masks).item() == pytest.approx(
-        np.dot((1, 0.8, 0.6, 0.4), expected), rel=1e-4
-    )
-    assert expanded_region(logits, masks).item() == pytest.approx(golden["C64x64.loss_coarse"].item(), rel=1e-4)
+    golden.check("C64x64.hda_weight", boundary_weight(masks), rtol=1e-5)
+    keys = [f"C64x64.hda_out{k}_intended" for k in (2, 3, 4, 5)]
+    for key, logit in zip(keys, logits[:4], strict=True):
+        golden.check(key, difference_aware(logit, masks).item(), rtol=1e-4)
+    expected = np.dot((1, 0.8, 0.6, 0.4), [golden[key].item() for key in keys])
+    assert hierarchical_difference(logits, masks).item() == pytest.approx(expected, rel=1e-4)
+    golden.check("C64x64.loss_coarse", expanded_region(logits, masks).item(), rtol=1e-4)
 
 
 def test_an_empty_mask_has_a_finite_expanded_region() -> None:

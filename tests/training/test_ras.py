@@ -4,16 +4,14 @@ from calibrated_case import CalibratedCase
 
 
 class TestRASv1(CalibratedCase):
-    name, folder = "ras_v1", "ras"
-    state_dict_file, golden_file = "state_dict_v1.json", "golden_v1.npz"
+    name = "ras_v1"
     params_m, gmacs, gmacs_size = 24.698, 15.09, 352
     cases = ("C64x64", "C70x100", "C352x352")
     maps = ("score1", "score2", "score3", "score4", "score5")
 
 
 class TestRASv2(CalibratedCase):
-    name, folder = "ras_v2", "ras"
-    state_dict_file, golden_file = "state_dict_v2.json", "golden_v2.npz"
+    name = "ras_v2"
     params_m, gmacs, gmacs_size = 24.585, 11.52, 352
     cases = ("C64x64", "C70x100", "C352x352")
     maps = ("score2", "score3", "score4", "score5")

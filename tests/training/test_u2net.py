@@ -6,17 +6,17 @@ from network_case import GoldenTrainingStep, NetworkCase
 
 from sodeploy.training.models import build
 
-MAPS = tuple(f"d{k}" for k in range(7))
+MAPS = tuple(f"logit/d{k}" for k in range(7))
 
 
 class TestU2Netp(NetworkCase, GoldenTrainingStep):
-    name = folder = "u2netp"
+    name = "u2netp"
     params_m, gmacs = 1.131, 19.756
     maps = MAPS
 
 
 class TestU2Net(NetworkCase, GoldenTrainingStep):
-    name = folder = "u2net"
+    name = "u2net"
     params_m, gmacs = 44.010, 58.598
     maps = MAPS
 
