@@ -220,7 +220,6 @@ def test_names(tmp_path: Path) -> None:
     assert "a.jpg" in repr(first)
 
 
-@pytest.mark.research_data
 def test_research_lists(research_file: ResearchFile) -> None:
     evaluation, calibration = (open_dataset(research_file(f"data/{name}.txt")) for name in ("eval", "calib"))
     assert (evaluation.name, len(evaluation), len(calibration)) == ("eval", 200, 100)

@@ -41,11 +41,11 @@ def csnet(variant: str) -> Source:
     )
 
 
-def ras(version: int, *whole: str) -> Source:
+def ras(version: int, loss: tuple[str, ...] = (), whole: tuple[str, ...] = ()) -> Source:
     return Source(
         f"ras/golden_v{version}.npz",
         f"ras/state_dict_v{version}.json",
-        (r"C\d+x\d+\.score\d(_s8)?", r"C.*\.loss_.*"),
+        (r"C\d+x\d+\.score\d(_s8)?", *loss),
         (*CALIBRATED_WHOLE, *whole),
         (r"override_names", r"C.*\.conv_scale"),
     )
@@ -79,7 +79,7 @@ SOURCES = {
     ),
     "csnet_x1": csnet("csnet-L-x1"),
     "csnet_x2": csnet("csnet-L-x2"),
-    "ras_v1": ras(1, r"C(64x64|70x100)\.(score\d|gt)"),
+    "ras_v1": ras(1, (r"C.*\.loss_.*",), (r"C(64x64|70x100)\.(score\d|gt)",)),
     "ras_v2": ras(2),
     "isnet_integrity": Source(
         "isnet_integrity/golden.npz",
@@ -103,7 +103,9 @@ SOURCES = {
     "inspyrenet_swint": inspyrenet("swint", "C64x64|C64x128|C256x320|C64x96_base512"),
     "inspyrenet_swinb": inspyrenet("swinb", "C64x128"),
     "masks": Source(
-        "isnet_integrity/masks_golden.npz", cut=(r".*\.expanded_gt",), whole=(r".*\.(mask|dilated|eroded|envelope)",)
+        "isnet_integrity/masks_golden.npz",
+        cut=(r".*\.(expanded_gt|hda_weight)",),
+        whole=(r".*\.(mask|dilated|eroded|envelope)",),
     ),
     "patch_merge": Source(
         "inspyrenet_swinb/patch_merge_golden.npz", cut=(r"head_reflect_pad\..*", r"patches_sum", r"patch_last_head")

@@ -112,7 +112,6 @@ def test_a_dynamic_graph_is_counted_at_the_native_size(save_model, make_contract
     assert complexity(save_model(dynamic_size=True), make_contract()).macs == 3 * 16 * 24
 
 
-@pytest.mark.research_data
 def test_u2netp_is_counted_as_published(research_file, make_contract):
     contract = make_contract(height=320, width=320, input_name="input.1", output_name="1959")
     found = complexity(research_file("weights/u2netp-fp32-from-fp16.onnx"), contract)

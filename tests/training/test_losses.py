@@ -92,6 +92,15 @@ def test_integrity_losses_as_published() -> None:
     golden.check("C64x64.loss_coarse", expanded_region(logits, masks).item(), rtol=1e-4)
 
 
+@pytest.mark.parametrize("shape", ["square", "ring", "two_blobs_border", "thin_line", "soft_disk", "empty", "full"])
+def test_boundary_weights_as_published(shape: str) -> None:
+    golden = Golden("masks")
+    masks = torch.from_numpy(
+        np.stack([golden[f"{shape}.{kind}"] for kind in ("mask", "dilated", "eroded")])[None] / 255
+    )
+    golden.check(f"{shape}.hda_weight", boundary_weight(masks.float())[0, 0], rtol=1e-5)
+
+
 def test_an_empty_mask_has_a_finite_expanded_region() -> None:
     logits = [torch.full((1, 1, 8, 8), -200.0)] * 5
     assert expanded_region(logits, torch.zeros(1, 3, 8, 8)).isfinite()
