@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from fill import golden_batch, golden_input
 from golden_values import Golden
@@ -28,7 +27,7 @@ class TestCSF(NetworkCase):
         for name, feature in found.items():
             part = feature[:, ::16, ::2, ::2]
             # The features of the filled backbone reach thousands.
-            golden.check(f"96x96/feat_c16s2/{name}", part, atol=2e-5 * np.abs(part).max().item())
+            golden.check(f"96x96/feat_c16s2/{name}", part, atol=2e-5 * part.abs().max().item())
 
     def test_golden_gradients(self, golden: Golden) -> None:
         """In eval mode, in which the published network is also trained."""
