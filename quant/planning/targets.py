@@ -13,8 +13,7 @@ from sodeploy.quant.planning.plan import Layer, TargetLayer, TargetName, TargetP
 from sodeploy.quant.planning.ranges import sharing_a_range
 
 _CPU_WEIGHT_STEPS = 64
-_BLOCK = 8  # output channels that onnxruntime's float convolutions compute together, at least
-
+_NARROW = "few output channels: a plane per tap fills the blocks of 8 or 16 in which onnxruntime computes"
 _PRELU = "a PReLU reads its result: onnxruntime has no integer kernel for it, and few of 8 bits would be used"
 
 
@@ -44,13 +43,7 @@ def _for_cpu(network: Network, layers: Mapping[str, Layer]) -> TargetPlan:
     quantized = {tensor for group in sharing_a_range(network, integer) for tensor in group}
     for node in network.nodes:
         if node.name not in integer and node.input and node.input[0] in quantized and _is_narrow(network, node):
-            channels = network.weight(node).shape[0]
-            in_float[node.name] = TargetLayer(
-                precision="fp32",
-                form="shifted planes",
-                reason=f"only {channels} output channel{'s' if channels > 1 else ''}: a plane per tap fills the blocks of "
-                f"{_BLOCK} in which onnxruntime computes",
-            )
+            in_float[node.name] = TargetLayer(precision="fp32", form="shifted planes", reason=_NARROW)
     order = [node.name for node in network.nodes if node.name in in_float]
     return TargetPlan(weight_steps=_CPU_WEIGHT_STEPS, layers={name: in_float[name] for name in order})
 
