@@ -1,4 +1,4 @@
-"""`make gpu-check` where there is no GPU: what it says then, its arithmetic, and all of it on an imitated driver."""
+"""`make gpu-check` without a GPU: its messages, its arithmetic, and a whole run on an imitated driver."""
 
 import json
 import re
@@ -110,7 +110,7 @@ def test_the_whole_check_on_an_imitated_driver(
     monkeypatch: pytest.MonkeyPatch,
     graphs_run: bool,
 ) -> None:
-    """Every part that needs no engine runs and is reported; the figures mean nothing here."""
+    """Every part that needs no engine runs and is reported. The figures mean nothing here."""
     monkeypatch.syspath_prepend(str(repository / "tests/runtime"))
     from emulated_device import imitated_driver
 

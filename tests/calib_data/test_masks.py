@@ -1,4 +1,4 @@
-"""Masks grown and shrunk, against the masks of the published preparation."""
+"""Dilated and eroded masks, compared with the masks of the published preparation."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Data sets are found as they lie on people's disks, paired, ordered; what is missing is named."""
+"""Data sets in every usual layout are found, paired and ordered, and a missing file is named."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Foreign ONNX files adopted: same map, current form, and a clear line where that cannot be."""
+"""Adopted ONNX files give the same map in the current form; a file that cannot be adopted gives one clear line."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def write(
     side_output: bool = False,
     list_weights_as_inputs: bool = False,
 ) -> Path:
-    """A foreign network: convolution, batch norm, halving and resizing back, a 1 x 1 head, as an old exporter wrote."""
+    """A network as an old exporter wrote it: convolution, batch norm, a halving, a resize and a 1 x 1 head."""
     random = np.random.default_rng(0)
     tensor_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     values = {
@@ -163,7 +163,7 @@ def test_preparation_of_a_network_of_ours() -> None:
 
 
 def test_published_u2netp(research_file: ResearchFile, tmp_path: Path) -> None:
-    """A published file of 2021: opset 11, seven outputs; bit for bit the same map."""
+    """A published file of 2021 (opset 11, seven outputs) gives the same map, bit for bit."""
     source = research_file("weights/u2netp-fp32-from-fp16.onnx")
     fields, size = preprocessing_like("u2netp")
     path = adopt(source, tmp_path / "u2netp.onnx", fields, size=size, output_tensor="1959")

@@ -1,4 +1,4 @@
-"""Checkpoints exported: what the graph is, that it is PyTorch's, and that nothing else is ever written."""
+"""Exported checkpoints: the graph's form, its agreement with PyTorch, and no other file written."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""Every call we make of TensorRT's Python API against listings of the real bindings of 10.16 and 11.4."""
+"""Our calls of TensorRT's Python API exist in the listings of the real bindings of 10.16 and 11.4."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ from research_data import ResearchFile
 
 
 def check(research_file: ResearchFile, report: Path, *sources: Path) -> tuple[list[dict[str, object]], str]:
-    """Findings of names, arguments and overrides that a TensorRT version lacks, and the checker's summary."""
+    """The names, arguments and overrides that a TensorRT version lacks, and the summary of the checker."""
     checker = research_file("tools/check_trt_api.py")
     run = subprocess.run(
         [sys.executable, checker, *sources, "--json", report], capture_output=True, text=True, timeout=300, check=False

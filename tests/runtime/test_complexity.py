@@ -1,4 +1,4 @@
-"""Counts against arithmetic done by hand, whatever form the weights come in."""
+"""MACs and parameters equal a count by hand, whichever form the weights have."""
 
 import numpy as np
 import pytest

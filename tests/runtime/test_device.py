@@ -126,7 +126,7 @@ def test_a_graph_that_cannot_be_recorded_is_one_line(gpu: Device) -> None:
 
 
 class DriverCalls:
-    """Stands for cuda.bindings.driver: notes what is called; `fails` names the call that does not succeed."""
+    """Replaces cuda.bindings.driver and notes the calls; `fails` names the call that does not succeed."""
 
     class CUresult:
         CUDA_SUCCESS = 0

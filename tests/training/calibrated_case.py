@@ -1,4 +1,4 @@
-"""For networks whose outputs explode under the filled parameters: each golden case replaces some of them.
+"""Tests of networks whose outputs explode under the filled parameters. Each golden case replaces some parameters.
 
 A case `C<height>x<width>` scales convolutions by powers of two (`conv_scale`) and replaces the tensors named in
 `override_names` by slices of one flat vector. Its golden maps are complete (`C64x64.d0`) or every k-th pixel of every

@@ -1,4 +1,4 @@
-"""What every network must pass: inherit `NetworkCase` as `class TestX(NetworkCase)` and name the network.
+"""The tests that every network must pass: inherit `NetworkCase` as `class TestX(NetworkCase)` and name the network.
 
 The golden values of a network are the listing of its state dict and outputs of the published code, under parameters
 that depend on names and shapes only (tests/golden/README.md).
@@ -29,7 +29,7 @@ from sodeploy.training.models import build, entry
 from sodeploy.training.models.network import SaliencyNetwork
 from sodeploy.training.networks import channels, macs
 
-SIZE = 64  # of exported images
+SIZE = 64  # height and width of the images that a network is exported for
 
 
 class NetworkCase:
@@ -95,7 +95,7 @@ class NetworkCase:
             assert torch.equal(network(image)[0], again(image)[0])
 
     def __init_subclass__(cls) -> None:
-        if hasattr(cls, "name"):  # one worker for all tests of a network, so that it is exported once
+        if hasattr(cls, "name"):  # all tests of a network run in one process, so that it is exported once
             cls.pytestmark = [pytest.mark.xdist_group(cls.name)]  # type: ignore[attr-defined]
 
     @pytest.fixture(scope="class")
@@ -112,7 +112,7 @@ class NetworkCase:
 
     def test_exported_it_answers_the_same_at_any_batch_and_size(self, exported: Path) -> None:
         parity = read_manifest(exported)["parity"]  # the export refuses a difference that is too large
-        assert len({tuple(shape) for shape in parity["shapes"]}) == 3  # the native one, more images, another size
+        assert len({tuple(shape) for shape in parity["shapes"]}) == 3  # the native shape, a larger batch, another size
 
     def test_int8_simulation_agrees(self, exported: Path) -> None:
         network = load_network(exported)

@@ -1,4 +1,4 @@
-"""Checkpoints of every form that people have, and those that must be refused."""
+"""Checkpoints in every form that people have load, and unusable ones are refused."""
 
 import contextlib
 import errno

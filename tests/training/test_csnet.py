@@ -1,4 +1,4 @@
-"""CSNet, under parameters from the filler and under the published weights."""
+"""CSNet, with filled parameters and with the published weights."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Blending of scales and merging of patches, against values of the published code."""
+"""Blending of scales and merging of patches, compared with values of the published code."""
 
 import pytest
 import torch

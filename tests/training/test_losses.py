@@ -1,4 +1,4 @@
-"""Losses against values that the published code gave."""
+"""Losses, compared with values of the published code."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_bce_and_iou_as_ras(size: str) -> None:
 
 
 def test_feature_synchronisation_as_isnet() -> None:
-    """Both networks in train mode, as when the values were made."""
+    """Both networks are in train mode, as they were when the golden values were made."""
     golden = Golden("isnet_dis")
     image, mask = golden_batch(96, 96)
     with torch.no_grad():
