@@ -1,8 +1,8 @@
-"""One streaming pass over the calibration images: the statistics from which every plan is made.
+"""Count the values of a network's tensors over the calibration images: the statistics that every plan is made from.
 
-Memory does not grow with the number of images, and nothing depends on their order or on how they were divided over
-processes: counts are integers, and channel means are summed in fixed point, so that sums are exact. Many images can so
-be divided over processes or machines:
+One streaming pass: memory does not grow with the number of images. Counts are integers and channel means are summed in
+fixed point, so sums are exact; the result depends neither on the order of the images nor on the number of processes.
+Many images can be divided over processes or machines:
 
     python quant/calibrate.py out/u2netp.onnx --calib DATA --shard 1/4 --output part1.npz     (2/4, 3/4, 4/4 elsewhere)
     python quant/calibrate.py --merge part1.npz part2.npz part3.npz part4.npz --output all.npz
@@ -26,12 +26,12 @@ from sodeploy.terminal import note, run
 
 def main(
     files: Annotated[list[Path], typer.Argument(help="float32 ONNX with a contract; with --merge the parts, .npz")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="the .npz to write; completed if it was interrupted")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="the .npz to write; an interrupted one is completed")],
     calib: Annotated[str | None, typer.Option(help="images: folder, list, or synthetic:calib[:N]")] = None,
-    shard: Annotated[str | None, typer.Option(help="count this part of them alone, such as 1/4")] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="add up parts that were counted apart")] = False,
+    shard: Annotated[str | None, typer.Option(help="count only this part of the images, such as 1/4")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="add up the counts of several parts")] = False,
 ) -> None:
-    """Count what a network's tensors hold over images, or add up such counts; quant/build_engine.py reads them."""
+    """Count the values of a network's tensors over images, or add up such counts; quant/build_engine.py reads them."""
     if merge:
         if calib is not None or shard is not None:
             raise UserError("--merge adds up files of statistics; leave --calib and --shard out")

@@ -1,4 +1,4 @@
-"""Ranges of activations from one pass over the calibration images."""
+"""A histogram of magnitudes that needs no range beforehand and merges by addition."""
 
 import numpy as np
 
@@ -11,12 +11,12 @@ LOWER_EDGES = (np.arange(BINS, dtype=np.uint32) << _SHIFT).view(np.float32)
 class MagnitudeHistogram:
     """How often each magnitude |x| occurs in one tensor, over any number of images.
 
-    A bin is a float32 bit pattern with the low bits dropped, so no range is needed beforehand and two histograms of
-    other images, processes or machines merge by adding their counts, in any order.
+    A bin is a float32 bit pattern without its low bits. So no range is needed beforehand, and the histograms of several
+    processes or machines merge by adding their counts, in any order.
 
     Attributes:
         counts: (BINS,) int64.
-        low, high: the least and the largest value seen, exactly; 0 always counts as seen.
+        low, high: the smallest and the largest value, exactly; low is at most 0 and high at least 0.
     """
 
     def __init__(self) -> None:
@@ -25,12 +25,12 @@ class MagnitudeHistogram:
 
     @property
     def maximum(self) -> float:
-        """The largest magnitude seen."""
+        """The largest magnitude."""
         return max(self.high, -self.low)
 
     @property
     def signed(self) -> bool:
-        """Whether a value below zero was seen."""
+        """Whether a value was below zero."""
         return self.low < 0
 
     def add(self, values: np.ndarray) -> None:
@@ -55,16 +55,16 @@ class MagnitudeHistogram:
         return self
 
     def __add__(self, other: "MagnitudeHistogram") -> "MagnitudeHistogram":
-        """The histogram of both sets of values: of more images, or of two tensors that must share a scale."""
+        """The histogram of the values of both: two sets of images, or two tensors that share a scale."""
         both = MagnitudeHistogram()
         both += self
         both += other
         return both
 
     def linear(self, bins: int = 2048) -> np.ndarray:
-        """The counts again, `(bins,) float64`, in equal bins over [0, maximum]; zeros where nothing was seen.
+        """The counts in equal bins over [0, maximum], `(bins,) float64`.
 
-        A count is spread evenly over the (much narrower) bin of the bit pattern it stands in.
+        The counts of a bit pattern's bin, which is much narrower, are spread evenly over it.
         """
         (occupied,) = np.nonzero(self.counts)
         if not len(occupied) or occupied[-1] == 0:
@@ -75,6 +75,6 @@ class MagnitudeHistogram:
         return np.diff(np.interp(np.linspace(0, self.maximum, bins + 1), edges, cumulative))
 
     def share_above(self, threshold: float) -> float:
-        """The share of the values whose magnitude lies beyond `threshold`: what clipping there would change."""
+        """The share of values with a magnitude beyond `threshold`, in [0, 1]; clipping there changes them."""
         total = self.counts.sum()
         return float(self.counts[np.searchsorted(LOWER_EDGES, threshold, side="right") :].sum() / max(total, 1))

@@ -1,4 +1,4 @@
-"""Where to clip an activation: the methods of calibration, all read from the same saved histogram."""
+"""The methods of calibration: each reads the threshold at which to clip a tensor from the same saved histogram."""
 
 from collections.abc import Callable
 from typing import Literal, get_args
@@ -12,16 +12,16 @@ Method = Literal["kl", "mse", "percentile", "max"]
 METHODS: tuple[Method, ...] = get_args(Method)
 DEFAULT: Method = "kl"
 
-LEVELS = STEPS + 1  # magnitudes an int8 tensor can tell apart, zero among them
+LEVELS = STEPS + 1  # magnitudes that int8 can represent, with zero
 PERCENTILE = 99.99
 
 
 def threshold(histogram: MagnitudeHistogram, method: Method, levels: int = LEVELS) -> float:
-    """The magnitude at which to clip, in (0, maximum]; 0.0 for a tensor that is all zero.
+    """The magnitude at which to clip, in (0, maximum]; 0.0 for a tensor of zeros.
 
     Args:
-        levels: magnitudes that can be told apart; more than `LEVELS` for a range that is shifted
-        (quant/planning/ranges.py).
+        levels: the number of magnitudes that int8 can represent; more than `LEVELS` for a range that is shifted
+            (quant/planning/ranges.py).
     """
     if histogram.maximum == 0:
         return 0.0
@@ -31,13 +31,14 @@ def threshold(histogram: MagnitudeHistogram, method: Method, levels: int = LEVEL
 def kl_threshold(counts: np.ndarray, levels: int = LEVELS) -> int:
     """How many bins to keep so that `levels` steps preserve the distribution best.
 
-    For every prefix of the bins, the clipped distribution P (what lies beyond joins the last bin) is compared with
-    Q, the same prefix without the tail, merged into `levels` and spread back over the bins that were not empty; the
-    prefix with the least KL(P || Q) wins (S. Migacz, "8-bit inference with TensorRT", GTC 2017). Bin 0 is left out:
-    after a ReLU it holds exact zeros, which every scale represents, and counting them would clip everything else.
+    Each prefix of the bins gives two distributions. P is the clipped one: the counts beyond the prefix join its last
+    bin. Q is the quantized one: the prefix without the tail, merged into `levels` and spread back over the bins that
+    are not empty. The prefix with the smallest KL(P || Q) wins (S. Migacz, "8-bit inference with TensorRT", GTC 2017).
+    Bin 0 is left out: after a ReLU it holds exact zeros. Every scale represents them, and with them in the count
+    everything else would be clipped.
 
-    All prefixes at once: Q is constant over the filled bins of a level, so sum(P log Q) needs only the mass and the
-    number of filled bins per level, and both come from running sums.
+    All prefixes are computed at once. Q is constant over the filled bins of a level, so sum(P log Q) needs only the
+    mass and the number of filled bins per level; both come from running sums.
 
     Args:
         counts: (bins,) non-negative, equal bins over [0, maximum].
@@ -60,27 +61,27 @@ def kl_threshold(counts: np.ndarray, levels: int = LEVELS) -> int:
     level_mass = np.diff(mass[edges])
     level_filled = np.diff(filled[edges])
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_q = np.where(level_mass > 0, np.log(level_mass / level_filled), 0.0)  # of a filled bin, unnormalised
+        log_q = np.where(level_mass > 0, np.log(level_mass / level_filled), 0.0)  # of a filled bin, not normalized
         last = p[sizes - 1]
         tail = mass[-1] - mass[sizes]
         clipped = last + tail
-        # KL(P || Q) with P normalised by all mass and Q by the prefix's; only the last bin of P differs from p.
+        # KL(P || Q), with P normalized by all mass and Q by the prefix's. Only the last bin of P differs from p.
         p_log = entropy[sizes] + np.where(clipped > 0, clipped * np.log(clipped), 0.0) - p_log_p[sizes - 1]
         cross = (level_mass * log_q).sum(axis=1) + tail * log_q[:, -1]
         divergence = (p_log - cross) / mass[-1] - np.log(mass[-1]) + np.log(mass[sizes])
-    divergence[(tail > 0) & (last == 0)] = np.inf  # Q has no place for the clipped mass: infinitely far
+    divergence[(tail > 0) & (last == 0)] = np.inf  # Q is 0 where P has the clipped mass: the divergence is infinite
     divergence[mass[sizes] == 0] = np.inf
     return int(sizes[np.argmin(divergence)])
 
 
 def expected_error(histogram: MagnitudeHistogram, clip: float, levels: int = LEVELS, bins: int = 2048) -> float:
-    """The squared error, summed over all values, of int8 with the range [-clip, clip].
+    """The squared error of int8 with the range [-clip, clip], summed over all values.
 
-    A value inside errs by step**2 / 12 on average, or by its own square where it rounds to zero; a value beyond by its
-    distance to the clip.
+    The mean squared error of a value inside is step**2 / 12; of a value that rounds to zero, its own square. The error
+    of a value beyond is its distance to the clip.
     """
     counts = histogram.linear(bins)
-    counts[0] = 0.0  # after a ReLU exact zeros, which have no error
+    counts[0] = 0.0  # exact zeros after a ReLU have no error
     x = (np.arange(bins) + 0.5) / bins * histogram.maximum
     step = clip / (levels - 1)
     inside = np.where(x < step / 2, x**2, step**2 / 12)
@@ -92,7 +93,7 @@ def _kl(histogram: MagnitudeHistogram, levels: int, bins: int = 2048) -> float:
 
 
 def _mse(histogram: MagnitudeHistogram, levels: int, bins: int = 2048) -> float:
-    """The clip with the least `expected_error`; all candidates at once, by running sums."""
+    """The clip with the smallest `expected_error`; all candidates at once, by running sums."""
     counts = histogram.linear(bins)
     counts[0] = 0.0
     x = (np.arange(bins) + 0.5) / bins * histogram.maximum
@@ -110,7 +111,7 @@ def _mse(histogram: MagnitudeHistogram, levels: int, bins: int = 2048) -> float:
 
 def _percentile(histogram: MagnitudeHistogram, levels: int, bins: int = 2048) -> float:
     counts = histogram.linear(bins)
-    counts[0] = 0.0  # exact zeros of a ReLU say nothing about where the values end
+    counts[0] = 0.0  # exact zeros of a ReLU tell nothing about the largest values
     cumulative = np.cumsum(counts)
     kept = int(np.searchsorted(cumulative, PERCENTILE / 100 * cumulative[-1])) + 1
     return histogram.maximum * min(kept, bins) / bins

@@ -29,14 +29,14 @@ def calibrate(
 
     Args:
         images: samples of `calib_data`; masks are not read.
-        statistics: of an earlier, interrupted run over some of the same images, to be completed.
-        checkpoint: called with the statistics so far, of whole images only: every 20 seconds, and at the end.
+        statistics: counts of an earlier, interrupted run, which are completed in place.
+        checkpoint: called with the counts so far, of whole images only, every 20 seconds and at the end.
 
     Returns:
-        Statistics over all images: those of `statistics` and the new ones. An image that occurs twice counts once.
+        Counts over all images, those of `statistics` among them. An image that occurs twice counts once.
 
     Raises:
-        UserError: no image; a value in the network is NaN or infinite (image and tensor named).
+        UserError: there is no image; or a value in the network is NaN or infinite (the image and tensor are named).
     """
     statistics = statistics or Statistics(network.digest)
     observer = Observer(network)
@@ -94,20 +94,23 @@ def gather(network: Network, images: Iterable[Sample], file: Path) -> Statistics
 
 
 def select_shard(images: Iterable[Sample], shard: str) -> list[Sample]:
-    """The part of a set that `shard`, "2/4" for the second of four, names: of equal sizes, no image in two of them.
+    """One of several disjoint parts of a data set, equal in size.
+
+    Args:
+        shard: number and count, "2/4" for the second of four.
 
     Raises:
-        UserError: not such a text.
+        UserError: `shard` has another form.
     """
     part, _, parts = shard.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise UserError(f"--shard {shard} is not a part such as 1/4, the first of four")
-    samples = distinct(images)  # a copy of an image must not stand in another shard
+    samples = distinct(images)  # so that a copy of an image does not get into another shard
     return [samples[digest] for digest in sorted(samples)][int(part) - 1 :: int(parts)]
 
 
 class Observer:
-    """The float32 network, made to return what calibration looks at besides its map."""
+    """The float32 network with the tensors that calibration counts as its outputs."""
 
     def __init__(self, network: Network) -> None:
         self.contract = network.contract
@@ -122,7 +125,7 @@ class Observer:
         self._run = opened(model, [*self.observed, *means])
 
     def run(self, sample: Sample) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """One image: the observed tensors, float32, and per averaged tensor its channel means, `(C,) float32`."""
+        """Run one image: tensor -> values, and tensor -> mean of each channel, `(C,) float32`."""
         values = self._run(as_input(sample, self.contract))
         count = len(self.observed)
         return (
@@ -132,10 +135,11 @@ class Observer:
 
 
 def observed_tensors(network: Network) -> list[str]:
-    """The tensors whose magnitudes must be counted: those that do not merely pass on the values of others.
+    """The tensors whose magnitudes must be counted, in the graph's order.
 
-    The range of a MaxPool's or a Resize's output is that of its input, and a Concat's histogram is the sum of its
-    inputs'; a result that only feeds a ReLU is never stored in int8.
+    Not counted are tensors that only pass on values: a MaxPool or a Resize keeps the range of its input, and the
+    histogram of a Concat is the sum of its inputs' histograms. Nor is a result that only a ReLU reads, since it is
+    never stored in int8.
     """
     observed = []
     for name in dict.fromkeys([network.input, *(output for node in network.nodes for output in node.output)]):

@@ -1,4 +1,4 @@
-"""What calibration counted of a network's tensors, and the file that holds it."""
+"""The counts of a calibration pass, and their file."""
 
 import json
 from collections.abc import Iterator
@@ -22,9 +22,9 @@ class Statistics:
     Attributes:
         network: sha256 of the ONNX file.
         histograms: tensor -> how often each magnitude occurred.
-        channel_sums: input tensor of a weighted layer -> (C,) int64, the sum over images of each channel's mean, in
-            units of 2**-24.
-        images: image digest -> name, of the images that were counted.
+        channel_sums: input tensor of a weighted layer -> `(C,) int64`, the mean of each channel, summed over images,
+            in units of 2**-24.
+        images: digest -> name of each counted image. Names are relative to the data set.
         half: tensor -> magnitudes in about half of the images, chosen by `is_in_half`. The distance between ranges of
             the half and ranges of all images shows whether the images were enough (quant/planning/drift.py).
     """
@@ -40,10 +40,10 @@ class Statistics:
         return self.channel_sums[tensor] / (FIXED_POINT * len(self.images))
 
     def merge(self, other: "Statistics") -> None:
-        """Add what another process or machine saw of other images.
+        """Add the counts of another process or machine, over other images.
 
         Raises:
-            UserError: of another network, or an image stands in both.
+            UserError: the counts are of another network, or both have an image in common.
         """
         if other.network != self.network:
             raise UserError(
@@ -85,22 +85,22 @@ class Statistics:
             np.savez_compressed(temporary, **arrays)  # type: ignore[arg-type]
 
     def _all_histograms(self) -> Iterator[tuple[str, bool, MagnitudeHistogram]]:
-        """(tensor, whether of the half, histogram)"""
+        """(tensor, whether it is of the half, histogram)"""
         for in_half, histograms in ((False, self.histograms), (True, self.half)):
             for tensor, histogram in sorted(histograms.items()):
                 yield tensor, in_half, histogram
 
 
 def is_in_half(digest: str) -> bool:
-    """Whether an image is one of those counted a second time: by its content, whenever and wherever it is met."""
+    """Whether an image belongs to the half that is counted a second time; its content alone decides."""
     return int(digest[-1], 16) % 2 == 0
 
 
 def load_statistics(path: str | Path) -> Statistics:
-    """Read what `Statistics.save` wrote.
+    """Read a file of `Statistics.save`.
 
     Raises:
-        UserError: not such a file.
+        UserError: it is missing, or not such a file.
     """
     try:
         with np.load(path) as arrays:

@@ -1,8 +1,8 @@
-"""Whether the calibration images were enough: how far ranges moved when the images were doubled.
+"""Whether the calibration images were enough: how far ranges move when the number of images doubles.
 
-Calibration counts the values of a fixed half of the images, chosen by their content, a second time. A range read from
-half of the images differs from that of all by about as much as that of all differs from what ever more images would
-give: both have the standard error sigma / sqrt(n), of n / 2 images against n, and of n images against infinitely many.
+Calibration counts the values of a fixed half of the images, chosen by content, a second time. The range of the half
+differs from the range of all n images about as much as the latter differs from the range of infinitely many images:
+both differences have the standard error sigma / sqrt(n).
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ _ENOUGH = 1.0  # dB
 
 @dataclass(frozen=True)
 class Drift:
-    """How far the ranges of half of the images are from those of all.
+    """The difference between the ranges of half of the images and the ranges of all.
 
     Attributes:
-        largest: of the range that moved most, `tensor` its first: relative to the range of all images.
-        median: of all ranges.
-        noise: the quantization noise, in dB, that nine of ten ranges of the half stay below in what they add to all
-            images, against the ranges of all.
-        images: how many there are in all; `half` of them make the half.
+        largest: the largest relative change of a range; `tensor` is the first tensor of that range.
+        median: the median relative change over all ranges.
+        noise: quantization noise that the ranges of the half add on all images, in dB over the noise of the ranges of
+            all; nine of ten ranges add less.
+        images: the number of all images; `half` of them make the half.
     """
 
     largest: float
@@ -50,9 +50,14 @@ class Drift:
 
 
 def drift(plan: Plan, statistics: Statistics) -> Drift | None:
-    """The drift of a plan's ranges, which are of these statistics; None where too few images are in one half to say.
+    """The drift of a plan's ranges.
 
-    The same images give the same answer in whatever order, process or machine they were counted.
+    Args:
+        statistics: the counts that the ranges were read from.
+
+    Returns:
+        None where the plan's ranges come from no counts, or one half has too few images to tell. The result depends
+        neither on the order of the images nor on the processes that counted them.
     """
     half = sum(map(is_in_half, statistics.images))
     images = len(statistics.images)

@@ -1,8 +1,8 @@
-"""What quantizing the input of a layer does to the mean of each channel, so that its bias can make up for it.
+"""How quantizing the input of a layer moves the mean of each channel. The layer's bias then makes up for it.
 
-Clipping the few values beyond a range lowers the means of the channels they stand in, always in the same direction,
-layer after layer; and in the flat parts of an image, its background, rounding is no noise but one offset. Both are
-measured in the float32 network, as are the means that make up for rounded weights
+Clipping the few values beyond a range lowers the means of their channels, always in the same direction, layer after
+layer. In the flat parts of an image, such as its background, rounding is not noise but one constant offset. Both are
+measured in the float32 network, like the means that make up for rounded weights
 (`sodeploy.quant.int8.bias_correction`).
 """
 
@@ -24,13 +24,13 @@ IMAGES = 32
 
 
 def input_errors(network: Network, ranges: Sequence[Range], images: Iterable[Sample]) -> dict[str, np.ndarray]:
-    """E[x_q - x] for each channel of what weighted layers read.
+    """E[x_q - x] for each channel of the inputs of weighted layers.
 
     Args:
-        images: of which `IMAGES` are read, the same whatever their order.
+        images: the first `IMAGES` in the order of their digests are read.
 
     Returns:
-        tensor -> `(C,) float64`; none for a tensor without a range.
+        tensor -> `(C,) float64`, for tensors with a range.
     """
     range_of = {tensor: shared for shared in ranges for tensor in shared.tensors}
     readers = {node.input[0]: node for node in network.nodes if network.is_weighted(node) and node.input[0] in range_of}
@@ -51,7 +51,11 @@ def input_errors(network: Network, ranges: Sequence[Range], images: Iterable[Sam
 
 
 def append_error(graph: onnx.GraphProto, tensor: str, shared: Range) -> tuple[str, str]:
-    """Add nodes that quantize a tensor to its range: the names of the error, and of the values less their shift."""
+    """Add nodes that quantize a tensor to its range.
+
+    Returns:
+        The names of the quantization error and of the values after the shift was subtracted.
+    """
     own = f"{tensor}/error"
     scale = fp16_scale(shared.amax / STEPS)
     for name, value in (("shift", np.float32(shared.shift or 0)), ("scale", scale), ("zero", np.int8(0))):

@@ -1,9 +1,9 @@
-"""Ranges of activations: which tensors share one, and what an int8 step is then worth.
+"""Ranges of activations: which tensors share one, and where it ends.
 
-An int8 scale counts 127 steps to each side of zero. Values that hardly go below zero, as after a PReLU, a SiLU or a
-sigmoid, would leave one side nearly empty. Where an engine computes such values in float anyway, the middle of their
-range is subtracted before they are quantized (`Range.shift`), which halves the steps at most; the layer that reads them
-has what it then misses in its bias. Zero points stay 0, as NVIDIA's parsers want them.
+An int8 scale has 127 steps on each side of zero. Values that hardly go below zero, for example after a PReLU, a SiLU or
+a sigmoid, would leave one side nearly empty. Where an engine computes such values in float anyway, the middle of their
+range is subtracted before they are quantized (`Range.shift`), so that a step is up to half as large. The bias of the
+layer that reads them makes up for the subtraction. Zero points stay 0, as NVIDIA's parsers require.
 """
 
 from collections import defaultdict
@@ -19,14 +19,14 @@ from sodeploy.quant.graph import PASSING, WEIGHTED, Network, is_residual, pads_i
 from sodeploy.quant.int8 import fp16_scale
 from sodeploy.quant.planning.plan import Layer, Range, short
 
-_LOPSIDED = 0.92  # half of a range's width over its largest magnitude; a shift that gains less is not worth a node
+_LOPSIDED = 0.92  # half of a range's width / its largest magnitude; above, a shift gains too little for its node
 
-# What makes these, an engine quantizes while it makes them.
+# An engine quantizes the results of these operators in the kernel that computes them.
 _FUSED = (*WEIGHTED, "Relu", "Add")
 
 
 def sharing_a_range(network: Network, layers: Mapping[str, Layer]) -> list[list[str]]:
-    """The tensors that int8 layers read and write, in groups that must have one scale."""
+    """The tensors that int8 layers read and write, in groups that must share a scale."""
     groups = groups_of(network)
     members = defaultdict(list)
     for tensor, group in groups.items():
@@ -38,7 +38,7 @@ def sharing_a_range(network: Network, layers: Mapping[str, Layer]) -> list[list[
 
 
 def groups_of(network: Network) -> dict[str, str]:
-    """Float tensor -> representative of the tensors that must share its scale, those without a ReLU still to come."""
+    """Float tensor -> representative of the tensors that must share its scale."""
     sets = DisjointSets[str]()
     for node in network.nodes:
         inputs = node.input if node.op_type == "Concat" else node.input[:1] if node.op_type in PASSING else ()
@@ -51,14 +51,14 @@ def groups_of(network: Network) -> dict[str, str]:
 
 
 def shared_range(network: Network, tensors: list[str], statistics: Statistics, method: Method) -> Range:
-    """The one range of tensors that pass on each other's values, from all of theirs."""
+    """The range of tensors that share a scale, read from the values of all of them."""
     histogram = summed(statistics.histograms, tensors)
     amax = clip = threshold(histogram, method)
     shift = None
     if _can_be_shifted(network, tensors) and (levels := magnitudes(histogram)) > LEVELS:
         further = threshold(histogram, method, levels)
         low, high = max(histogram.low, -further), min(histogram.high, further)
-        if _is_lopsided(low, high):  # what was clipped did not make it so
+        if _is_lopsided(low, high):  # also without the values that are clipped
             clip = further
             amax, shift = _centered(low, high)
     return Range(
@@ -72,7 +72,7 @@ def shared_range(network: Network, tensors: list[str], statistics: Statistics, m
 
 
 def summed(histograms: dict[str, MagnitudeHistogram], tensors: list[str]) -> MagnitudeHistogram:
-    """The histogram of all of some tensors' values, of those that were counted."""
+    """The histogram of the values of several tensors; a tensor without counts adds nothing."""
     total = MagnitudeHistogram()
     for tensor in tensors:
         if tensor in histograms:
@@ -81,9 +81,9 @@ def summed(histograms: dict[str, MagnitudeHistogram], tensors: list[str]) -> Mag
 
 
 def magnitudes(histogram: MagnitudeHistogram) -> int:
-    """How many magnitudes the larger side of these values can have in int8 when their middle is shifted to zero.
+    """How many magnitudes int8 has for the larger side of these values, once their middle is shifted to zero.
 
-    `LEVELS`, as without a shift, where that would gain little.
+    `LEVELS`, the number without a shift, where a shift would gain little.
     """
     if not _is_lopsided(histogram.low, histogram.high):
         return LEVELS
@@ -95,22 +95,22 @@ def _is_lopsided(low: float, high: float) -> bool:
 
 
 def _centered(low: float, high: float) -> tuple[float, float]:
-    """(amax, shift) of the range [low, high]; zero, which convolutions pad with, falls on a step."""
+    """(amax, shift) of the range [low, high]. Zero, the value that convolutions pad with, falls on a step."""
     amax = (high - low) / 2
     scale = fp16_scale(amax / (LEVELS - 1))
     return amax, float(np.float16(np.rint((low + high) / 2 / scale) * scale))
 
 
 def _can_be_shifted(network: Network, tensors: list[str]) -> bool:
-    """Whether a subtraction before quantizing costs an engine little, and all that reads the result can undo it.
+    """Whether an engine can subtract before it quantizes at little cost, and every reader can make up for it.
 
-    What leaves a convolution's own ReLU is quantized on the way; after any other function, values are float anyway. A
-    sum has no bias to undo a shift in.
+    A convolution quantizes its result after its own ReLU, in the same kernel; after any other function values are float
+    anyway. A reader that has no bias, such as a sum, cannot make up for a shift.
     """
     read = [(tensor, node) for tensor in tensors for node in network.consumers[tensor]]
     if any(is_residual(network, node) or (node.op_type == "Conv" and pads_itself(node)) for _, node in read):
         return False
     if not any(network.is_weighted(node) and node.input[0] == tensor for tensor, node in read):
-        return True  # only the `cpu` dialect quantizes these, which has zero points
+        return True  # only the graph for CPUs quantizes these, and it has zero points
     makers = [network.producer[tensor].op_type for tensor in tensors if tensor in network.producer]
     return not any(maker in _FUSED for maker in makers)
