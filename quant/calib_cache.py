@@ -1,11 +1,12 @@
-"""The calib.cache of TensorRT <= 10, where an int8 engine's ranges lay before they moved into the graph.
+"""The calib.cache of TensorRT <= 10: the file of an int8 engine's ranges, before ranges became part of the graph.
 
     python quant/build_engine.py out/u2netp.onnx --int8 --calib-cache old/calib.cache
     python quant/calib_cache.py out/u2netp.onnx out/u2netp.plan.json out/u2netp.calib.cache --tensorrt 8.6.1
 
-The first makes a plan of such a file, the second writes a plan's ranges as one, for `trtexec --int8 --calib=FILE` or
-for a calibrator of one's own to return. The file is text: a line `TRT-8601-EntropyCalibration2`, then a line per tensor
-with its scale, amax / 127, as the eight hexadecimal digits of a big-endian float32: `input: 3c008912`.
+The first command makes a plan from such a file. The second writes a plan's ranges as one, for
+`trtexec --int8 --calib=FILE` or for your own calibrator. The file is text: a line `TRT-8601-EntropyCalibration2`, then
+a line per tensor with its scale, amax / 127, as the eight hexadecimal digits of a big-endian float32:
+`input: 3c008912`.
 """
 
 import re
@@ -28,7 +29,7 @@ from sodeploy.quant.planning.targets import decide_targets
 
 _HEADER = re.compile(r"TRT-\w+-(Entropy|MinMax|Legacy)Calibration2?")
 _LINE = re.compile(r"(?P<tensor>.+?)\s*:\s*(?P<scale>[0-9a-fA-F]{8})")
-_INTERNAL = "(Unnamed Layer*"  # TensorRT's own tensors, of no ONNX file
+_INTERNAL = "(Unnamed Layer*"  # TensorRT's own tensors; no ONNX file has them
 _UNCORRECTED = "features; bias not corrected: a calib.cache holds no channel means"
 
 _NEVER_NEGATIVE = ("Relu", "Sigmoid", "Softmax", "Abs", "Exp", "Sqrt", "HardSigmoid", "Softplus")
@@ -36,10 +37,10 @@ _KEEPING_SIGN = (*PASSING, "AveragePool", "GlobalAveragePool", "Concat", "Add", 
 
 
 def read_cache(path: str | Path) -> dict[str, float]:
-    """Tensor -> amax, the magnitude at which TensorRT clips it; of finite scales only.
+    """Tensor -> amax, the magnitude at which TensorRT clips it. Scales that are not finite are left out with a warning.
 
     Raises:
-        UserError: missing, or no calib.cache (the line is named).
+        UserError: the file is missing, or no calib.cache (the line is named).
     """
     path = require_file(path, "give the calib.cache that TensorRT wrote")
     try:
@@ -47,7 +48,9 @@ def read_cache(path: str | Path) -> dict[str, float]:
     except UnicodeDecodeError:
         lines = []
     if not lines or not _HEADER.fullmatch(lines[0].strip()):
-        raise UserError(f"{path} is no calib.cache of TensorRT: it does not begin as TRT-8601-EntropyCalibration2 does")
+        raise UserError(
+            f"{path} is no calib.cache of TensorRT: its first line is not like TRT-8601-EntropyCalibration2"
+        )
     found = {}
     for number, line in enumerate(lines[1:], start=2):
         if not line.strip():
@@ -68,11 +71,12 @@ def read_cache(path: str | Path) -> dict[str, float]:
 def plan_from_cache(network: Network, path: str | Path) -> Plan:
     """The plan of `network` with the ranges of a calib.cache.
 
-    Tensors that must share a scale get the largest of theirs. A layer whose tensors have no range in the file is left
-    in fp16. There are no statistics, so biases are not corrected and nothing is known of values beyond fp16.
+    Tensors that must share a scale get the largest of their ranges. A layer whose tensors have no range in the file is
+    left in fp16. The file has no channel means and no maxima, so biases are not corrected, and values that overflow
+    fp16 go unnoticed.
 
     Raises:
-        UserError: no calib.cache, or not of this network: it has no range that an int8 layer could use.
+        UserError: the file is no calib.cache, or of another network: no int8 layer could use one of its ranges.
     """
     amax = read_cache(path)
     unknown = [name for name in amax if name not in network.float_tensors and not name.startswith(_INTERNAL)]
@@ -94,7 +98,7 @@ def plan_from_cache(network: Network, path: str | Path) -> Plan:
             "calibrate with --calib DATA instead"
         )
     if in_float:
-        terminal.warn(f"{path}: {len(in_float)} layers stay in fp16 for want of a range: {_some(list(in_float))}")
+        terminal.warn(f"{path}: {len(in_float)} layers without a range in it stay in fp16: {_some(list(in_float))}")
     for layer in layers.values():
         if layer.weight_scales is not None:
             layer.reason = _UNCORRECTED
@@ -121,17 +125,17 @@ def plan_from_cache(network: Network, path: str | Path) -> Plan:
 def cache_of(network: Network, plan: Plan, tensorrt: str) -> str:
     """The text of a calib.cache with the plan's ranges.
 
-    TensorRT asks for the range of a layer's result before its ReLU too. Only values above zero leave the ReLU, so that
-    of the ReLU's result serves both. Layers that the plan leaves in float read and write no tensor of the file, and so
-    stay in float there as well.
+    TensorRT also asks for the range of a layer's result in front of its ReLU. Only values above zero leave the ReLU, so
+    the range of the ReLU's result serves both. The file has no tensors of layers that the plan leaves in float, so they
+    stay in float in TensorRT as well.
 
-    A range that is shifted in the plan loses its shift, and is wider then.
+    A range that is shifted in the plan loses its shift and becomes wider.
 
     Args:
-        tensorrt: version as "8.6.1"; TensorRT 10 refuses a file of another version than its own.
+        tensorrt: version such as "8.6.1"; TensorRT 10 refuses a file of another version.
 
     Raises:
-        UserError: not a version that still reads a calib.cache.
+        UserError: this version reads no calib.cache.
     """
     amax = {tensor: shared.reach for tensor, shared in plan.range_of().items()}
     for node in network.nodes:
@@ -145,7 +149,7 @@ def cache_of(network: Network, plan: Plan, tensorrt: str) -> str:
 
 
 def _version_number(version: str) -> int:
-    """NV_TENSORRT_VERSION, which changed its form with TensorRT 10: 8601 is 8.6.1, 100300 is 10.3.0."""
+    """NV_TENSORRT_VERSION: 8601 for 8.6.1, and since TensorRT 10 in another form, 100300 for 10.3.0."""
     match = re.fullmatch(r"(\d+)\.(\d+)(?:\.(\d+))?(?:\.\d+)*", version)
     major, minor, patch = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
     if not 5 <= major <= 10:
@@ -154,7 +158,7 @@ def _version_number(version: str) -> int:
 
 
 def _reading(network: Network, layers: dict[str, Layer], without: dict[str, list[str]]) -> dict[str, str]:
-    """Node -> reason, for the int8 layers that read or write a tensor `without` a range."""
+    """Node -> reason, for int8 layers that read or write a tensor of `without`, the tensors without a range."""
     return {
         node.name: f"the calib.cache has no range for {tensor}"
         for node in network.nodes
@@ -165,7 +169,7 @@ def _reading(network: Network, layers: dict[str, Layer], without: dict[str, list
 
 
 def _never_negative(network: Network) -> set[str]:
-    """The tensors that no image can make negative, by the operators that make them."""
+    """The tensors that no image can make negative, judged by the operators that make them."""
     found: set[str] = set()
     for node in network.nodes:
         inputs = [name for name in node.input if name in network.float_tensors]
@@ -193,8 +197,8 @@ def main(
     text = cache_of(network, load_plan(plan, network), tensorrt)
     write_text(output, text)
     terminal.note(
-        f"wrote {output}: {len(text.splitlines()) - 1} ranges; implicit mode takes only these from the plan, and no "
-        "corrected bias, so its accuracy is not that of the plan's graphs"
+        f"wrote {output}: {len(text.splitlines()) - 1} ranges; an implicit engine takes only these from the plan, no "
+        "corrected biases, so its accuracy differs from the plan's graphs"
     )
 
 

@@ -1,4 +1,4 @@
-"""The gate of a budget search: what a network may lose, and whether a candidate keeps to it on evaluation images."""
+"""The gate of a budget search: measures the loss of each candidate on evaluation images."""
 
 import contextlib
 import hashlib
@@ -34,7 +34,7 @@ def require_disjoint(calibration: Dataset, evaluation: Dataset) -> None:
     """Refuse a calibration set that shares images with the evaluation set.
 
     Raises:
-        UserError: it does; the first of them are named.
+        UserError: they have images in common; the first are named.
     """
     _refuse(overlap(calibration, evaluation), calibration.name, evaluation.name)
 
@@ -43,7 +43,7 @@ def require_uncounted(statistics: Path, evaluation: Dataset) -> None:
     """Refuse an evaluation set with images that calibration counted.
 
     Raises:
-        UserError: it has some, the first of them are named; or `statistics` is no file of counts.
+        UserError: they have images in common, and the first are named; or `statistics` is no file of counts.
     """
     counted = load_statistics(statistics).images
     _refuse([sample.name for sample in evaluation if sample.digest() in counted], statistics, evaluation.name)
@@ -54,18 +54,18 @@ def _refuse(common: list[str], calibration: str | Path, evaluation: str) -> None
         names = ", ".join(common[:3]) + (", ..." if len(common) > 3 else "")
         raise UserError(
             f"{len(common)} of the calibration images {calibration} are also in {evaluation} ({names}); "
-            "scores on images that the ranges were fitted to flatter: take them out of one of the two"
+            "scores on calibration images are too good: take these images out of one of the two sets"
         )
 
 
 class Gate:
-    """Measures candidates on the evaluation images and remembers every result in a file.
+    """Measures candidates on the evaluation images and keeps every result in a file.
 
-    A result belongs to a graph's bytes, whatever plan or run it came from, so an interrupted search that is started
-    again makes the same candidates and finds what it measured. A context manager, for the processes that score.
+    A result is filed under the bytes of its graph. An interrupted search that starts again makes the same graphs and
+    finds their results. A context manager, for the processes that score.
 
-    Many candidates are judged on the same images and the best is taken, so that its interval flatters a little; a
-    bench on images of its own tells how much.
+    Many candidates are measured on the same images and the best is taken, so its interval is slightly too good. A bench
+    on other images shows by how much.
     """
 
     def __init__(
@@ -78,9 +78,9 @@ class Gate:
     ) -> None:
         """
         Args:
-            images: with masks; not those of the calibration.
-            file: JSON, where results are kept; the scores of fp32 lie beside it as .npz.
-            workers: processes to score in; None for one per core.
+            images: images with masks, none of them used for calibration.
+            file: JSON file of the results; the scores of fp32 lie beside it as .npz.
+            workers: processes that score; one per core by default.
 
         Raises:
             UserError: there is no image, or one has no mask.
@@ -88,7 +88,7 @@ class Gate:
         if not len(images):
             raise UserError(f"{images.name} holds no image to measure losses on; give --eval a set of images and masks")
         self.network, self.images, self.budget = network, images, budget
-        self.measured: set[str] = set()  # digests of the candidates that this run measured, and an earlier one
+        self.measured: set[str] = set()  # digests of the candidates that this run measured; of those an earlier run did
         self.remembered: set[str] = set()
         self._file, self._workers = Path(file), workers
         self._processes = contextlib.ExitStack()
@@ -110,7 +110,7 @@ class Gate:
         self._processes.__exit__(kind, error, trace)
 
     def judge(self, model: onnx.ModelProto, label: str) -> Verdict:
-        """What `model`, a candidate to take the place of the fp32 network, loses."""
+        """The loss of `model`, a candidate, against the fp32 network."""
         key = _graph_digest(model)
         found = self._state["verdicts"].get(key)
         if found is None:
@@ -129,7 +129,7 @@ class Gate:
         return Verdict({name: metrics.Delta(*values) for name, values in found["deltas"].items()})
 
     def map_error(self, model: onnx.ModelProto) -> float:
-        """The mean difference of `model`'s maps to those of fp32 on a handful of images, in [0, 1]; NaN counts as 1."""
+        """Mean absolute difference between the maps of `model` and of fp32 on 4 images, in [0, 1]; NaN counts as 1."""
         key = _graph_digest(model)
         if key not in self._state["map_errors"]:
             if not self._probe_maps:
@@ -157,18 +157,18 @@ class Gate:
         return self._baseline
 
     def _score(self, model: onnx.ModelProto, label: str) -> metrics.Scores | None:
-        """Scores on all images, or None as soon as a map is NaN or infinite."""
+        """The scores on all images; None if a map is NaN or infinite."""
         if self._map is None:
             self._map = self._processes.enter_context(metrics.parallel_map(self._workers))
         with _opened(model) as session:
-            try:  # the maps are made here while other processes score those before
+            try:  # maps are made here while other processes score earlier ones
                 maps = (_map(session, sample) for sample in terminal.progress(self.images, label))
                 return metrics.join(list(self._map(_score, maps, self.images)))
             except _NotFiniteError:
                 return None
 
     def _saliency(self, model: onnx.ModelProto) -> list[np.ndarray | None]:
-        """The maps of the probe images, (h, w) float32 in [0, 1], None where NaN or infinite."""
+        """The maps of the probe images, `(h, w) float32` in [0, 1]; None for a map that is NaN or infinite."""
         with _opened(model) as session:
             maps = []
             for sample in self._probes:
@@ -181,7 +181,7 @@ class Gate:
         write_text(self._file, json.dumps(self._state, indent=1) + "\n")
 
     def _load(self) -> dict[str, Any]:
-        """What an earlier search measured on the same network and images."""
+        """The results of an earlier search on the same network and images."""
         empty: dict[str, Any] = {**self._key, "verdicts": {}, "map_errors": {}}
         if not self._file.exists():
             return empty
@@ -242,7 +242,7 @@ def _score(saliency: np.ndarray, sample: Sample) -> metrics.Scores:
 
 
 def _digest(images: Dataset) -> str:
-    """Of all images and masks, in their order."""
+    """Hex sha256 of all images and masks, in order."""
     digest = hashlib.sha256()
     for sample in images:
         digest.update(sample.digest().encode() + np.ascontiguousarray(sample.mask()).tobytes())

@@ -1,11 +1,15 @@
-"""The smallest set of layers to leave in higher precision so that a network loses no more than it may.
+"""Finds the fewest layers to leave in higher precision so that the loss of a network keeps within a budget.
 
-All layers start in the lower precision. If that loses too much, each layer's share is measured: the error of the map
-when this layer alone is lowered. The worst are raised, twice as many each time, until the loss fits the budget;
-bisection finds the fewest; then each is lowered once more, the least harmful first, and stays so if the budget still
-holds. What is left cannot be lowered, and the loss that showed it is the reason that the plan gives.
+1. All layers run in the lower precision. If the loss is within the budget, the search ends.
+2. Each layer alone is lowered, and the error of the map is measured. This ranks the layers.
+3. The worst layers are raised, twice as many each time, until the loss is within the budget; bisection then finds the
+   smallest number.
+4. Each raised layer is lowered once more, the least harmful first, and stays lowered if the budget still holds.
 
-fp16 comes first, against fp32: it is the body of an int8 engine, and what int8 falls back to.
+The layers that remain cannot be lowered; the plan gives the measured loss as the reason.
+
+The search runs first for fp16 against fp32, because fp16 is the precision around int8 layers and of layers that int8
+harms; then for int8 against fp16.
 """
 
 import time
@@ -34,16 +38,16 @@ from sodeploy.runtime.measure.budget import Budget, Verdict
 from sodeploy.runtime.measure.metrics import LABELS
 from sodeploy.runtime.measure.report import Table, decimal, show
 
-_OUTLIER = 10.0  # times what is usual: a range that spends three of eight bits on a few values
+_OUTLIER = 10.0  # times the usual magnitude: the range spends three of eight bits on a few values
 
 _TRIED = "tried in higher precision"  # the reason in plans that are only measured
 
-Raised = Mapping[str, str]  # layer -> why it is left in the higher precision
+Raised = Mapping[str, str]  # layer in the higher precision -> reason
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan, what tables call it, and what it loses."""
+    """A plan, its name in tables, and its measured loss."""
 
     name: str
     plan: Plan
@@ -55,10 +59,10 @@ class _Step:
     """One step down in precision.
 
     Attributes:
-        layers: what is to be lowered, each by itself, in the graph's order.
-        plan: with some of them raised.
-        alone: the plan in which only this one is lowered.
-        remark: more to say of a layer that is left, or nothing.
+        layers: the layers to lower, in the graph's order.
+        plan: makes the plan in which some layers are raised.
+        alone: makes the plan in which only the given layer is lowered.
+        remark: a further explanation for a layer that stays raised, or "".
     """
 
     lower: Precision
@@ -77,7 +81,7 @@ def find_plan(
     evidence: Evidence | None = None,
     method: Method = DEFAULT,
 ) -> Candidate:
-    """`search`, its measurements kept in `file` (see `Gate`), and a table of it on stdout."""
+    """`search` with its results kept in `file` (see `Gate`), and a table of the candidates on stdout."""
     started = time.monotonic()
     with Gate(network, images, budget, file) as gate:
         candidates = search(network, gate, evidence, method)
@@ -92,10 +96,10 @@ def search(network: Network, gate: Gate, evidence: Evidence | None = None, metho
         evidence: measured of this network, for int8; None for a plan of fp16 alone.
 
     Returns:
-        The candidates that a reader wants to compare, the one to take last.
+        The candidates to compare; the last one is the result.
 
     Raises:
-        UserError: nothing below fp32 keeps the budget; the metric, the loss and the budget are named.
+        UserError: nothing below fp32 keeps within the budget; metric, loss and budget are named.
     """
     step = _fp16_step(network, overflowing(network, evidence.statistics) if evidence is not None else {})
     found = _descend(network, gate, step)
@@ -114,7 +118,7 @@ def search(network: Network, gate: Gate, evidence: Evidence | None = None, metho
 
 
 def summary(gate: Gate, candidates: Sequence[Candidate], seconds: float) -> Table:
-    """Each candidate's layers and losses, and what the search took."""
+    """A table of the layers and losses of each candidate, and the cost of the search."""
     baseline = gate.baseline().summary()
     rows = [["fp32", "", "", *(decimal(baseline[metric]) for metric in gate.budget)]]
     for candidate in candidates:
@@ -136,13 +140,13 @@ def fewest(
     """The fewest of `ranked` to raise.
 
     Args:
-        ranked: the most harmful first; to raise none of them does not fit, to raise all does.
-        judge: what is lost with these raised.
+        ranked: the most harmful first. With none raised the loss does not fit the budget, with all raised it does.
+        judge: measures the loss with the given names raised.
 
     Returns:
-        Each name to raise, in the order of `ranked`, with what would be lost if it were lowered again.
+        Each name to raise, in the order of `ranked`, with the loss if it alone were lowered again.
     """
-    low, high = 0, 1  # to raise the first `low` does not fit, to raise the first `high` does
+    low, high = 0, 1  # the loss fits with the first `high` raised, and not with the first `low`
     while high < len(ranked) and not fits(judge(ranked[:high])):
         low, high = high, 2 * high
     high = min(high, len(ranked))
@@ -160,7 +164,7 @@ def fewest(
 
 
 def _descend(network: Network, gate: Gate, step: _Step) -> list[Candidate]:
-    """Lower all layers and, if that loses too much, all but the fewest."""
+    """Lower all layers; if the loss is too large, all but the fewest."""
 
     def judge(raised: Sequence[str]) -> Verdict:
         plan = step.plan(dict.fromkeys(raised, _TRIED))
@@ -200,7 +204,7 @@ def _name(step: _Step, raised: int) -> str:
 
 
 def _fp16_step(network: Network, fixed: Mapping[str, Layer]) -> _Step:
-    """From fp32 to fp16; `fixed` stay in fp32 whatever comes."""
+    """From fp32 to fp16; the layers of `fixed` always stay in fp32."""
     units = _units(network)
     operators = {node.name: node.op_type for node in network.nodes}
 
@@ -219,7 +223,7 @@ def _fp16_step(network: Network, fixed: Mapping[str, Layer]) -> _Step:
 
 
 def _units(network: Network) -> dict[str, list[str]]:
-    """Node -> itself and those that pass its values on; raised together, for a value needs its precision throughout."""
+    """Node -> itself and the nodes that pass its values on. They are raised together, to keep a value's precision."""
     units: dict[str, list[str]] = defaultdict(list)
     unit_of: dict[str, str] = {}  # by tensor
     for node in network.nodes:
@@ -254,7 +258,7 @@ def _int8_step(network: Network, evidence: Evidence, method: Method, body: Plan)
 
 
 def _remark(network: Network, statistics: Statistics, plan: Plan, layer: str) -> str:
-    """What makes one scale a bad fit for a layer's input, if that shows in the statistics."""
+    """Why one scale fits a layer's input badly, if the statistics show a reason; else ""."""
     tensor = next(node.input[0] for node in network.nodes if node.name == layer)
     if tensor in statistics.channel_sums:
         means = np.abs(statistics.channel_means(tensor))

@@ -1,8 +1,8 @@
-"""What engines ask of a quantized graph, checked before any of them sees it, with the node named.
+"""Checks a quantized graph against the rules of engines, before an engine sees it, and names the node.
 
-NVIDIA's parsers answer a broken rule with a line that often names no node, and let two mistakes pass: uint8 is cut at
-127 without an error, and scales that differ along one path cost an extra kernel each. (Rules: NVIDIA's notes on
-IQuantizeLayer in NvInfer.h, and its recommendations on where Q/DQ nodes stand.)
+NVIDIA's parsers answer a broken rule with a line that often names no node. They let two mistakes pass: uint8 is cut at
+127 without an error, and different scales along one path cost an extra kernel each. (Rules: NVIDIA's notes on
+IQuantizeLayer in NvInfer.h, and its recommendations on the places of Q/DQ nodes.)
 """
 
 import tempfile
@@ -26,11 +26,12 @@ _FLOAT_FORMS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatM
 
 
 def check_tensorrt(model: onnx.ModelProto, source: str | Path = "the tensorrt graph") -> None:
-    """Refuse a graph that TensorRT would refuse, or compute something else of than is meant.
+    """Refuse a graph that TensorRT would refuse or compute wrongly.
 
-    Zero points are 0 and integers int8; scales are constant, finite and positive in the type they are stored in (one
-    that underflowed to fp16 is 0), of the type of the values they quantize, one per tensor for activations and one per
-    output channel for weights; biases are float; no operator mixes float types. A graph without Q/DQ passes.
+    Zero points must be 0 and integers int8. Scales must be constant, finite and positive in the type in which they are
+    stored (a scale that underflowed in fp16 is 0), and that type must be the type of the values they quantize.
+    Activations have one scale per tensor, weights one per output channel. Biases are float. No operator mixes float
+    types. A graph without Q/DQ passes.
 
     Raises:
         UserError: the first node, in the graph's order, that breaks a rule.
@@ -45,8 +46,8 @@ def check_tensorrt(model: onnx.ModelProto, source: str | Path = "the tensorrt gr
 def unequal_scales(model: onnx.ModelProto) -> list[str]:
     """A line for each set of tensors that carry the same values but are quantized with different scales.
 
-    Q and DQ move across a MaxPool, a Resize or a Concat only if the scales on both sides are one. Such a graph
-    computes what it says, with a kernel more for each.
+    Q and DQ move across a MaxPool, a Resize or a Concat only if both sides have the same scale. With different scales
+    the results are right, but each costs a kernel more.
     """
     constants = _constants(model)
     group = _carrying_the_same(model)
@@ -67,8 +68,8 @@ def unequal_scales(model: onnx.ModelProto) -> list[str]:
 def check_cpu(model: onnx.ModelProto) -> list[str]:
     """Names of the layers with integer weights that onnxruntime's optimizer would leave in float.
 
-    Such a layer is computed as dequantize, float convolution, quantize: slower than the float32 network. The layers
-    that a plan leaves in float have float weights and are not listed.
+    Such a layer runs as dequantize, float convolution, quantize: slower than the float32 network. Layers that a plan
+    leaves in float have float weights and are not listed.
     """
     import onnxruntime
 
@@ -103,7 +104,7 @@ def cpu_warnings(model: onnx.ModelProto, path: Path) -> list[str]:
 
 
 def _broken_rules(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    """(node, what is wrong with it)"""
+    """(node, problem)"""
     constants = _constants(model)
     types = _types(model)
     producer = {output: node for node in model.graph.node for output in node.output}
@@ -141,7 +142,7 @@ def _broken_rules(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
 
 
 def _broken_by_pair(node: onnx.NodeProto, constants: dict[str, np.ndarray], types: dict[str, int]) -> Iterator[str]:
-    """What one Q or DQ node does that no engine allows. Ends early, with a problem, if its scale is not constant."""
+    """The rules that one Q or DQ node breaks. Ends early, with a problem, if its scale is not constant."""
     verb = "quantizes to" if node.op_type == "QuantizeLinear" else "dequantizes from"
     integer = types.get(node.output[0] if node.op_type == "QuantizeLinear" else node.input[0], TensorProto.UINT8)
     if integer == TensorProto.UINT8:
@@ -181,7 +182,7 @@ def _wrong_axis(
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """Constants by name. The Q/DQ of a constant is one too, by the values it is made from."""
+    """Constants by name. The Q/DQ of a constant counts as a constant too, with the values before it."""
     found = {tensor.name: _values(tensor) for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
@@ -192,21 +193,21 @@ def _constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def _values(tensor: onnx.TensorProto) -> np.ndarray:
-    """A constant; one that lies in a file of its own, a large weight, as zeros of its shape."""
+    """The values of a constant; zeros of its shape if they lie in a separate file, as large weights do."""
     if tensor.data_location == TensorProto.EXTERNAL:
         return np.broadcast_to(np.zeros(1, np.float32), tuple(tensor.dims))
     return np.asarray(numpy_helper.to_array(tensor))
 
 
 def _types(model: onnx.ModelProto) -> dict[str, int]:
-    """ONNX element type of each tensor, as far as inference finds it."""
+    """Tensor -> ONNX element type, where shape inference finds it."""
     graph = onnx.shape_inference.infer_shapes(model).graph
     types = {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)}
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
 def _carrying_the_same(model: onnx.ModelProto) -> Callable[[str], str]:
-    """A function: tensor -> representative of the tensors that hold the same values, Q/DQ seen through."""
+    """A function: tensor -> representative of the tensors that hold the same values, before or after Q/DQ."""
     sets = DisjointSets[str]()
     for node in model.graph.node:
         joined = node.input if node.op_type == "Concat" else node.input[:1]

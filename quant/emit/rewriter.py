@@ -1,4 +1,4 @@
-"""Writes a graph anew with Q/DQ nodes; all int8 emitters share it."""
+"""Writes a graph anew with Q/DQ nodes, for all int8 emitters, and labels the result."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ from sodeploy.runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KE
 
 
 class Rewriter:
-    """A graph being written anew, node by node, in order."""
+    """Writes the nodes of a graph anew, one by one, in order."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self._model = model
@@ -23,7 +23,7 @@ class Rewriter:
         self._made: set[str] = set()
 
     def copy(self, node: onnx.NodeProto) -> onnx.NodeProto:
-        """A copy to be changed and then appended."""
+        """A copy of a node, to change and then append."""
         return copy.deepcopy(node)
 
     def append(self, node: onnx.NodeProto) -> None:
@@ -34,7 +34,7 @@ class Rewriter:
         return name
 
     def quantize(self, tensor: str, scale: np.ndarray | np.float32, zero_point: np.int8 | np.uint8) -> str:
-        """The name of `tensor` after Q/DQ; the pair is added at its first use and shared by all later ones."""
+        """Add Q/DQ behind `tensor` at its first use; later uses share the pair. The name of the result."""
         parameters = [
             self.constant(f"{tensor}/scale", np.float32(scale)),
             self.constant(f"{tensor}/zero_point", np.asarray(zero_point)),
@@ -45,7 +45,7 @@ class Rewriter:
         )
 
     def once(self, op: str, inputs: list[str], output: str, name: str | None = None) -> str:
-        """Add a node that makes `output`, unless it stands there already; returns `output`."""
+        """Add a node that makes `output`, unless there is one; returns `output`."""
         if output not in self._made:
             self._made.add(output)
             self.append(helper.make_node(op, inputs, [output], name=name or output))
@@ -62,7 +62,7 @@ class Rewriter:
         return name
 
     def finish(self) -> onnx.ModelProto:
-        """The model, with only the constants that are read and types inferred."""
+        """The model, with types inferred and without constants that no node reads."""
         graph = self._model.graph
         read = {name for node in self._nodes for name in node.input}
         old = [tensor for tensor in graph.initializer if tensor.name in read and tensor.name not in self._constants]
@@ -74,7 +74,7 @@ class Rewriter:
 
 
 def quantized_weight(network: Network, node: onnx.NodeProto, layer: Layer) -> tuple[np.ndarray, np.ndarray, int]:
-    """An int8 layer's weight in steps, the scales, and the axis they run along."""
+    """The weight of an int8 layer in steps, its scales, and the axis of the scales."""
     assert layer.weight_scales is not None
     scales, axis = np.array(layer.weight_scales, np.float32), channel_axis(node)
     weight = network.weight(node)
@@ -83,7 +83,7 @@ def quantized_weight(network: Network, node: onnx.NodeProto, layer: Layer) -> tu
 
 
 def corrected_bias(network: Network, node: onnx.NodeProto, layer: Layer) -> np.ndarray:
-    """`(C_out,) float32`: the layer's bias, or zeros, with the plan's corrections."""
+    """`(C_out,) float32`: the bias of the layer, zero where it has none, with the plan's corrections."""
     assert layer.weight_scales is not None
     bias = network.bias(node)
     bias = np.zeros(len(layer.weight_scales)) if bias is None else bias.reshape(-1)
@@ -101,7 +101,7 @@ def set_bias(node: onnx.NodeProto, name: str) -> None:
 def label(
     model: onnx.ModelProto, precision: Precision, dialect: str | None = None, plan: Plan | None = None
 ) -> onnx.ModelProto:
-    """Say in the model's metadata what it is and on which images its ranges were measured."""
+    """Write precision, dialect, calibration method and the digests of the calibration images into the metadata."""
     facts: dict[str, str] = {PRECISION_KEY: precision}
     if dialect is not None:
         facts[DIALECT_KEY] = dialect

@@ -1,8 +1,8 @@
-"""The `tensorrt` dialect and its simulation: Q/DQ at the inputs of int8 layers, as NVIDIA's compilers want them.
+"""The int8 graph for TensorRT and its simulation: Q/DQ at the inputs of int8 layers, the form of NVIDIA's compilers.
 
-Activations int8 with zero point 0, one scale per tensor; weights int8, one scale per output channel; biases float.
-The simulation is the same graph with the same numbers, its weights already rounded, and every result of the fp16 body
-rounded too, computed in fp32: what TensorRT's INT8 will cost in accuracy, on any machine.
+Activations are int8 with zero point 0 and one scale per tensor; weights are int8 with one scale per output channel;
+biases are float. The simulation computes the same numbers in fp32: its weights are rounded already, and every result of
+the fp16 body is rounded to fp16. It shows the accuracy of TensorRT's INT8 on any machine.
 """
 
 import copy
@@ -19,13 +19,13 @@ from sodeploy.quant.planning.plan import Plan
 
 
 def emit_tensorrt(network: Network, plan: Plan) -> onnx.ModelProto:
-    """The strongly typed graph for TensorRT and TensorRT-RTX: what is not int8 is fp16, or fp32 by the plan."""
+    """The strongly typed graph for TensorRT and TensorRT-RTX. Nodes that are not int8 are fp16, or fp32 by the plan."""
     graph = to_fp16(_with_qdq(network, plan, simulate=False), keep=plan.nodes("fp32"))
     return label(graph, "int8", "tensorrt", plan)
 
 
 def emit_simulation(network: Network, plan: Plan) -> onnx.ModelProto:
-    """The `tensorrt` dialect's numbers as fake quantization, and roundings to fp16 between, in fp32 for onnxruntime."""
+    """The simulation of `emit_tensorrt`, for onnxruntime: fake quantization and roundings to fp16, computed in fp32."""
     quantized = replace(network, model=_with_qdq(network, plan, simulate=True))
     return label(round_to_fp16(quantized, keep=plan.nodes("fp32")), "int8", "simulation", plan)
 
@@ -52,7 +52,7 @@ def _with_qdq(network: Network, plan: Plan, simulate: bool) -> onnx.ModelProto:
                     new.input[1] = graph.dequantized_constant(f"{node.name}/weight", weight, scales, axis)
                 bias = corrected_bias(network, node, layer)
                 if shared.shift is not None:
-                    # What the layer reads is lower by the shift, in all channels.
+                    # All channels of the layer's input are lower by the shift.
                     means = np.full(channels_read(node, weight), -shared.shift)
                     bias += bias_correction(node, dequantize_weight(weight, scales, axis), means)
                 set_bias(new, graph.constant(f"{node.name}/bias", bias))
@@ -61,9 +61,9 @@ def _with_qdq(network: Network, plan: Plan, simulate: bool) -> onnx.ModelProto:
 
 
 def _shifted(graph: Rewriter, node: onnx.NodeProto, shift: float) -> str:
-    """The name of what `node` reads, less `shift`.
+    """Subtract `shift` from the input of `node`, once for all readers of one padding; the name of the result.
 
-    The zeros that a convolution pads with have to be shifted too, so they are put there before.
+    The zeros that a convolution pads with must be shifted too, so the input is padded before.
     """
     tensor: str = node.input[0]
     pads = integers(node, "pads")
@@ -78,9 +78,9 @@ def _shifted(graph: Rewriter, node: onnx.NodeProto, shift: float) -> str:
 
 
 def quantized_input(network: Network, node: onnx.NodeProto) -> int:
-    """Which input an int8 layer reads through Q/DQ: of an addition the residual one, which is the older.
+    """The index of the input that an int8 layer reads through Q/DQ.
 
-    The other comes straight from a layer, which then adds in float.
+    Of an addition it is the older input, the residual. The other comes directly from a layer, which adds in float.
     """
     if node.op_type != "Add":
         return 0

@@ -27,14 +27,18 @@ class _Strict(BaseModel):
 
 
 class Range(_Strict):
-    """One scale, and the tensors that share it because values pass unchanged from one to the next."""
+    """One scale, and the tensors that share it because values pass between them unchanged."""
 
     tensors: list[str] = Field(min_length=1)
-    amax: float = Field(ge=0, description="magnitudes beyond are clipped; 0: the tensors are all zero")
-    shift: float | None = Field(default=None, description="subtracted first: clipped is what is further than amax away")
-    maximum: float | None = Field(default=None, ge=0, description="largest magnitude seen in calibration, where known")
+    amax: float = Field(ge=0, description="larger magnitudes are clipped; 0: the tensors hold only zeros")
+    shift: float | None = Field(
+        default=None, description="subtracted before quantizing; values further than amax from it are clipped"
+    )
+    maximum: float | None = Field(default=None, ge=0, description="largest magnitude in calibration, where known")
     signed: bool
-    clipped: float | None = Field(default=None, ge=0, le=1, description="share of the values beyond amax, where known")
+    clipped: float | None = Field(
+        default=None, ge=0, le=1, description="share of the values that are clipped, where known"
+    )
 
     @property
     def reach(self) -> float:
@@ -43,11 +47,11 @@ class Range(_Strict):
 
 
 class Layer(_Strict):
-    """What one node of the ONNX graph runs in, and why.
+    """The precision of one node of the ONNX graph, and the reason.
 
-    An int8 Conv or Gemm has a scale per output channel of its weight, and what is added to its bias so that rounding
-    its weight (`bias_correction`) and its input (`input_correction`) do not shift its mean output; the means of its
-    input's channels are kept for engines that must round the weight again. An int8 Add has none of these.
+    An int8 Conv or Gemm has a scale per output channel of its weight. `bias_correction` and `input_correction` are
+    added to its bias, so that rounding the weight and quantizing the input do not shift the mean output. `input_means`
+    holds the mean of each input channel, for graphs that must round the weight again. An int8 Add has none of these.
     """
 
     op: str
@@ -61,7 +65,7 @@ class Layer(_Strict):
 
     @property
     def steps(self) -> np.ndarray | None:
-        """The adaptively rounded weight, flat int8, in steps of `weight_scales`; None: each is the nearest step."""
+        """The jointly rounded weight, flat int8, in steps of `weight_scales`; None: each takes its nearest step."""
         return None if self._steps is None else np.frombuffer(self._steps, np.int8)
 
     @steps.setter
@@ -69,19 +73,21 @@ class Layer(_Strict):
         self._steps = steps.astype(np.int8).tobytes()
 
     def rescaled(self, weight_scales: np.ndarray) -> "Layer":
-        """The layer with other scales, its weight at the nearest of their steps."""
+        """The layer with other scales; each weight takes its nearest step."""
         return Layer(**self.model_dump() | {"weight_scales": weight_scales.tolist()})
 
 
 class Calibration(_Strict):
-    """Which images the ranges were read from, and how."""
+    """The method of calibration and its images."""
 
     method: Method | Literal["calib.cache"]
-    images: dict[str, str] = Field(description="sha256 of the image's content -> name; none known of a calib.cache")
+    images: dict[str, str] = Field(
+        description="sha256 of an image's content -> its name in the data set; none for a calib.cache"
+    )
 
 
 class Rounding(_Strict):
-    """The file beside the plan in which int8 weights stand that are not at the nearest step (planning/rounding.py)."""
+    """The file beside the plan with the jointly rounded int8 weights (planning/rounding.py)."""
 
     file: str
     sha256: str
@@ -108,7 +114,7 @@ class TargetPlan(_Strict):
 class Plan(_Strict):
     """All decisions for one network.
 
-    Nodes without an entry in `layers` run in the body's precision: fp16 in an engine, fp32 on a CPU.
+    Nodes without an entry in `layers` run in fp16 in an engine and in fp32 on a CPU.
     """
 
     format: Literal[1] = 1
@@ -116,7 +122,7 @@ class Plan(_Strict):
     onnx: str = Field(description="file name of the float32 network")
     onnx_sha256: str
     calibration: Calibration | None = Field(default=None, description="None: no layer is int8")
-    rounding: Rounding | None = Field(default=None, description="None: every weight is at the nearest step")
+    rounding: Rounding | None = Field(default=None, description="None: every weight takes its nearest step")
     ranges: list[Range]
     layers: dict[str, Layer]
     targets: dict[TargetName, TargetPlan] = Field(default={}, description="decisions for one graph alone")
@@ -153,12 +159,12 @@ class Plan(_Strict):
 
 
 def short(value: float) -> float:
-    """Nine significant digits: enough to restore any float32, and no more for a reader to skip."""
+    """The value with nine significant digits, enough to restore any float32."""
     return float(f"{value:.9g}")
 
 
 def save_plan(plan: Plan, path: str | Path) -> None:
-    """Write the plan: a line per range and per layer, so that two plans diff well."""
+    """Write the plan with a line per range and per layer, so that text tools compare two plans well."""
     fields = plan.model_dump(mode="json", exclude_none=True)
     ranges, layers, targets = fields.pop("ranges"), fields.pop("layers"), fields.pop("targets")
     head = json.dumps(fields, indent=1)[:-2]
@@ -178,10 +184,10 @@ def _target_lines(target: dict[str, Any]) -> str:
 
 
 def read_plan(path: str | Path) -> Plan:
-    """Read a plan, of whatever network.
+    """Read a plan of any network.
 
     Raises:
-        UserError: missing, or not a plan (the field is named).
+        UserError: the file is missing, or not a plan (the field is named).
     """
     path = require_file(path, "make a plan with quant/build_engine.py --int8")
     try:
@@ -193,10 +199,10 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def load_plan(path: str | Path, network: Network) -> Plan:
-    """Read a plan and check that it is one for `network`.
+    """Read a plan of `network`, with its rounded weights.
 
     Raises:
-        UserError: as `read_plan`; or for another network, or naming a node that does not exist.
+        UserError: as `read_plan`; or the plan is for another network, names a missing node, or cannot be followed.
     """
     plan = read_plan(path)
     if plan.onnx_sha256 != network.digest:
@@ -215,9 +221,9 @@ def read_steps(path: Path, wanted: Rounding) -> dict[str, np.ndarray]:
     """Node -> int8 steps, from a file that `sodeploy.quant.planning.rounding.round_to_file` wrote.
 
     Raises:
-        UserError: missing, or not the file that the plan was made with.
+        UserError: the file is missing or has changed since the plan was made.
     """
-    require_file(path, "the plan's rounded weights stand in it: keep it beside the plan, or make the plan anew")
+    require_file(path, "it holds the plan's rounded weights: keep it beside the plan, or make the plan anew")
     if sha256(path) != wanted.sha256:
         raise UserError(f"{path} is not the file that the plan was made with; make the plan anew")
     with np.load(path) as arrays:

@@ -11,14 +11,14 @@ import onnx
 import pytest
 
 from sodeploy.artifacts import read_manifest
-from sodeploy.calib_data import Dataset
+from sodeploy.calib_data import Dataset, open_dataset
 from sodeploy.errors import UserError
 from sodeploy.quant import build_engine
 from sodeploy.quant.calibration import observer as observer_module
 from sodeploy.quant.calibration.observer import calibrate, gather
 from sodeploy.quant.calibration.statistics import load_statistics
 from sodeploy.quant.graph import load_network
-from sodeploy.quant.planning.plan import load_plan
+from sodeploy.quant.planning.plan import load_plan, read_plan
 from sodeploy.quant.sources import Counted, Edited, Images
 
 
@@ -141,6 +141,25 @@ def test_the_same_inputs_give_the_same_bytes(unet_file: Path, pictures: list, tm
         build_engine.build(unet_file, tmp_path / folder, Images(Dataset("pictures", order)), engines=False)
     for name in ("unet.plan.json", "unet.int8.trt.onnx", "unet.int8.cpu.onnx", "unet.fp16.onnx"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_the_same_build_elsewhere_gives_the_same_bytes(unet_file: Path, pictures: list, tmp_path: Path) -> None:
+    """A list of absolute paths does not put a machine's folders into plans and statistics."""
+    names = ("unet.plan.json", "unet.statistics.npz", "unet.rounding.npz", "unet.int8.cpu.onnx")
+    made = []
+    for machine in (tmp_path / "one", tmp_path / "two" / "mnt"):
+        paths = [machine / "ECSSD" / "images" / f"{picture.seed}.png" for picture in pictures]
+        for picture, path in zip(pictures, paths, strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), picture.image())
+        (machine / "calib.txt").write_text("\n".join(map(str, paths)))
+        images = Images(open_dataset(machine / "calib.txt", masks=False))
+        build_engine.build(unet_file, machine / "out", images, engines=False)
+        made.append([(machine / "out" / name).read_bytes() for name in names])
+    assert made[0] == made[1]
+    assert set(read_plan(tmp_path / "one" / "out" / "unet.plan.json").calibration.images.values()) == {
+        f"ECSSD/{picture.seed}" for picture in pictures
+    }
 
 
 def test_an_edited_plan_is_followed(unet_file: Path, pictures: list, tmp_path: Path) -> None:
