@@ -6,10 +6,11 @@ python quant/plan.py edit out/u2netp.plan.json --set /stage1/Conv=fp16 --reason 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, get_args
 
+import numpy as np
 import typer
 
 from sodeploy import terminal
@@ -27,6 +28,7 @@ from sodeploy.quant.planning.plan import (
     TargetPlan,
     load_plan,
     read_plan,
+    read_steps,
     save_plan,
 )
 from sodeploy.quant.planning.ranges import shared_range, sharing_a_range
@@ -109,7 +111,12 @@ def _target_differences(name: str, old: TargetPlan | None, new: TargetPlan | Non
 
 
 def edit(
-    network: Network, plan: Plan, changes: dict[str, Precision], reason: str, statistics: Statistics | None = None
+    network: Network,
+    plan: Plan,
+    changes: dict[str, Precision],
+    reason: str,
+    statistics: Statistics | None = None,
+    steps: Mapping[str, np.ndarray] | None = None,
 ) -> Plan:
     """The plan with other precisions for some nodes, and with exactly the ranges that its int8 layers then need.
 
@@ -117,7 +124,8 @@ def edit(
 
     Args:
         changes: node -> precision.
-        statistics: of this network; needed where a layer that was not int8 is to be, for its scales and ranges.
+        statistics: counts of this network, needed for the scales and ranges of a layer that becomes int8.
+        steps: the plan's jointly rounded weights, for the bias of a layer that becomes int8.
 
     Raises:
         UserError: no such node, a node that has no int8 form, or statistics are missing or of another network.
@@ -136,7 +144,7 @@ def edit(
             if node.op_type in ("Conv", "Gemm") and network.is_weighted(node):
                 if statistics is None:
                     raise UserError(f"{name} needs scales to become int8; give --statistics, the .npz of calibration")
-                layers[name] = int8_layer(network, node, Evidence(statistics))
+                layers[name] = int8_layer(network, node, Evidence(statistics, steps or {}))
             elif is_residual(network, node):
                 layers[name] = Layer(op="Add", precision="int8", reason=reason)
             else:
@@ -231,9 +239,9 @@ def edit_command(
     """Write the plan with other precisions for some nodes; quant/build_engine.py --plan follows it."""
     old = read_plan(plan)
     network = load_network(model or _beside(plan, old))
-    new = edit(
-        network, load_plan(plan, network), _parse(set_), reason, load_statistics(statistics) if statistics else None
-    )
+    counted = load_statistics(statistics) if statistics else None
+    steps = read_steps(plan.with_name(old.rounding.file), old.rounding) if old.rounding else None
+    new = edit(network, load_plan(plan, network), _parse(set_), reason, counted, steps)
     save_plan(new, output)
     for line in differences(old, new):
         terminal.note(line)

@@ -15,6 +15,7 @@ from sodeploy.quant.plan import differences, edit, tables
 from sodeploy.quant.planning.decide import make_plan
 from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Plan, load_plan, save_plan
+from sodeploy.quant.planning.rounding import adaptive_steps
 
 
 @pytest.fixture
@@ -74,6 +75,20 @@ def test_a_layer_set_to_fp16_and_back_is_as_it_was(unet: Network, statistics: St
     check_tensorrt(emit_tensorrt(unet, changed))
     back = edit(unet, changed, {"c_pre/Conv": "int8", "total/Add": "int8"}, "features", statistics)
     assert {line.split(":")[0] for line in differences(plan, back)} == {"layer total/Add"}  # its reason alone
+
+
+def test_a_rounded_layer_set_to_fp16_and_back_has_its_bias(
+    unet: Network, statistics: Statistics, pictures: list
+) -> None:
+    steps = adaptive_steps(unet, pictures)
+    rounded = make_plan(unet, Evidence(statistics, steps))
+    changed = edit(unet, rounded, {"c_pre/Conv": "fp16"}, "outliers")
+    back = edit(unet, changed, {"c_pre/Conv": "int8"}, "features", statistics, steps)
+    assert back.layers["c_pre/Conv"].bias_correction == rounded.layers["c_pre/Conv"].bias_correction
+    assert (
+        back.layers["c_pre/Conv"].bias_correction
+        != edit(unet, changed, {"c_pre/Conv": "int8"}, "features", statistics).layers["c_pre/Conv"].bias_correction
+    )  # of weights at their nearest steps
 
 
 def test_edited_ranges_are_kept(unet: Network, plan: Plan) -> None:
