@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from typer.core import TyperCommand
-
 from sodeploy.errors import UserError
+from sodeploy.terminal import Command
 
 HELP = "height and width of the input in pixels; one number for both"
 
 
-class SizedCommand(TyperCommand):
+class SizedCommand(Command):
     """A command whose `--size` takes one or two numbers; its function gets them as text for `parse_size`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """What each int8 layer of a plan costs: a row per ONNX node, the costliest first.
 
-    python quant/layer_report.py out/u2netp.onnx out/u2netp.plan.json --images DATA [--count 4] [--json report.json]
+    python quant/layer_report.py out/u2netp.onnx out/u2netp.plan.json --data DATA [--limit 4] [--json report.json]
 
 For every layer: how well its input survives the plan's range and its weight the scales (signal to quantization noise),
 how much of the input is clipped, and how far the map moves when this layer alone is quantized. All of it is the
@@ -236,15 +236,15 @@ def _shown(decibels: float | None) -> str:
 
 def main(
     model: Annotated[Path, typer.Argument(help="the float32 ONNX that the plan is for")],
-    plan: Annotated[Path, typer.Argument(help="its plan, from quant/build_engine.py --int8")],
-    images: Annotated[str, typer.Option(help="images to measure on: folder, list, or synthetic:eval[:N]")],
-    count: Annotated[int, typer.Option(help="use the first of them", min=1)] = 4,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here too")] = None,
+    plan: Annotated[Path, typer.Argument(help="its plan")],
+    data: Annotated[str, typer.Option(help="images to measure on: a folder, a list, or synthetic:eval[:N]")],
+    limit: Annotated[int, typer.Option(help="use only the first N images", metavar="N", min=1)] = 4,
+    json_file: Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")] = None,
 ) -> None:
     """Print what each int8 layer of a plan costs, the costliest first."""
     network = load_network(model)
-    dataset: Dataset = open_dataset(images, masks=False)
-    report = layer_report(network, load_plan(plan, network), list(dataset)[:count])
+    dataset: Dataset = open_dataset(data, masks=False)
+    report = layer_report(network, load_plan(plan, network), list(dataset)[:limit])
     if json_file is not None:
         write_text(json_file, to_json(report))
     show([table(report)])

@@ -1,65 +1,88 @@
-"""The front door: `sodeploy STAGE ...` is `python ROOM/STAGE.py ...`, and `sodeploy demo` walks through all of them.
+"""The front door: `sodeploy STAGE ...` is `python ROOM/STAGE.py ...`, and `sodeploy demo` runs all of them.
 
-A stage's room is imported only when it is asked for: an image that deploys a model has no PyTorch and needs none.
+A stage's room is imported only when the stage runs: an image that deploys a model has no PyTorch and needs none.
 """
 
+import difflib
 import importlib
 import sys
-from types import ModuleType
+from typing import Annotated, Any
 
-from sodeploy import terminal
-from sodeploy.errors import UserError
+import typer
+from typer.core import TyperCommand, TyperGroup
 
-STAGES = {
-    "demo": ("sodeploy.demo", "the whole way on a synthetic data set, on any machine"),
-    "train": ("sodeploy.training.train", "images and masks -> checkpoint"),
-    "networks": ("sodeploy.training.networks", "the networks there are, with parameters and MACs"),
-    "export": ("sodeploy.export.to_onnx", "checkpoint -> ONNX with its contract"),
-    "adopt": ("sodeploy.export.adopt", "anybody's ONNX -> ONNX with a contract"),
-    "equalize": ("sodeploy.quant.equalize", "ONNX -> the same with channels of one magnitude"),
-    "calibrate": ("sodeploy.quant.calibrate", "ranges counted apart, on several machines, and merged"),
-    "build": ("sodeploy.quant.build_engine", "ONNX -> plan, fp16 and int8 graphs, engines"),
-    "plan": ("sodeploy.quant.plan", "a plan -> shown, compared, edited"),
-    "layers": ("sodeploy.quant.layer_report", "a plan x images -> what each int8 layer costs"),
-    "engine": ("sodeploy.quant.engine", "one graph -> one engine, with every option"),
-    "bench": ("sodeploy.runtime.bench", "models x images -> accuracy, its loss, latency"),
-    "infer": ("sodeploy.runtime.infer", "a folder of images -> saliency maps or pictures"),
-    "evaluate": ("sodeploy.runtime.evaluate", "folders of saliency maps -> the nine metrics"),
-    "masks": ("sodeploy.calib_data.masks", "masks -> grown, shrunk, and their boundaries"),
-    "subset": ("sodeploy.calib_data.subset", "a folder of images -> a calibration set"),
-}
-_EXTRAS = {"torch": "train", "onnx": "quant", "onnxruntime": "cpu", "py_sod_metrics": "bench", "matplotlib": "report"}
+from sodeploy import __version__, terminal
+from sodeploy.stages import STAGES, stage_named
+
+
+class LazyStage(TyperCommand):
+    """A stage that is imported when its command line is parsed, not when stages are listed."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """The context of the real command, which then takes the place of this one."""
+        assert self.name is not None
+        with terminal.errors_in_one_line(self.name):
+            module = importlib.import_module(f"sodeploy.{STAGES[self.name].module}")
+            app = terminal.application_of(getattr(module, "app", None) or module.main)
+            return typer.main.get_command(app).make_context(info_name, args, parent=parent, **extra)
+
+
+class FrontDoor(TyperGroup):
+    """The group of all stages."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        stage = stage_named(cmd_name)
+        if stage is not None:
+            return self.commands[stage]
+        if not ctx.resilient_parsing and not cmd_name.startswith("-"):
+            known = {name: stage for stage, entry in STAGES.items() for name in (stage, *entry.aliases)}
+            near = difflib.get_close_matches(cmd_name, known, n=1, cutoff=0.5)
+            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(STAGES)}"
+            terminal.fail(f"sodeploy has no stage {cmd_name!r}; {meant}", status=2)
+        return None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        terminal.results.print(__version__)
+        raise typer.Exit
+
+
+def _front_door(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Salient-object networks from PyTorch to TensorRT INT8, with the accuracy they lose on the way measured.
+
+    Each stage has its own help: sodeploy STAGE --help
+    """
+
+
+def group() -> Any:
+    """The command of all stages. Shell completion is typer's."""
+    app = typer.Typer(
+        cls=FrontDoor,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        subcommand_metavar="STAGE [OPTIONS]",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_front_door)
+    command: Any = typer.main.get_command(app)
+    for name, stage in STAGES.items():
+        command.add_command(LazyStage(name, callback=None, help=stage.does, short_help=stage.does))
+    return command
 
 
 def main() -> None:
     """Run the stage that the command line names."""
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        _print_stages()
-        return
-    stage = sys.argv.pop(1)
-    with terminal.errors_in_one_line():
-        module = _room(stage)
-    sys.argv[0] = f"sodeploy {stage}"
-    terminal.run(getattr(module, "app", None) or module.main)
-
-
-def _room(stage: str) -> ModuleType:
-    if stage not in STAGES:
-        raise UserError(f"sodeploy has no stage {stage!r}; there are {', '.join(STAGES)}")
-    try:
-        return importlib.import_module(STAGES[stage][0])
-    except ModuleNotFoundError as error:
-        if error.name not in _EXTRAS:
-            raise
-        raise UserError(f"{stage} needs {error.name}: pip install 'sodeploy[{_EXTRAS[error.name]}]'") from None
-
-
-def _print_stages() -> None:
-    terminal.results.print("usage: sodeploy STAGE [OPTIONS]; sodeploy STAGE --help says which\n", markup=False)
-    for stage, (module, does) in STAGES.items():
-        room, _, stem = module.removeprefix("sodeploy.").rpartition(".")
-        script = f"{room or 'sodeploy'}/{stem}.py"
-        terminal.results.print(f"  {stage:<10}{does:<56}{script}", markup=False, soft_wrap=True)
+    if len(sys.argv) < 2:
+        sys.argv.append("--help")
+    stage = stage_named(sys.argv[1])
+    with terminal.errors_in_one_line(stage):
+        group()()
 
 
 if __name__ == "__main__":

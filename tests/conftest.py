@@ -1,13 +1,23 @@
 """Fixtures for every room's tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from research_data import ResearchFile, reason_missing, research_folder
 
+from sodeploy import terminal
+
 # The tests run side by side, a process per core: more threads than cores mostly wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _talking() -> Iterator[None]:
+    """Notes and warnings on stderr, as a command line shows them; a library call alone stays silent."""
+    with terminal.talking():
+        yield
 
 
 @pytest.fixture(scope="session")

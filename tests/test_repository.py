@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from sodeploy.__main__ import STAGES
+from sodeploy.stages import STAGES, stage_named
 
 ROOMS = ("calib_data", "runtime", "quant", "training", "export")
 MAY_IMPORT = {
@@ -79,32 +79,9 @@ def test_the_readmes_options_exist(repository: Path, command: list[str]) -> None
     command_line = [sys.executable, repository / script, "--help"]
     wide = {**os.environ, "COLUMNS": "200"}
     help_text = subprocess.run(command_line, capture_output=True, text=True, check=True, env=wide).stdout
-    for option in (argument for argument in arguments if argument.startswith("--")):
+    renamed = {old: new for stage in STAGES.values() if stage.script == script for old, new in stage.renamed.items()}
+    for option in (renamed.get(argument, argument) for argument in arguments if argument.startswith("--")):
         assert re.search(rf"{option}\b", help_text), f"{script} has no {option}"
-
-
-def front_door(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "sodeploy", *arguments], capture_output=True, text=True, check=False)
-
-
-def test_the_front_door_lists_its_stages(repository: Path) -> None:
-    listed = front_door().stdout
-    scripts = re.findall(r"\S+\.py$", listed, re.MULTILINE)
-    assert len(scripts) >= 9
-    assert all((repository / script).is_file() for script in scripts)
-
-
-def test_the_front_door_hands_on_the_command_line() -> None:
-    done = front_door("bench", "missing.onnx", "--data", "synthetic:eval:2")
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: missing.onnx does not exist")
-
-
-def test_an_unknown_stage() -> None:
-    done = front_door("deploy")
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1
-    assert "no stage 'deploy'; there are demo, train" in done.stderr
 
 
 def dockerfile() -> str:
@@ -141,7 +118,7 @@ def test_what_the_image_runs_exists(repository: Path) -> None:
     readme = (repository / "README.md").read_text().replace("\\\n", " ")
     stages = re.findall(r"docker run .* sodeploy +(\w+)", readme)
     assert stages
-    assert set(stages) <= set(STAGES)
+    assert all(map(stage_named, stages))
     assert "docker build -f docker/Dockerfile" in readme
 
 

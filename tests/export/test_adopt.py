@@ -271,7 +271,6 @@ def test_command_line(repository: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "how the input is normalised is not in the file; give --mean and --std, or --like"),
         (["--mean", "0", "0", "0", "--std", "1", "0", "1"], "--std 1.0 0.0 1.0 has a zero to divide by"),
         (["--like", "u2netp", "--colour", "RBG"], "--colour RBG is unknown; choose RGB or BGR"),
         (["--like", "u2nett"], "no network is called 'u2nett'"),

@@ -179,8 +179,6 @@ def test_an_edited_plan_is_followed(unet_file: Path, pictures: list, tmp_path: P
     ("arguments", "message"),
     [
         (["missing.onnx", "--fp16"], "missing.onnx does not exist"),
-        (["{model}"], "say what to build"),
-        (["{model}", "--int8"], "--calib DATA"),
         (["{model}", "--int8", "--calib", "{empty}"], "{empty}"),
         (["{model}", "--int8", "--calib", "{images}", "--plan", "x.json"], "--plan and --calib each say"),
         (["{model}", "--int8", "--statistics", "missing.npz"], "missing.npz does not exist"),

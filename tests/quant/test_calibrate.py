@@ -140,7 +140,7 @@ class TestCommand:
         for arguments, message in (
             ([unet_file, "--calib", images, "--shard", "3/2"], "--shard 3/2 is not a part such as 1/4"),
             ([unet_file, "--calib", images, "--shard", "half"], "--shard half is not a part"),
-            ([unet_file], "give one ONNX file and --calib DATA"),
+            ([unet_file, unet_file, "--calib", images], "give one ONNX file and --calib DATA"),
             (["--merge", whole, whole], "both statistics counted the same 6 image(s)"),
             (["--merge", whole, unet_file], "holds no calibration statistics"),
             (["--merge", whole, "--calib", images], "leave --calib and --shard out"),

@@ -288,8 +288,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--fp16", "--max-drop", "s=0.01"], "need one another"),
-        (["--fp16", "--eval", "synthetic:eval:3"], "need one another"),
         (["--int8", "--plan", "p.json", "--eval", "synthetic:eval:3", "--max-drop", "s=0.01"], "instead of --plan"),
         (["--int8", "--calib", "synthetic:calib:2", "--eval", "nowhere", "--max-drop", "s=0.01"], "nowhere"),
         (

@@ -1,0 +1,223 @@
+"""The stages of the product, one entry each: the module, a line of help, the extras to install, and whole examples.
+
+A stage carries the name of its script: `sodeploy bench ...` is `python runtime/bench.py ...`. A new script costs one
+entry of `STAGES`. Only the standard library is imported here.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent  # of a checkout; of an installed package the site-packages folder
+
+
+class Need(NamedTuple):
+    """Options of which a command needs one. An alternative may be several options, separated by spaces.
+
+    Attributes:
+        alternatives: for example ("--mean --std", "--like"); a name without dashes is an argument.
+        when: the option that makes them necessary; empty: always.
+        unless: the option that makes them unnecessary; empty: none.
+    """
+
+    alternatives: tuple[str, ...]
+    when: str = ""
+    unless: str = ""
+
+    def __str__(self) -> str:
+        named = [" and ".join(alternative.split()) for alternative in self.alternatives]
+        return ", ".join(named[:-1]) + " or " * (len(named) > 1) + named[-1]
+
+
+class Stage(NamedTuple):
+    """One stage.
+
+    Attributes:
+        module: the module that runs it, below `sodeploy`.
+        does: one line of help.
+        examples: whole command lines without the program's name; of a stage with subcommands, one for each.
+        extras: the extras of pyproject.toml that the stage imports.
+        needs: requirements that concern several options at once.
+        aliases: other names that work and are not listed.
+        renamed: older names of options, which work and are not listed, with the names of today.
+    """
+
+    module: str
+    does: str
+    examples: tuple[str, ...]
+    extras: tuple[str, ...] = ()
+    needs: tuple[Need, ...] = ()
+    aliases: tuple[str, ...] = ()
+    renamed: Mapping[str, str] = MappingProxyType({})
+
+    @property
+    def script(self) -> str:
+        """The script's path in a checkout."""
+        return (self.module if "." in self.module else f"sodeploy.{self.module}").replace(".", "/") + ".py"
+
+
+STAGES = {
+    "demo": Stage(
+        "demo",
+        "run all stages on a synthetic data set, on any machine",
+        ("--output out/demo",),
+        ("cpu", "bench", "quant", "train"),
+    ),
+    "train": Stage(
+        "training.train",
+        "images and masks -> checkpoint",
+        ("--config training/configs/u2netp.yaml --data DUTS-TR --output runs/u2netp",),
+        ("train",),
+    ),
+    "networks": Stage("training.networks", "list the networks with parameters and MACs", ("--size 320",), ("train",)),
+    "to_onnx": Stage(
+        "export.to_onnx",
+        "checkpoint -> ONNX with its contract",
+        ("--model u2netp --checkpoint runs/u2netp/best.pth --output out/u2netp.onnx",),
+        ("train", "cpu"),
+        aliases=("export",),
+    ),
+    "adopt": Stage(
+        "export.adopt",
+        "an ONNX file from elsewhere -> ONNX with a contract",
+        (
+            "theirs.onnx --mean .485 .456 .406 --std .229 .224 .225 --size 320 --output out/theirs.onnx",
+            "theirs.onnx --like u2netp --output out/theirs.onnx",
+        ),
+        ("adopt", "cpu"),
+        needs=(Need(("--mean --std", "--like")),),
+    ),
+    "equalize": Stage(
+        "quant.equalize",
+        "ONNX -> the same function, with channels of one magnitude",
+        ("out/csnet_x1.onnx --calib out/calib.txt --output out/csnet_x1.equalized.onnx",),
+        ("quant", "cpu"),
+    ),
+    "calibrate": Stage(
+        "quant.calibrate",
+        "count ranges in parts, on several machines, and merge them",
+        (
+            "out/u2netp.onnx --calib out/calib.txt --shard 1/4 --output part1.npz",
+            "--merge part1.npz part2.npz part3.npz part4.npz --output all.npz",
+        ),
+        ("quant", "cpu"),
+        needs=(Need(("--calib",), unless="--merge"),),
+    ),
+    "build_engine": Stage(
+        "quant.build_engine",
+        "ONNX -> plan, fp16 and int8 graphs, engines",
+        ("out/u2netp.onnx --int8 --calib out/calib.txt --output-dir out",),
+        ("quant", "cpu"),
+        needs=(
+            Need(("--int8", "--fp16")),
+            Need(("--calib", "--statistics", "--plan", "--calib-cache"), when="--int8"),
+            Need(("--eval",), when="--max-drop"),
+            Need(("--max-drop",), when="--eval"),
+        ),
+        aliases=("build",),
+    ),
+    "plan": Stage(
+        "quant.plan",
+        "show a plan, compare two, edit one",
+        (
+            "show out/u2netp.plan.json",
+            "diff out/u2netp.plan.json edited.plan.json",
+            "edit out/u2netp.plan.json --set '/stage1/*=fp16' --output out/edited.plan.json",
+        ),
+        ("quant", "cpu"),
+    ),
+    "layer_report": Stage(
+        "quant.layer_report",
+        "plan and images -> the error that each int8 layer adds",
+        ("out/u2netp.onnx out/u2netp.plan.json --data ECSSD",),
+        ("quant", "cpu"),
+        aliases=("layers",),
+        renamed={"--images": "--data", "--count": "--limit"},
+    ),
+    "engine": Stage(
+        "quant.engine",
+        "one graph -> one engine, with every option",
+        ("out/u2netp.int8.trt.onnx --output out/u2netp.int8.engine",),
+        ("quant",),
+    ),
+    "calib_cache": Stage(
+        "quant.calib_cache",
+        "plan -> a calib.cache of TensorRT 10 or older",
+        ("out/u2netp.onnx out/u2netp.plan.json out/u2netp.calib.cache --tensorrt 8.6.1",),
+        ("quant", "cpu"),
+        aliases=("cache",),
+    ),
+    "bench": Stage(
+        "runtime.bench",
+        "models and images -> accuracy, its loss, latency",
+        ("out/u2netp.onnx out/u2netp.int8.cpu.onnx --data ECSSD --max-drop s=0.002",),
+        ("bench", "cpu"),
+    ),
+    "infer": Stage(
+        "runtime.infer",
+        "a folder of images -> saliency maps or cut-outs",
+        ("out/u2netp.onnx --images photos --output out/maps",),
+        ("cpu",),
+    ),
+    "evaluate": Stage(
+        "runtime.evaluate",
+        "folders of saliency maps -> the nine metrics",
+        ("--pred maps/U2Net --gt ECSSD",),
+        ("bench",),
+    ),
+    "masks": Stage(
+        "calib_data.masks", "masks -> grown, shrunk, and their boundaries", ("DUTS-TR --output DUTS-TR-margins",)
+    ),
+    "subset": Stage(
+        "calib_data.subset",
+        "a folder of images -> a calibration set",
+        ("DUTS-TR --count 100 --exclude ECSSD --output out/calib.txt",),
+    ),
+    "kernels": Stage(
+        "runtime.gpu.kernels",
+        "compile the CUDA kernels ahead of time",
+        ("--arch sm86 --arch sm89",),
+    ),
+}
+
+
+def stage_named(name: str) -> str | None:
+    """The stage that `name` or one of its aliases means; dashes count as underscores. None if there is none."""
+    name = name.replace("-", "_")
+    return next((stage for stage, entry in STAGES.items() if name == stage or name in entry.aliases), None)
+
+
+def stage_of(function: Callable[..., Any]) -> str | None:
+    """The stage whose module defines `function`, run as a script or imported. None for any other module."""
+    module = function.__module__.removeprefix("sodeploy.")
+    if module == "__main__":
+        file = Path(function.__globals__.get("__file__") or "").resolve()
+        if not file.is_relative_to(ROOT):
+            return None
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removeprefix("sodeploy.")
+    return next((stage for stage, entry in STAGES.items() if entry.module == module), None)
+
+
+def command(stage: str) -> str:
+    """The start of a command line for `stage`, as this process was called itself.
+
+    `python runtime/bench.py` where a script of a checkout runs, `python -m sodeploy bench`, or `sodeploy bench`.
+    """
+    called = Path(sys.argv[0])
+    if called.suffix == ".py":
+        file = called.resolve()
+        if file == Path(__file__).with_name("__main__.py"):
+            return f"python -m sodeploy {stage}"
+        if file.is_relative_to(ROOT) and (ROOT / "pyproject.toml").is_file():
+            above = len(file.relative_to(ROOT).parts)
+            before = called.parts[:-above] if len(called.parts) >= above else ()
+            return f"python {Path(*before, STAGES[stage].script)}"
+    return f"sodeploy {stage}"
+
+
+def examples(stage: str, subcommand: str | None = None) -> list[str]:
+    """Whole command lines for a stage, or for one of its subcommands."""
+    lines = [line for line in STAGES[stage].examples if subcommand is None or line.split()[0] == subcommand]
+    return [f"{command(stage)} {line}" for line in lines]
