@@ -1,15 +1,16 @@
-"""The same function with channels of one magnitude: cross-layer equalization of a float32 network.
+"""Cross-layer equalization: the same function, with the channels of a tensor brought to one magnitude.
 
     python quant/equalize.py out/csnet_x1.onnx --calib DATA --output out/csnet_x1.equalized.onnx
 
-An int8 tensor has one step for all of its channels, so a channel whose values are a hundredth of its neighbour's keeps
-one bit of eight. Between two convolutions a channel can be multiplied by any positive factor, if the weights that make
-it are multiplied and those that read it divided by the same: a PReLU passes factors on, and so do pooling, resizing and
-adding (M. Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", ICCV 2019, section
-4.1; here ranges are measured and made equal altogether, since adaptive rounding makes up for coarser weights).
+An int8 tensor has one step for all of its channels. If the values of a channel are a hundredth of another channel's,
+one bit of eight is left for them. Between two convolutions a channel can be multiplied by any positive factor: the
+weights that make the channel are multiplied by the factor, and the weights that read it are divided by it. A PReLU
+passes factors on, and so do pooling, resizing and adding (M. Nagel et al., "Data-Free Quantization Through Weight
+Equalization and Bias Correction", ICCV 2019, section 4.1; here ranges are measured, and made fully equal because
+adaptive rounding makes up for coarser weights).
 
-quant/build_engine.py does this by itself. It is a command of its own for calibration in parts, whose shards must see
-one network.
+quant/build_engine.py equalizes by itself. The command serves calibration in parts, where all shards need the same
+network.
 """
 
 import copy
@@ -30,7 +31,7 @@ from sodeploy.quant.calibration.inspect_graph import as_input, opened, per_chann
 from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import Network, attribute, load_network
 
-# Operators for which f(c * x) = c * f(x) with c > 0 for each channel of its own.
+# Operators with f(c * x) = c * f(x) for a factor c > 0 per channel.
 _HOMOGENEOUS = (
     "AveragePool",
     "GlobalAveragePool",
@@ -41,16 +42,16 @@ _HOMOGENEOUS = (
     "Relu",
     "Resize",
 )
-IMAGES = 32  # a channel's largest value needs fewer images than a distribution
-_LARGEST_FACTOR = 256.0  # a channel smaller than that is as good as dead: int8 does not see it beside the others
+IMAGES = 32  # fewer than a distribution needs: only the largest value of each channel is measured
+_LARGEST_FACTOR = 256.0  # int8 cannot represent a smaller channel beside the others
 
 
 class Channels:
-    """Which channels of which tensors must be multiplied by one factor.
+    """Groups of channels, of one tensor or several, that must be multiplied by the same factor.
 
     Attributes:
-        of: tensor -> `(C,) int`, the group that each of its channels belongs to.
-        fixed: groups whose factor is 1, because something reads or makes them that no factor passes through.
+        of: tensor -> `(C,) int`, the group of each channel.
+        fixed: groups that keep the factor 1, because a node that makes or reads them passes no factor on.
     """
 
     def __init__(self, network: Network) -> None:
@@ -94,7 +95,7 @@ class Channels:
 
 
 def is_boundary(network: Network, node: onnx.NodeProto) -> bool:
-    """Whether factors of a node's input and of its output are independent, its weight taking up both."""
+    """Whether a node's weight can absorb the factors of its input and of its output, so that they are independent."""
     return node.op_type == "Conv" and network.is_weighted(node)
 
 
@@ -122,9 +123,9 @@ def channel_maxima(network: Network, images: Sequence[Sample]) -> dict[str, np.n
 
 
 def channel_factors(channels: Channels, maxima: dict[str, np.ndarray]) -> dict[int, float]:
-    """Group -> what brings its channels up to the largest of any tensor they stand in, in [1, 256].
+    """Group -> the factor in [1, 256] that brings its channels up to the largest channel of any of their tensors.
 
-    Dead channels and fixed groups keep 1.
+    Channels of zeros and fixed groups keep 1.
     """
     own: dict[int, float] = {}
     wanted: dict[int, float] = {}
@@ -140,9 +141,12 @@ def channel_factors(channels: Channels, maxima: dict[str, np.ndarray]) -> dict[i
 
 
 def equalize(network: Network, images: Iterable[Sample]) -> onnx.ModelProto:
-    """The network with channels brought to one magnitude, as measured on `IMAGES` of `images`.
+    """The network with the channels of each tensor brought to one magnitude.
 
-    Which images does not depend on their order. The function stays the same but for the rounding of float32.
+    The function stays the same up to rounding in float32.
+
+    Args:
+        images: the first `IMAGES` in the order of their digests are read.
 
     Raises:
         UserError: there is no image.
@@ -156,10 +160,10 @@ def equalize(network: Network, images: Iterable[Sample]) -> onnx.ModelProto:
 
 
 def scaled(network: Network, factors: dict[str, np.ndarray]) -> onnx.ModelProto:
-    """The network with every channel of every tensor multiplied by its factor, and every convolution undoing it.
+    """The network with every channel multiplied by its factor; the weights that read it are divided by the factor.
 
     Args:
-        factors: tensor -> `(C,)`, consistent as `Channels` says.
+        factors: tensor -> `(C,)`; one factor per group of `Channels`.
     """
     model = copy.deepcopy(network.model)
     graph = model.graph
@@ -169,7 +173,7 @@ def scaled(network: Network, factors: dict[str, np.ndarray]) -> onnx.ModelProto:
         weight, bias = network.weight(node), network.bias(node)
         groups = attribute(node, "group", 1)
         made, read = factors[node.output[0]], factors.get(node.input[0], np.ones(1))
-        ahead = np.broadcast_to(read, groups * weight.shape[1]).reshape(groups, -1)  # of a group's input channels
+        ahead = np.broadcast_to(read, groups * weight.shape[1]).reshape(groups, -1)  # by input channel of each group
         ahead = np.repeat(ahead, weight.shape[0] // groups, axis=0)  # (C_out, C_in / groups)
         if (made == 1).all() and (ahead == 1).all():
             continue
@@ -192,10 +196,10 @@ def _replace(graph: onnx.GraphProto, node: onnx.NodeProto, index: int, values: n
 
 
 def needs_equalization(network: Network) -> bool:
-    """Whether it has a depthwise convolution.
+    """Whether the network has a depthwise convolution.
 
-    There, channels differ most, because nothing mixes them, and equalizing costs nothing, because each has a scale of
-    its own; dense convolutions alone keep their channels alike in training.
+    Its channels differ most, because nothing mixes them, and equalizing them costs nothing, because the weight of each
+    has its own scale. Training keeps the channels of dense convolutions alike.
     """
     return any(
         is_boundary(network, node) and attribute(node, "group", 1) == network.weight(node).shape[0] > 1
@@ -213,10 +217,10 @@ def write_equalized(network: Network, images: Iterable[Sample], path: str | Path
 
 def main(
     model: Annotated[Path, typer.Argument(help="float32 ONNX with a contract")],
-    calib: Annotated[str, typer.Option(help=f"images, of which {IMAGES} are read: folder, list, synthetic:calib[:N]")],
+    calib: Annotated[str, typer.Option(help=f"images ({IMAGES} are read): folder, list, or synthetic:calib[:N]")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the ONNX file to write")],
 ) -> None:
-    """Bring the channels of every tensor to one magnitude without changing what the network computes."""
+    """Bring the channels of every tensor to one magnitude; the network computes the same."""
     write_equalized(load_network(model), open_dataset(calib, masks=False), output)
     terminal.note(f"wrote {output}")
 

@@ -1,4 +1,4 @@
-"""An ONNX graph as quantization sees it: who makes a tensor, who reads it, which tensors carry the same values."""
+"""An ONNX graph with what quantization asks of it: the node that makes a tensor, its readers, its shape."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -23,17 +23,17 @@ HEAD_CHANNELS = 4  # a layer at the end with fewer output channels makes a map, 
 
 QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 
-# Operators whose output holds values of (or between the values of) their first input, so that one scale serves both
-# and a quantization step may move across them.
+# Operators whose output holds values of their first input, or values between those. One scale serves both, and a
+# quantization step may move across them.
 PASSING = ("MaxPool", "Resize", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Identity", "Split")
 
 
 @dataclass
 class Network:
-    """A float32 network and its indices. `model` is not modified; emitters work on copies.
+    """A float32 network and its indices. `model` is not changed; emitters work on copies.
 
     Attributes:
-        digest: sha256 of the file, by which plans and statistics know their network.
+        digest: sha256 of the file; plans and statistics name their network by it.
     """
 
     model: onnx.ModelProto
@@ -95,19 +95,19 @@ class Network:
         return weight is not None and weight.dtype == np.float32 and weight.ndim >= 2
 
     def weight(self, node: onnx.NodeProto) -> np.ndarray:
-        """The weight of a node that `is_weighted`, as the node lays it out."""
+        """The weight of a node that `is_weighted`, in the node's layout."""
         return self.constants[node.input[1]]
 
     def bias(self, node: onnx.NodeProto) -> np.ndarray | None:
         return self.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
 
     def stored(self, node: onnx.NodeProto) -> list[str]:
-        """The tensors that an int8 layer reads and, on engines that keep results in int8, writes."""
+        """The tensors that an int8 layer reads and, in engines that keep results in int8, writes."""
         inputs = list(node.input) if node.op_type == "Add" else [node.input[0]]
         return [*inputs, self.scope(node)]
 
     def scope(self, node: onnx.NodeProto) -> str:
-        """The tensor in which `node` and the ReLU that directly follows it, if any, leave their result."""
+        """The tensor with the result of a node, or of the ReLU that is its only reader."""
         output: str = node.output[0]
         readers = self.consumers[output]
         if len(readers) == 1 and readers[0].op_type == "Relu" and output not in self.outputs:
@@ -126,12 +126,12 @@ def integers(node: onnx.NodeProto, name: str, default: Sequence[int] = ()) -> li
 
 
 def pads_itself(node: onnx.NodeProto) -> bool:
-    """Whether a convolution finds its padding by itself (`auto_pad`)."""
+    """Whether a convolution computes its padding (`auto_pad`)."""
     return any(a.name == "auto_pad" and a.s not in (b"", b"NOTSET") for a in node.attribute)
 
 
 def is_residual(network: Network, node: onnx.NodeProto) -> bool:
-    """An Add of two feature maps of one shape."""
+    """Whether a node is an Add of two feature maps of one shape."""
     if node.op_type != "Add" or not all(name in network.float_tensors for name in node.input):
         return False
     shapes = [network.shape(name) for name in node.input]
@@ -139,7 +139,7 @@ def is_residual(network: Network, node: onnx.NodeProto) -> bool:
 
 
 def channel_axis(node: onnx.NodeProto) -> int:
-    """The axis of a weighted node's weight that runs over output channels.
+    """The axis of output channels in a weighted node's weight.
 
     ConvTranspose stores (in, out / groups, ...), and a matrix product (in, out).
     """
@@ -149,7 +149,7 @@ def channel_axis(node: onnx.NodeProto) -> int:
 
 
 def channel_axis_read(node: onnx.NodeProto) -> int:
-    """The axis of a weighted node's input that runs over channels."""
+    """The axis of channels in a weighted node's input."""
     return 1 if node.op_type in ("Conv", "ConvTranspose") else -1
 
 

@@ -1,4 +1,4 @@
-"""A graph run to look inside: any of its tensors, on images of the calibration set."""
+"""Runs a graph to read any of its tensors, and picks the images to run it on."""
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
@@ -15,10 +15,10 @@ Run = Callable[[np.ndarray], list[np.ndarray]]  # (1, 3, h, w) float32 -> the ou
 
 
 def opened(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Run:
-    """The graph in onnxruntime on the CPU.
+    """Open a graph in onnxruntime on the CPU.
 
     Args:
-        outputs: float tensors to return instead of the graph's own outputs; nodes that none of them needs do not run.
+        outputs: float tensors to return instead of the graph's outputs; nodes that none of them needs do not run.
     """
     if outputs is not None:
         model = copy.deepcopy(model)
@@ -26,18 +26,21 @@ def opened(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Run:
         for name in outputs:
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     options = session_options()
-    options.enable_mem_pattern = False  # every tensor that is looked at would be planned for as if it lived throughout
+    options.enable_mem_pattern = False  # it would keep room for every tensor that is read, throughout the run
     session = start_session(model, options)
     name = session.get_inputs()[0].name
     return lambda image: [np.asarray(value) for value in session.run(None, {name: image})]
 
 
 def per_channel(graph: onnx.GraphProto, reduce: str, tensor: str, rank: int, axis: int = 1) -> str:
-    """Reduce a tensor to a number per channel inside the graph, so that few numbers leave it; the result's name.
+    """Reduce a tensor to one number per channel inside the graph, so that few numbers leave it.
 
     Args:
         reduce: the operator, ReduceMean or ReduceMax.
-        axis: the channels'.
+        axis: the axis of channels.
+
+    Returns:
+        The name of the result, `(C,)`.
     """
     name = f"{tensor}/{reduce}"
     others = np.array([other for other in range(rank) if other != axis % rank], np.int64)
@@ -47,7 +50,7 @@ def per_channel(graph: onnx.GraphProto, reduce: str, tensor: str, rank: int, axi
 
 
 def distinct(images: Iterable[Sample]) -> dict[str, Sample]:
-    """Digest -> the first sample that has it."""
+    """Digest -> the first sample with it."""
     samples: dict[str, Sample] = {}
     for sample in images:
         samples.setdefault(sample.digest(), sample)
@@ -55,7 +58,7 @@ def distinct(images: Iterable[Sample]) -> dict[str, Sample]:
 
 
 def some(images: Iterable[Sample], count: int) -> list[Sample]:
-    """Up to `count` different images, the same ones whatever their order."""
+    """Up to `count` different images, the first in the order of their digests."""
     samples = distinct(images)
     return [samples[digest] for digest in sorted(samples)[:count]]
 

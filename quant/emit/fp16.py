@@ -1,4 +1,4 @@
-"""The fp16 body of a graph: every float tensor in half precision, except around the nodes that must stay in fp32."""
+"""The fp16 graph and its simulation: every float tensor in fp16, except around the nodes that must stay in fp32."""
 
 import copy
 from collections.abc import Collection
@@ -12,7 +12,7 @@ from sodeploy.quant.graph import Network
 from sodeploy.quant.int8 import LARGEST_FP16
 from sodeploy.quant.planning.plan import Plan
 
-# Inputs that an operator wants in float32 whatever the type of its data.
+# Inputs that an operator takes in float32 only, whatever the type of its data.
 _FLOAT32_INPUTS = {"Resize": (1, 2)}
 
 
@@ -29,17 +29,18 @@ def emit_fp16_simulation(network: Network, plan: Plan | None = None) -> onnx.Mod
 def to_fp16(model: onnx.ModelProto, keep: Collection[str] = ()) -> onnx.ModelProto:
     """A copy of `model` that computes in fp16.
 
-    Inputs and outputs of the graph stay float32; casts stand behind and before them and around the kept nodes.
+    Inputs and outputs of the graph stay float32. Casts are added after the inputs, before the outputs and around the
+    kept nodes.
 
     Args:
-        model: float32, with inferred types; may hold Q/DQ nodes, whose scales become fp16 with the rest.
-        keep: names of nodes that go on computing in fp32.
+        model: float32, with inferred types; scales of Q/DQ nodes become fp16 too.
+        keep: names of the nodes that stay in fp32.
     """
     return _Converter(model, keep).model
 
 
 class _Converter:
-    """One conversion: walks the nodes in order and knows in which type each float tensor exists."""
+    """One conversion: visits the nodes in order and records the types in which each float tensor exists."""
 
     def __init__(self, model: onnx.ModelProto, keep: Collection[str]) -> None:
         self.model = copy.deepcopy(model)
@@ -65,7 +66,7 @@ class _Converter:
     def _convert(self, node: onnx.NodeProto, body: int, outputs: set[str]) -> None:
         is_float = {name for name in (*node.input, *node.output) if self.type_of.get(name, 0) in _FLOATS}
         if node.op_type == "Constant" and node.attribute[0].name == "value":
-            # Treated as an initializer: whoever reads it gets it in the type wanted.
+            # Treated as an initializer: each reader gets it in the type that it needs.
             tensor = node.attribute[0].t
             tensor.name = node.output[0]
             self.initializers[tensor.name] = tensor
@@ -90,7 +91,7 @@ class _Converter:
                 self.type_of[name] = TensorProto.FLOAT
 
     def _as(self, name: str, wanted: int) -> str:
-        """The name of `name` in type `wanted`; a copy of the initializer or a cast is added if there is none yet."""
+        """The name of a tensor in type `wanted`; adds a copy of the initializer, or a cast, where there is none yet."""
         if self.type_of[name] == wanted:
             return name
         if (name, wanted) not in self.made:
@@ -116,15 +117,15 @@ def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
 
 
 def round_to_fp16(network: Network, keep: Collection[str] = ()) -> onnx.ModelProto:
-    """The network in fp32 with every constant and every result rounded to fp16: what `to_fp16` computes on a GPU.
+    """The network in fp32 with every constant and every result rounded to fp16, as `to_fp16` computes on a GPU.
 
-    onnxruntime's CPU provider has no fp16 kernels. It runs an fp16 graph in fp32 and leaves the roundings between
-    operators out, so that an overflow never shows; explicit casts it keeps. Sums inside an operator are fp32 here, as
-    on tensor cores, and nothing is rounded between an operator and the ReLU that engines fuse with it, nor in fake
-    quantization, where kernels read integers.
+    onnxruntime's CPU provider has no fp16 kernels. It runs an fp16 graph in fp32 without the roundings between
+    operators, so an overflow never shows; it keeps explicit casts. Sums inside an operator are fp32 here, as on tensor
+    cores. Nothing is rounded between an operator and the ReLU that engines fuse with it, nor in fake quantization,
+    where kernels read integers.
 
     Args:
-        keep: names of nodes that go on computing in fp32. What other nodes read of them is rounded all the same.
+        keep: names of the nodes that stay in fp32. Other nodes read their results rounded all the same.
     """
     return _Rounder(network, keep).model
 
@@ -134,13 +135,13 @@ _UNROUNDED_INPUTS = {**_FLOAT32_INPUTS, "QuantizeLinear": (1, 2), "DequantizeLin
 
 
 class _Rounder:
-    """One simulation of fp16: walks the nodes in order and knows which tensors exist unrounded."""
+    """One simulation of fp16: visits the nodes in order and records which tensors are not rounded."""
 
     def __init__(self, network: Network, keep: Collection[str]) -> None:
         self.network = network
         self.model = copy.deepcopy(network.model)
         graph = self.model.graph
-        self.exact = {network.input}  # not rounded where they were made
+        self.exact = {network.input}  # tensors that are not rounded where they are made
         self.made: dict[str, str] = {}  # tensor -> its rounded copy
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
@@ -175,7 +176,7 @@ class _Rounder:
                 self.nodes.extend(_rounding(f"{name}/exact", name))
 
     def _read(self, name: str) -> str:
-        """The name under which a node in fp16 reads `name`; a rounded copy is made if there is none yet."""
+        """The name under which a node in fp16 reads a tensor; adds a rounded copy where there is none yet."""
         constant = self.network.constants.get(name)
         if name not in self.made and constant is not None and constant.dtype == np.float32:
             self.made[name] = f"{name}/rounded"

@@ -14,7 +14,7 @@ from sodeploy.quant.planning.plan import Calibration, Layer, Plan, Range, short
 from sodeploy.quant.planning.ranges import groups_of, shared_range, sharing_a_range
 from sodeploy.quant.planning.targets import decide_targets
 
-FP16_HEADROOM = LARGEST_FP16 / 4  # images beyond the calibration set reach further
+FP16_HEADROOM = LARGEST_FP16 / 4  # other images than those of calibration have larger values
 
 
 def make_plan(
@@ -27,7 +27,7 @@ def make_plan(
         float_layers: node -> reason, for more layers to leave in fp16 than the rules do.
 
     Raises:
-        UserError: the statistics are of another network, or `float_layers` names no node.
+        UserError: the statistics are of another network, or `float_layers` names a node that does not exist.
     """
     statistics = evidence.statistics
     if statistics.network != network.digest:
@@ -51,7 +51,7 @@ def make_plan(
 
 
 def all_ranges(network: Network, statistics: Statistics, method: Method) -> list[Range]:
-    """The ranges of a plan that leaves no more layers in float than always are."""
+    """The ranges of a plan that leaves only the layers in float that the rules leave."""
     return _ranges(network, decide(network, None, {}), statistics, method)
 
 
@@ -75,7 +75,7 @@ def decide(network: Network, evidence: Evidence | None, float_layers: Mapping[st
             layers[node.name] = int8_layer(network, node, evidence) if reason is None else _in_float(node, reason)
         elif is_residual(network, node):
             layers[node.name] = _in_float(node, float_layers.get(node.name, "its sum is not read in int8"))
-    # An addition is int8 where its sum is read in int8. Elsewhere, in front of a PReLU say, its terms never need be.
+    # An addition is int8 where its sum is read in int8. Elsewhere, for example before a PReLU, no engine gains by it.
     int8 = [node for node in network.nodes if node.name in layers and layers[node.name].precision == "int8"]
     read = {groups[node.input[0]] for node in int8}
     for node in reversed(network.model.graph.node):
@@ -87,7 +87,7 @@ def decide(network: Network, evidence: Evidence | None, float_layers: Mapping[st
 
 
 def overflowing(network: Network, statistics: Statistics) -> dict[str, Layer]:
-    """An fp32 entry for every node that makes or reads values which came near fp16's end in calibration."""
+    """An fp32 entry for every node that makes or reads values near the end of fp16's range in calibration."""
     reach = {name: histogram.maximum for name, histogram in statistics.histograms.items()}
     layers = {}
     for node in network.nodes:
@@ -106,9 +106,9 @@ def _in_float(node: onnx.NodeProto, reason: str) -> Layer:
 
 
 def _heads(network: Network) -> set[str]:
-    """Names of the layers that make maps, not features: few output channels, and no features are made of them again."""
+    """Names of the layers that make maps, not features: few output channels, and no features are computed from them."""
     heads: set[str] = set()
-    made_into_features: set[str] = set()  # tensors that a layer which is no head reads, directly or not
+    made_into_features: set[str] = set()  # tensors that a layer reads, directly or not, which is no head
     for node in reversed(network.model.graph.node):
         if network.is_weighted(node):
             few = network.weight(node).shape[channel_axis(node)] < HEAD_CHANNELS
@@ -122,11 +122,11 @@ def _heads(network: Network) -> set[str]:
 
 
 def _reason_for_float(network: Network, node: onnx.NodeProto, heads: set[str]) -> str | None:
-    """Why a layer with weights is always left in float, or None."""
+    """The rule that leaves a layer with weights in float; None where no rule does."""
     if node.op_type == "ConvTranspose":
-        return "engines run a ConvTranspose with Q/DQ in half precision anyway, plus a kernel for its weight"
+        return "engines run a ConvTranspose with Q/DQ in fp16 anyway, with an extra kernel for its weight"
     if node.op_type == "MatMul":
-        return "attention and token mixing: left in float on purpose"
+        return "attention and token mixing stay in float"
     if node.input[0] not in network.float_tensors:
         return "its input does not depend on the image"
     if node.name in heads:

@@ -1,10 +1,11 @@
-"""Adaptive rounding: weights rounded up or down so that what a layer computes stays, not so that each weight does.
+"""Adaptive rounding: the weights of a layer are rounded jointly (GPTQ) to minimize the layer's output error.
 
-Rounding a weight to the nearest step errs by up to half a step. The weights not yet rounded can take most of that error
-back, because a layer's inputs are correlated: after each column of the weight is rounded, the others move by what best
-makes up for it on the inputs that calibration images give (E. Frantar et al., "GPTQ: Accurate Post-Training
-Quantization for Generative Pre-trained Transformers", ICLR 2023, equations 2 and 3; the order, largest inputs first, is
-that of their "act-order"). It is exact arithmetic on the inputs' covariance: no labels, no gradients, no training.
+Rounding a weight to its nearest step errs by up to half a step. The inputs of a layer are correlated, so the weights
+that are not rounded yet can make up for most of that error: after each column of the weight is rounded, the other
+columns move to minimize the error on the inputs that calibration images give (E. Frantar et al., "GPTQ: Accurate
+Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023, equations 2 and 3; columns with the
+largest inputs come first, as in their "act-order"). It is exact arithmetic on the covariance of the inputs: no labels,
+no gradients, no training.
 """
 
 import hashlib
@@ -23,21 +24,21 @@ from sodeploy.quant.int8 import STEPS, weight_scales
 from sodeploy.quant.planning.plan import Rounding
 
 IMAGES = 16
-_POSITIONS = 512  # of each image that a layer's inputs are sampled at
-_DAMPING = 1e-3  # of the mean variance, added to each: what the samples do not show must not be relied upon
-_LARGEST_WINDOW = 4608  # inputs of a product; the covariance of more takes longer than all others together
-_MEMORY = 2**28  # bytes of covariances, and of tensors, held at a time
+_POSITIONS = 512  # sampled of a layer's inputs in each image
+_DAMPING = 1e-3  # times the mean variance, added to each variance: the samples do not show everything
+_LARGEST_WINDOW = 4608  # inputs of a product; a larger covariance takes longer than all others together
+_MEMORY = 2**28  # bytes of covariances and tensors at a time
 
 
 def adaptive_steps(network: Network, images: Iterable[Sample]) -> dict[str, np.ndarray]:
     """Rounded weights for the convolutions of a network, in steps of the scales that a plan gives them.
 
     Args:
-        images: of which `IMAGES` are read, the same whatever their order.
+        images: the first `IMAGES` in the order of their digests are read.
 
     Returns:
-        node -> int8 steps in [-127, 127], in the shape of its weight. Not for matrix products (Gemm) and convolutions
-        whose products have more than 4608 inputs: those keep the nearest step.
+        node -> int8 steps in [-127, 127], in the shape of its weight. Matrix products (Gemm), and convolutions with
+        more than 4608 inputs per product, have no entry: their weights take the nearest steps.
     """
     chosen = some(images, IMAGES)
     nodes = [node for node in network.nodes if _window(network, node)]
@@ -52,7 +53,7 @@ def adaptive_steps(network: Network, images: Iterable[Sample]) -> dict[str, np.n
 
 
 def round_adaptively(weight: np.ndarray, scales: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """The steps, int8 in [-127, 127], that lose least of `weight @ x` for inputs x of the given covariance.
+    """The steps, int8 in [-127, 127], with the smallest error of `weight @ x` for inputs x of the given covariance.
 
     Args:
         weight: `(groups, C_out, n)`.
@@ -66,7 +67,7 @@ def round_adaptively(weight: np.ndarray, scales: np.ndarray, covariance: np.ndar
     ordered = np.take_along_axis(np.take_along_axis(covariance, order[:, :, None], 1), order[:, None, :], 2)
     ordered = ordered + damping[:, None, None] * np.eye(size)
     scale = 1 / np.maximum(np.einsum("gii->gi", ordered).mean(axis=1), np.finfo(np.float64).tiny)
-    # The upper Cholesky factor of the inverse holds, row by row, how the columns to come make up for an error in one.
+    # Row i of the inverse's upper Cholesky factor: how later columns make up for an error in column i.
     upper = np.linalg.cholesky(np.linalg.inv(ordered * scale[:, None, None])).transpose(0, 2, 1)
     left = np.take_along_axis(weight.astype(np.float64), order[:, None, :], 2)
     steps = np.empty(weight.shape, np.int8)
@@ -86,7 +87,7 @@ def round_adaptively(weight: np.ndarray, scales: np.ndarray, covariance: np.ndar
 
 
 def _window(network: Network, node: onnx.NodeProto) -> int:
-    """How many inputs each product of a two-dimensional convolution has; 0 for what is left at the nearest step."""
+    """Inputs per product of a two-dimensional convolution; 0 for a node whose weights take the nearest steps."""
     if node.op_type != "Conv" or not network.is_weighted(node) or network.weight(node).ndim != 4 or pads_itself(node):
         return 0
     if node.input[0] not in network.float_tensors:
@@ -96,7 +97,7 @@ def _window(network: Network, node: onnx.NodeProto) -> int:
 
 
 def _parts(network: Network, nodes: Sequence[onnx.NodeProto]) -> Iterator[list[onnx.NodeProto]]:
-    """The nodes in runs, each of whose covariances and inputs fit `_MEMORY`."""
+    """The nodes in parts; the covariances and inputs of a part fit into `_MEMORY`."""
     part: list[onnx.NodeProto] = []
     tensors: set[str] = set()
     used = 0
@@ -118,10 +119,10 @@ def _parts(network: Network, nodes: Sequence[onnx.NodeProto]) -> Iterator[list[o
 def _covariances(
     network: Network, nodes: Sequence[onnx.NodeProto], samples: Sequence[Sample]
 ) -> Iterator[tuple[onnx.NodeProto, np.ndarray]]:
-    """Each node with the covariance of its products' inputs, `(groups, n, n) float64`."""
+    """(node, covariance of the inputs of its products, `(groups, n, n) float64`)"""
     tensors = list(dict.fromkeys(node.input[0] for node in nodes))
     run = opened(network.model, tensors)
-    # An image at a time about its own mean, then the means about theirs: exact in float32 where means are large.
+    # Within each image about its own mean, then between the means: exact in float32 also where means are large.
     within: dict[str, np.ndarray] = {}
     means: dict[str, list[np.ndarray]] = {node.name: [] for node in nodes}
     for sample in samples:
@@ -142,10 +143,10 @@ def _covariances(
 
 
 def _sampled_inputs(network: Network, node: onnx.NodeProto, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """`(groups, positions, n)`: what a convolution's window holds at some positions of its output.
+    """`(groups, positions, n)`: the values in a convolution's window at some positions of its output.
 
     Args:
-        x: `(C, h, w)`, its input.
+        x: `(C, h, w)`, the convolution's input.
     """
     height, width = network.weight(node).shape[2:]
     groups = attribute(node, "group", 1)
