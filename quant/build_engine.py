@@ -55,6 +55,7 @@ from sodeploy.quant.planning.plan import Plan, load_plan, save_plan
 from sodeploy.quant.sources import Cache, Counted, Edited, Images, Source, beside, evidence_of, network_for
 from sodeploy.runtime.gpu.driver import driver_problem
 from sodeploy.runtime.measure.budget import Budget, parse_budget
+from sodeploy.stages import command
 
 
 @dataclass(frozen=True)
@@ -236,7 +237,7 @@ def bench_command(model: Path, built: Built, data: str | None, max_drop: str | N
     else:
         made, device = [built.graphs[one.name] for one in TARGETS if _measured_here(one, built)], []
     options = ["--data", data or "DATA", "--max-drop", max_drop or "s=0.002,mae=0.001", *device]
-    return shlex.join(["python", "runtime/bench.py", *map(str, [model, *made]), *options])
+    return f"{command('bench')} {shlex.join(map(str, [model, *made, *options]))}"
 
 
 def _measured_here(target: Target, built: Built) -> bool:
@@ -247,7 +248,7 @@ def main(
     model: Annotated[Path, typer.Argument(help="float32 ONNX with a contract, from export/to_onnx.py")],
     output_dir: Annotated[Path, typer.Option(help="folder for all files of the build")] = Path("out"),
     int8: Annotated[bool, typer.Option("--int8", help="int8 too; needs --calib, --plan or --calib-cache")] = False,
-    fp16: Annotated[bool, typer.Option("--fp16", help="fp16; always made along with int8, to compare with")] = False,
+    fp16: Annotated[bool, typer.Option("--fp16", help="fp16 alone; --int8 makes it too, to compare with")] = False,
     calib: Annotated[
         str | None, typer.Option(help="images to calibrate on: folder, list, or synthetic:calib[:N]")
     ] = None,
@@ -272,25 +273,18 @@ def main(
     adaptive_rounding: Annotated[
         bool, typer.Option(help="round the weights of a layer jointly (GPTQ), not each to its nearest step")
     ] = True,
-    images: Annotated[int | None, typer.Option(hidden=True, help="old name of --limit")] = None,
-    profile: Annotated[str | None, typer.Option(hidden=True, help="old name of --shapes")] = None,
 ) -> None:
     """Calibrate, plan, write a graph per engine, and build the engines."""
-    if not (int8 or fp16):
-        raise UserError("say what to build: --int8 (with --calib DATA), --fp16, or both")
     if method not in METHODS:
         raise UserError(f"--method {method} is not one of {', '.join(METHODS)}")
     budget = parse_budget(max_drop) if max_drop is not None else None
-    if (evaluate is None) != (budget is None):
-        raise UserError("--max-drop, the largest loss, and --eval, the images to measure it on, need one another")
-    shapes = shapes or profile
     given = {"--plan": plan, "--calib-cache": calib_cache, "--statistics": statistics, "--calib": calib}
     source: Source | None = None
     if int8:
         _require_one_source([name for name, value in given.items() if value], budget)
         dataset = open_dataset(calib, masks=False) if calib is not None else None
         if dataset is not None:
-            dataset = Dataset(dataset.name, list(dataset)[: limit or images])
+            dataset = Dataset(dataset.name, list(dataset)[:limit])
         if plan is not None:
             source = Edited(plan)
         elif calib_cache is not None:
@@ -312,9 +306,7 @@ def main(
 
 
 def _require_one_source(given: list[str], budget: Budget | None) -> None:
-    """Refuse options that name no source of ranges, two of them, or one that a budget cannot work with."""
-    if not given:
-        raise UserError("--int8 needs images to read ranges from: --calib DATA, a folder or a list of images")
+    """Refuse options that name two sources of ranges, or one that a budget cannot work with."""
     if len(given) > 1 and given != ["--statistics", "--calib"]:  # which rounding reads
         raise UserError(f"{' and '.join(given)} each say where the ranges come from; give one of them")
     if budget is not None and given[0] in ("--plan", "--calib-cache"):

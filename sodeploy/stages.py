@@ -117,6 +117,7 @@ STAGES = {
             Need(("--max-drop",), when="--eval"),
         ),
         aliases=("build",),
+        renamed={"--images": "--limit", "--profile": "--shapes"},
     ),
     "plan": Stage(
         "quant.plan",

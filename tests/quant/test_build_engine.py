@@ -57,16 +57,24 @@ def test_everything_is_written(repository: Path, unet_file: Path, images: Path, 
     next_step = done.stderr.splitlines()[-1].removeprefix("what it loses and whether it pays here: ")
     models = [unet_file, *(tmp_path / f"unet.{kind}.onnx" for kind in ("fp16.sim", "int8.cpu", "int8.sim"))]
     assert next_step == (
-        f"python runtime/bench.py {' '.join(map(str, models))} --data DATA --max-drop s=0.002,mae=0.001"
+        f"python {repository / 'runtime' / 'bench.py'} {' '.join(map(str, models))} --data DATA --max-drop s=0.002,mae=0.001"
     )
 
 
+def test_old_option_names_still_work(repository: Path, unet_file: Path, images: Path, tmp_path: Path) -> None:
+    old = ["--images", 2, "--profile", "a:b:c"]
+    done = command(repository, unet_file, "--int8", "--calib", images, *old, "--output-dir", tmp_path)
+    assert done.returncode == 1
+    assert "profile 'a:b:c' is not min:opt:max" in done.stderr
+
+
 def test_on_a_gpu_the_next_step_is_to_measure_the_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/sodeploy", "build"])
     monkeypatch.setattr(build_engine, "driver_problem", lambda: None)
     engines = {"fp16": Path("out/net.fp16.engine"), "int8": Path("out/net.int8.engine")}
     built = build_engine.Built(Path("net.onnx"), graphs={"fp16": Path("out/net.fp16.onnx")}, engines=engines)
     assert build_engine.bench_command(Path("net.onnx"), built, "my set", "s=0.01") == (
-        "python runtime/bench.py net.onnx out/net.fp16.engine out/net.int8.engine --data 'my set' --max-drop s=0.01 "
+        "sodeploy bench net.onnx out/net.fp16.engine out/net.int8.engine --data 'my set' --max-drop s=0.01 "
         "--device cuda"
     )
 
