@@ -56,9 +56,8 @@ def test_everything_is_written(repository: Path, unet_file: Path, images: Path, 
     assert done.stdout == ""
     next_step = done.stderr.splitlines()[-1].removeprefix("what it loses and whether it pays here: ")
     models = [unet_file, *(tmp_path / f"unet.{kind}.onnx" for kind in ("fp16.sim", "int8.cpu", "int8.sim"))]
-    assert next_step == (
-        f"python {repository / 'runtime' / 'bench.py'} {' '.join(map(str, models))} --data DATA --max-drop s=0.002,mae=0.001"
-    )
+    bench = f"python {repository / 'runtime' / 'bench.py'}"
+    assert next_step == f"{bench} {' '.join(map(str, models))} --data DATA --max-drop s=0.002,mae=0.001"
 
 
 def test_old_option_names_still_work(repository: Path, unet_file: Path, images: Path, tmp_path: Path) -> None:
