@@ -89,6 +89,10 @@ def gather(network: Network, images: Iterable[Sample], file: Path) -> Statistics
     if statistics.images.keys() != samples.keys() or not samples:
         left = [sample for digest, sample in samples.items() if digest not in statistics.images]
         statistics = calibrate(network, left, statistics, checkpoint=lambda so_far: so_far.save(file))
+    names = {digest: sample.name for digest, sample in samples.items()}
+    if statistics.images != names:  # counted under other names, in another data set or by an older version
+        statistics.images = names
+        statistics.save(file)
     write_manifest(file, {"model": network.path}, images=len(statistics.images))
     return statistics
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -105,6 +106,13 @@ def test_other_images_are_calibrated_anew(unet_file: Path, pictures: list, tmp_p
     build_engine.build(unet_file, tmp_path, Images(Dataset("others", pictures[3:])), engines=False)
     found = load_statistics(tmp_path / "unet.statistics.npz")
     assert sorted(found.images.values()) == ["picture 3", "picture 4", "picture 5"]
+
+
+def test_counted_images_get_the_names_of_the_data_set(unet_file: Path, pictures: list, tmp_path: Path) -> None:
+    network, file = load_network(unet_file), tmp_path / "unet.statistics.npz"
+    calibrate(network, [replace(picture, name=f"/home/me/{picture.name}") for picture in pictures]).save(file)
+    assert gather(network, Dataset("pictures", pictures), file).images == {p.digest(): p.name for p in pictures}
+    assert load_statistics(file).images == {p.digest(): p.name for p in pictures}
 
 
 def test_an_interrupted_calibration_goes_on(unet_file: Path, pictures: list, tmp_path: Path) -> None:
