@@ -302,7 +302,7 @@ def main(
         engines=engines,
         shapes=parse_profile(shapes) if shapes else None,
     )
-    terminal.note(f"what it loses and whether it pays here: {bench_command(model, built, evaluate, max_drop)}")
+    terminal.note(f"measure its accuracy and speed on this machine: {bench_command(model, built, evaluate, max_drop)}")
 
 
 def _require_one_source(given: list[str], budget: Budget | None) -> None:

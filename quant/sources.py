@@ -1,4 +1,4 @@
-"""Where the ranges of a build come from, and what is measured of the network before a plan is made."""
+"""The sources of a build's ranges, and the measurements on the network before a plan is made."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -113,7 +113,7 @@ def search(network: Network, gate: Gate, evidence: Evidence | None = None, metho
         return found
     found += _descend(network, gate, _int8_step(network, evidence, method, body))
     if not found[-1].plan.nodes("int8"):
-        terminal.warn(f"no layer of {network.path.name} can run in int8 under this budget; what is left is fp16")
+        terminal.warn(f"no layer of {network.path.name} can run in int8 under this budget; the plan is fp16")
     return found
 
 

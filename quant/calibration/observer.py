@@ -25,7 +25,7 @@ def calibrate(
     statistics: Statistics | None = None,
     checkpoint: Callable[[Statistics], None] | None = None,
 ) -> Statistics:
-    """Run the float32 network over `images` once and count what its tensors hold.
+    """Run the float32 network over `images` once and count the values of its tensors.
 
     Args:
         images: samples of `calib_data`; masks are not read.
@@ -33,7 +33,7 @@ def calibrate(
         checkpoint: called with the counts so far, of whole images only, every 20 seconds and at the end.
 
     Returns:
-        Counts over all images, those of `statistics` among them. An image that occurs twice counts once.
+        Counts over the images of `statistics` and the new ones. An image that occurs twice counts once.
 
     Raises:
         UserError: there is no image; or a value in the network is NaN or infinite (the image and tensor are named).

@@ -14,7 +14,7 @@ from sodeploy.quant.planning.plan import Calibration, Layer, Plan, Range, short
 from sodeploy.quant.planning.ranges import groups_of, shared_range, sharing_a_range
 from sodeploy.quant.planning.targets import decide_targets
 
-FP16_HEADROOM = LARGEST_FP16 / 4  # other images than those of calibration have larger values
+FP16_HEADROOM = LARGEST_FP16 / 4  # images outside the calibration set have larger values
 
 
 def make_plan(

@@ -1,4 +1,4 @@
-"""What a plan is decided from."""
+"""The measurements from which a plan is made."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -97,7 +97,7 @@ TargetName = Literal["cpu"]  # graphs with decisions of their own; sodeploy.quan
 
 
 class TargetLayer(_Strict):
-    """What one node runs in, or how it is written, in one graph only, and why."""
+    """The precision or the form of one node in one graph only, and the reason."""
 
     precision: Precision
     form: Literal["shifted planes"] | None = Field(default=None, description="None: as in the float32 network")

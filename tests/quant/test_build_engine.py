@@ -55,7 +55,7 @@ def test_everything_is_written(repository: Path, unet_file: Path, images: Path, 
     assert "method" not in read_manifest(tmp_path / "unet.fp16.onnx")
     assert "4 images" in done.stderr
     assert done.stdout == ""
-    next_step = done.stderr.splitlines()[-1].removeprefix("what it loses and whether it pays here: ")
+    next_step = done.stderr.splitlines()[-1].removeprefix("measure its accuracy and speed on this machine: ")
     models = [unet_file, *(tmp_path / f"unet.{kind}.onnx" for kind in ("fp16.sim", "int8.cpu", "int8.sim"))]
     bench = f"python {repository / 'runtime' / 'bench.py'}"
     assert next_step == f"{bench} {' '.join(map(str, models))} --data DATA --max-drop s=0.002,mae=0.001"
