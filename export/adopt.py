@@ -1,13 +1,14 @@
 """Give any ONNX saliency network the contract that all other stages read.
 
     python export/adopt.py model.onnx --mean .485 .456 .406 --std .229 .224 .225 --size 320 --output out/model.onnx
-    python export/adopt.py model.onnx --like u2netp --output-tensor 1959 --output out/model.onnx
+    python export/adopt.py model.onnx --like u2netp --output out/model.onnx
 
-Along the way the graph becomes what the rest of the toolchain expects: fp32, a current opset, one output, simplified.
-Old and new file must give the same map before anything is written.
+Along the way the graph becomes what the rest of the toolchain expects: fp32, a current opset, one image in, one map
+out, simplified. The original file, run by onnxruntime without optimizations, and the new graph must give the same map
+before anything is written. `sodeploy doctor model.onnx` proposes the options.
 """
 
-import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,11 +19,27 @@ import typer
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_manifest
 from sodeploy.errors import UserError
-from sodeploy.export import upgrade
-from sodeploy.export.parity import Parity, Shape, compare, require, runner
+from sodeploy.export import adapters, upgrade
+from sodeploy.export.foreign import Foreign, flat_graph, open_foreign, understand
+from sodeploy.export.operators import unknown_to_engines
+from sodeploy.export.original import Original, Refused
+from sodeploy.export.parity import (
+    GREY_LEVEL,
+    NOISE_MARGIN,
+    Parity,
+    Shape,
+    compare,
+    inputs,
+    require,
+    rounding_noise,
+    runner,
+)
 from sodeploy.export.simplify import simplify
 from sodeploy.export.size_option import HELP, SizedCommand, parse_size
+from sodeploy.quant.onnx_file import one_line
 from sodeploy.runtime.contract import PRECISION_KEY, Contract, annotate, embed
+
+_RAW_PIXELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255), "divide_by": "255"}
 
 
 def adopt(
@@ -34,83 +51,140 @@ def adopt(
     batch: int | None = None,
     dynamic_size: bool = False,
     output_tensor: str | None = None,
+    first_output: bool = False,
     logit: bool = False,
+    channel: int | None = None,
 ) -> Path:
     """Write `model` with a contract, and a manifest beside it.
 
     Args:
         preprocessing: fields of the contract (`sodeploy.runtime.contract.Contract`): network, mean, std, and any of
-        colour,
-            interpolation, divide_by, stretch.
+            colour, interpolation, divide_by, stretch. A file that takes integers gets pixels of 0 to 255 instead.
         size: the native (height, width); a graph of dynamic size is fixed to it unless `dynamic_size`.
-        batch: fixes a dynamic batch; None leaves the batch as it is.
-        output_tensor: which output is the saliency map; may be None where there is only one.
+        batch: fixes a dynamic batch; by default it stays as it is.
+        output_tensor: which output is the saliency map; may be left out where there is only one.
+        first_output: of several outputs the first is the map.
         logit: that output is a logit, not a probability.
+        channel: which channel of that output is the map; by default the second of two.
 
     Raises:
         UserError: the file is no float ONNX model of one image and one map per image, or does not take `size` or
             `batch`, or old and new graph disagree.
     """
-    original = upgrade.load(model)
-    dims = [dim.dim_value for dim in original.graph.input[0].type.tensor_type.shape.dim]
-    size = size or ((dims[2], dims[3]) if dims[2] and dims[3] else None)
-    if size is None:
-        raise UserError(f"{model} takes any size; say which is its native one: --size H W")
-    if dynamic_size and dims[2] and dims[3]:
-        raise UserError(f"{model} takes {dims[2]}x{dims[3]} only; leave --dynamic-size out")
-    graph = copy.deepcopy(original)
-    name = upgrade.keep_output(graph, output_tensor, model)
-    upgrade.fix_input(graph, batch, None if dynamic_size else size, model)
-    if upgrade.is_half(graph):
-        upgrade.to_float32(graph)
-    graph = simplify(upgrade.raise_opset(graph, model), str(model))
-
+    foreign = open_foreign(model)
+    if foreign.form.integer is not None:
+        if any(tuple(preprocessing[key]) != _RAW_PIXELS[key] for key in ("mean", "std")):
+            terminal.warn(
+                f"{model} takes {np.dtype(foreign.form.integer).name}: pixels from 0 to 255 as they are, so mean and "
+                "std are left out of the contract"
+            )
+        preprocessing = {**preprocessing, **_RAW_PIXELS}
+    prepare = preparation(preprocessing)
+    understood = understand(
+        foreign, size, prepare, batch=batch, dynamic_size=dynamic_size, output_tensor=output_tensor,
+        first_output=first_output, logit=logit, channel=channel,
+    )  # fmt: skip
+    flat = flat_graph(foreign, understood, dynamic_size)
+    graph = simplify(flat, str(model))
     contract = Contract(
         **preprocessing,
-        input_name=graph.graph.input[0].name,
-        output_name=name,
-        batch=graph.graph.input[0].type.tensor_type.shape.dim[0].dim_value or None,
-        height=size[0],
-        width=size[1],
+        input_name=foreign.form.name,
+        output_name=understood.output,
+        batch=understood.batch,
+        height=understood.size[0],
+        width=understood.size[1],
         dynamic_size=dynamic_size,
         output="logit" if logit else "probability",
     )
     embed(graph, contract)
     annotate(graph, {PRECISION_KEY: "fp32"})
-    onnx.checker.check_model(graph, full_check=True)
+    try:
+        onnx.checker.check_model(graph, full_check=True)
+    except Exception as error:  # onnx's errors have no base class in common
+        raise UserError(f"{model}: the adopted graph is not valid ({one_line(error)}); please report this") from None
 
-    parity = _parity(original, graph, contract, model)
+    parity = _parity(foreign, flat, graph, contract, understood.form, prepare)
+    for remark in [*foreign.remarks, *unknown_to_engines(graph)]:
+        terminal.note(f"{model}: {remark}")
     terminal.note(f"{output} against {model}: {parity}")
-    require(parity, f"adopting {model} changed its output {name}")
+    require(parity, f"adopting {model} changed its output {understood.output}")
     with atomic_write(output) as temporary:
         temporary.write_bytes(graph.SerializeToString(deterministic=True))
-    write_manifest(output, {"model": model}, contract=contract.model_dump(mode="json"), parity=parity._asdict())
+    facts = {"parity": parity._asdict(), "remarks": foreign.remarks}
+    write_manifest(output, {"model": model}, contract=contract.model_dump(mode="json"), **facts)
     return Path(output)
 
 
-def _parity(original: onnx.ModelProto, graph: onnx.ModelProto, contract: Contract, source: str | Path) -> Parity:
-    run_original = runner(original, contract.output_name)
+def preparation(preprocessing: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from an image of about mean 0 and deviation 1 to the same as pixels, prepared as the contract says."""
+    mean, std = (np.reshape(np.array(preprocessing[key], np.float32), (1, 3, 1, 1)) for key in ("mean", "std"))
 
-    def reference(batch: np.ndarray) -> np.ndarray:
-        maps = run_original(batch).astype(np.float32)
-        if maps.shape != (len(batch), 1, *batch.shape[2:]):
-            raise UserError(
-                f"{source}: output {contract.output_name} is {maps.shape} for an input {batch.shape}, not one map of "
-                "the input's size per image; choose another with --output-tensor"
-            )
-        if contract.output == "probability" and (maps.min() < -0.01 or maps.max() > 1.01):
-            raise UserError(
-                f"{source}: output {contract.output_name} goes from {maps.min():.3g} to {maps.max():.3g}, so it is no "
-                "probability; give --logit if a sigmoid is still to come"
-            )
-        return maps
+    def prepare(batch: np.ndarray) -> np.ndarray:
+        pixels = np.clip(np.rint((batch * 0.225 + 0.45) * 255), 0, 255)
+        return ((pixels / 255 - mean) / std).astype(np.float32)
 
+    return prepare
+
+
+def _parity(
+    foreign: Foreign,
+    flat: onnx.ModelProto,
+    graph: onnx.ModelProto,
+    contract: Contract,
+    form: adapters.OutputForm,
+    prepare: Callable[[np.ndarray], np.ndarray],
+) -> Parity:
+    """The adopted graph against the file, and a file of a narrower float type against its own weights in float32."""
     shapes: list[Shape] = [(contract.batch or 1, 3, contract.height, contract.width)]
     if contract.batch is None:
         shapes.append((3, 3, contract.height, contract.width))
     if contract.dynamic_size:
-        shapes.append((contract.batch or 1, 3, contract.height + 32, contract.width + 64))
-    return compare(reference, runner(graph, contract.output_name), shapes, str(source), half=upgrade.is_half(original))
+        larger = (contract.batch or 1, 3, contract.height + 32, contract.width + 64)
+        if not foreign.original.takes(larger, contract.output_name):
+            raise UserError(
+                f"{foreign.path} does not take {larger[2]}x{larger[3]} beside {contract.height}x{contract.width}; "
+                "leave --dynamic-size out"
+            )
+        shapes.append(larger)
+
+    def of(opened: Original) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda batch: form.from_file(opened.run(batch, contract.output_name))
+
+    if foreign.original is not foreign.widened:
+        _require_explained(foreign, flat, contract, of, inputs(shapes, prepare))
+    try:
+        return compare(of(foreign.widened), runner(graph, contract.output_name), shapes, str(foreign.path), prepare)
+    except Refused as refused:
+        raise UserError(f"{foreign.path} does not run ({refused}); give another --size or --batch") from None
+
+
+def _require_explained(
+    foreign: Foreign,
+    flat: onnx.ModelProto,
+    contract: Contract,
+    of: Callable[[Original], Callable[[np.ndarray], np.ndarray]],
+    batches: list[np.ndarray],
+) -> None:
+    """Raise unless the file differs from its own weights in float32 by what its rounding explains."""
+    kinds = upgrade.other_floats(foreign.model)
+    exact, narrow = of(foreign.widened), of(foreign.original)
+    if not all(np.isfinite(narrow(batch)).all() for batch in batches):
+        foreign.remarks.append(f"in {kinds[0]} the file itself gives NaN or infinite values; in float32 it does not")
+        return
+    to = onnx.TensorProto.BFLOAT16 if "bfloat16" in kinds else onnx.TensorProto.FLOAT16
+    explained = (0.0, 0.0)
+    if kinds != ["double"]:
+        explained = rounding_noise(flat, contract.output_name, batches, to)
+    differences = [np.abs(narrow(batch).astype(np.float64) - exact(batch)) for batch in batches]
+    found = (max(float(part.max()) for part in differences), max(float(part.mean()) for part in differences))
+    text = (
+        f"its map in {kinds[0]} differs from its own weights in float32 by {found[0]:.2g} at most and {found[1]:.2g} "
+        f"in the mean; rounding to {kinds[0]} explains about {explained[0]:.2g} and {explained[1]:.2g}"
+    )
+    largest = max(NOISE_MARGIN * explained[0], GREY_LEVEL)
+    if not (found[0] <= largest and found[1] <= max(NOISE_MARGIN * explained[1], GREY_LEVEL / 100)):
+        raise UserError(f"{foreign.path}: {text}, so the weights in float32 are another network; nothing was written")
+    foreign.remarks.append(text)
 
 
 def preprocessing_like(network: str) -> tuple[dict[str, Any], tuple[int, int]]:
@@ -140,6 +214,9 @@ def main(
     interpolation: Annotated[str | None, typer.Option(help="of the resize: linear or area")] = None,
     output_tensor: Annotated[str | None, typer.Option(help="which output is the saliency map")] = None,
     logit: Annotated[bool, typer.Option("--logit", help="the output is a logit, a sigmoid is to come")] = False,
+    channel: Annotated[
+        int | None, typer.Option(help="which channel of the output is the map; of two the second by default", min=0)
+    ] = None,
     stretch: Annotated[bool | None, typer.Option("--stretch/--no-stretch", help="min-max over the map")] = None,
     network: Annotated[str | None, typer.Option(help="its name in tables; by default the file's")] = None,
     batch: Annotated[int | None, typer.Option(help="fix a dynamic batch to this", min=1)] = None,
@@ -174,7 +251,9 @@ def main(
         batch=batch,
         dynamic_size=dynamic_size,
         output_tensor=output_tensor,
+        first_output=like is not None,
         logit=logit,
+        channel=channel,
     )
     terminal.results.print(str(path), soft_wrap=True)
 

@@ -11,9 +11,11 @@ from sodeploy.runtime.onnx_session import start_session
 from sodeploy.terminal import warn
 
 GREY_LEVEL = 1 / 255
+NOISE_MARGIN = 4.0  # where rounding errors fall differs from one order of operations to another
 _ROUNDING = 1e-5  # float32 through a hundred layers, on whatever CPU
 
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]  # (N, 3, H, W)
+Run = Callable[[np.ndarray], np.ndarray]
 
 
 class Parity(NamedTuple):
@@ -32,45 +34,90 @@ class Parity(NamedTuple):
 
 
 def compare(
-    reference: Callable[[np.ndarray], np.ndarray],
-    run: Callable[[np.ndarray], np.ndarray],
+    reference: Run,
+    run: Run,
     shapes: Sequence[Shape],
     source: str,
-    half: bool = False,
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+    explained: tuple[float, float] = (0.0, 0.0),
 ) -> Parity:
     """The outputs of `run` against those of `reference`, on two inputs of every shape: a scene and noise.
 
     A pixel may be off by one grey level: where a steep logit crosses zero, float rounding shows that much. The mean
     may be off by a hundredth of one: no wrong graph stays below that. Where the reference's own map reaches less far
-    than from 0 to 1, both shrink with it, or any other flat map would pass for a fresh network's. A reference that
-    computes in fp16 (`half`) is itself a few grey levels off, so four, and a quarter in the mean, are allowed.
+    than from 0 to 1, both shrink with it, or any other flat map would pass for a fresh network's.
+
+    Args:
+        prepare: turns an image normalized to about mean 0 and deviation 1 into what the network takes.
+        explained: the largest and the mean difference that the reference's own rounding explains (`rounding_noise`);
+            `NOISE_MARGIN` times as much is allowed.
 
     Raises:
         UserError: the reference, called `source`, gives values that are not finite.
     """
     max_abs, mean_abs, spread = 0.0, 0.0, 1.0
-    compared = []
-    for shape in shapes:
-        for batch in (scene(shape), np.random.default_rng(0).standard_normal(shape, np.float32)):
-            wanted = reference(batch)
-            if not np.isfinite(wanted).all():
-                raise UserError(
-                    f"{source} gives NaN or infinite values itself for an input {_text(shape)}: bad weights?"
-                )
-            difference = np.abs(run(batch).astype(np.float64) - wanted)
-            max_abs = float(np.maximum(max_abs, difference.max()))  # a NaN stays one, and no limit lets it pass
-            mean_abs = float(np.maximum(mean_abs, difference.mean()))
-            spread = min(spread, float(np.ptp(wanted)))
-            compared.append(shape)
-    max_allowed, mean_allowed = (4 * GREY_LEVEL, GREY_LEVEL / 4) if half else (GREY_LEVEL, GREY_LEVEL / 100)
+    batches = inputs(shapes, prepare)
+    for batch in batches:
+        wanted = reference(batch)
+        if not np.isfinite(wanted).all():
+            raise UserError(
+                f"{source} gives NaN or infinite values itself for an input {_text(batch.shape)}: bad weights?"
+            )
+        difference = np.abs(run(batch).astype(np.float64) - wanted)
+        max_abs = float(np.maximum(max_abs, difference.max()))  # a NaN stays one, and no limit lets it pass
+        mean_abs = float(np.maximum(mean_abs, difference.mean()))
+        spread = min(spread, float(np.ptp(wanted)))
     return Parity(
         max_abs,
         mean_abs,
-        max(max_allowed * spread, _ROUNDING),
-        max(mean_allowed * spread, _ROUNDING / 4),
+        max(GREY_LEVEL * spread, _ROUNDING, NOISE_MARGIN * explained[0]),
+        max(GREY_LEVEL / 100 * spread, _ROUNDING / 4, NOISE_MARGIN * explained[1]),
         spread,
-        tuple(compared),
+        tuple(batch.shape for batch in batches),
     )
+
+
+def inputs(shapes: Sequence[Shape], prepare: Callable[[np.ndarray], np.ndarray] | None = None) -> list[np.ndarray]:
+    """A scene and noise of every shape, `(N, 3, H, W) float32`."""
+    found = []
+    for shape in shapes:
+        for batch in (scene(shape), np.random.default_rng(0).standard_normal(shape, np.float32)):
+            found.append(batch if prepare is None else prepare(batch))
+    return found
+
+
+def rounding_noise(
+    model: onnx.ModelProto, output: str, batches: Sequence[np.ndarray], kind: int
+) -> tuple[float, float]:
+    """What rounding alone does to a float32 graph's output: the largest and the mean difference, over all batches.
+
+    Every float result inside the graph is rounded to the type `kind` (fp16 or bf16) and compared with none rounded.
+    The same weights in a file of that type differ by about as much from their values in float32.
+    """
+    rounded = onnx.shape_inference.infer_shapes(model)
+    graph = rounded.graph
+    floats = {
+        value.name
+        for value in (*graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
+    nodes = []
+    for node in graph.node:
+        nodes.append(node)
+        for index, name in enumerate(node.output):
+            if name not in floats:
+                continue
+            node.output[index] = f"{name}/exact"
+            narrow = f"{name}/narrow"
+            nodes.append(onnx.helper.make_node("Cast", [node.output[index]], [narrow], to=kind))
+            nodes.append(onnx.helper.make_node("Cast", [narrow], [name], to=onnx.TensorProto.FLOAT))
+    del graph.node[:]
+    graph.node.extend(nodes)
+    del graph.value_info[:]
+    exact_run, rounded_run = runner(model, output), runner(rounded, output)
+    differences = [np.abs(rounded_run(batch).astype(np.float64) - exact_run(batch)) for batch in batches]
+    largest = max(float(difference.max()) for difference in differences)
+    return (largest, max(float(difference.mean()) for difference in differences))
 
 
 def require(parity: Parity, what: str) -> None:

@@ -9,6 +9,7 @@ from onnx import numpy_helper
 
 from sodeploy.errors import UserError
 from sodeploy.export.batch_norm import absorb_batch_norms
+from sodeploy.export.deform import rewrite_deformable
 
 IR_VERSION = 10  # onnxruntime 1.20 reads no newer
 
@@ -16,7 +17,7 @@ IR_VERSION = 10  # onnxruntime 1.20 reads no newer
 def simplify(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
     """`model` with constants folded, batch norm merged into convolutions and what nothing reads dropped.
 
-    Written in the IR version that all our engines read.
+    Deformable convolutions become operators that engines have. Written in the IR version that all our engines read.
 
     Raises:
         UserError: the simplifier cannot read the graph; `source` is named.
@@ -28,6 +29,7 @@ def simplify(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
         model = _simplified(model, source)  # drops what computed those sizes
     _constants_to_initializers(model)
     _name_nodes(model)
+    rewrite_deformable(model)
     _name_initializers(model)
     for node in model.graph.node:
         node.ClearField("doc_string")

@@ -1,140 +1,153 @@
-"""Somebody else's ONNX file -> a float32 graph of a current opset with one image input and one output."""
+"""An older or newer opset, and other float types -> float32 in an opset that all our engines read."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx.version_converter
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
-from sodeploy.artifacts import require_file
 from sodeploy.errors import UserError
+from sodeploy.export.normal_form import STANDARD
+from sodeploy.quant.onnx_file import all_nodes, graphs, one_line
 
 OLDEST_OPSET = 17
-_NEWEST_OPSET = 21  # onnxruntime 1.20 reads no newer
-_FLOAT, _FLOAT16 = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
-
-
-def load(path: str | Path) -> onnx.ModelProto:
-    """The model in `path`, its inputs without the initializers that old files list among them.
-
-    Raises:
-        UserError: it is no ONNX file, quantized, of too new an opset, or has not exactly one input.
-    """
-    path = require_file(path, "give an .onnx file")
-    try:
-        model = onnx.load(path)
-    except Exception as error:  # protobuf and onnx raise types of their own, undocumented
-        raise UserError(f"{path} is not an ONNX file ({' '.join(str(error).split())}); give an .onnx file") from None
-    if not model.graph.node:
-        raise UserError(f"{path} is not an ONNX file, or its graph is empty; give an .onnx file")
-    if any("QuantizeLinear" in node.op_type or node.op_type.startswith("QLinear") for node in model.graph.node):
-        raise UserError(f"{path} is quantized; adopt the float model and quantize that with quant/build_engine.py")
-    if opset_of(model) > _NEWEST_OPSET:
-        raise UserError(
-            f"{path} has opset {opset_of(model)}, onnxruntime 1.20 reads up to {_NEWEST_OPSET}; export it lower"
-        )
-    constants = {tensor.name for tensor in model.graph.initializer}
-    for tensor in [tensor for tensor in model.graph.input if tensor.name in constants]:
-        model.graph.input.remove(tensor)
-    if len(model.graph.input) != 1:
-        names = ", ".join(tensor.name for tensor in model.graph.input)
-        raise UserError(f"{path} has {len(model.graph.input)} inputs ({names}); a saliency network takes one image")
-    rank = len(model.graph.input[0].type.tensor_type.shape.dim)
-    if rank != 4:
-        raise UserError(f"{path}: input {model.graph.input[0].name} has {rank} dimensions, not (N, 3, H, W)")
-    return model
+NEWEST_OPSET = 21  # onnxruntime 1.20 reads no newer
+_LOWEST_OPSET = 7  # what onnx's converter and onnxruntime begin with
+_FLOAT = TensorProto.FLOAT
+_OTHER_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision", "stash_type")
+# Operators newer than NEWEST_OPSET that ONNX itself defines by older ones.
+_DEFINED_BY_OTHERS = (("", "Attention"), ("", "RMSNormalization"), ("", "RotaryEmbedding"), ("", "Swish"))
 
 
 def opset_of(model: onnx.ModelProto) -> int:
     """The version of the standard operators."""
-    return max((int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+    return max((int(entry.version) for entry in model.opset_import if entry.domain in STANDARD), default=1)
 
 
-def raise_opset(model: onnx.ModelProto, source: str | Path) -> onnx.ModelProto:
-    """`model`, in opset 17 if it was older.
+def set_opset(model: onnx.ModelProto, source: str | Path) -> onnx.ModelProto:
+    """`model`, in an opset from 17 to 21.
+
+    Upsample and the Resize of opset 10 sample at asymmetric coordinates (pixel i lies at i / scale); onnx's converter
+    makes half-pixel ones of them, so their rule is written into the converted node.
 
     Raises:
         UserError: an operator of it cannot be converted; `source` is named.
     """
-    if opset_of(model) >= OLDEST_OPSET:
+    before = opset_of(model)
+    if OLDEST_OPSET <= before <= NEWEST_OPSET:
         return model
+    if before < _LOWEST_OPSET:
+        raise UserError(f"{source} has opset {before}, {_LOWEST_OPSET} is the oldest that can be raised; "
+                        "export it again with a newer opset")  # fmt: skip
+    if before > NEWEST_OPSET:
+        if any((node.domain, node.op_type) in _DEFINED_BY_OTHERS for node in model.graph.node):
+            model = _written_out(model, source)
+        return _converted(model, NEWEST_OPSET, source)
+    resizing = [node for node in model.graph.node if node.op_type in ("Upsample", "Resize")] if before < 11 else []
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    shrinking = [_shrinks(node, constants) for node in resizing]
+    result = _converted(model, OLDEST_OPSET, source)
+    # The converter gives results other names, but keeps the order of nodes.
+    found = [node for node in result.graph.node if node.op_type == "Resize"] if resizing else []
+    for node, shrinks in zip(found, shrinking, strict=True):
+        _set(node, "coordinate_transformation_mode", "asymmetric")
+        # onnxruntime rounds up where the nearest mode of these opsets shrinks, and down where it enlarges.
+        _set(node, "nearest_mode", "ceil" if shrinks else "floor")
+    return result
+
+
+def _shrinks(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> bool:
+    scales = next((list(item.floats) for item in node.attribute if item.name == "scales"), None)
+    if scales is None and len(node.input) > 1 and node.input[1] in constants:
+        scales = list(constants[node.input[1]])
+    return bool(scales) and min(scales or [1]) < 1
+
+
+def _set(node: onnx.NodeProto, name: str, value: str) -> None:
+    for item in [item for item in node.attribute if item.name == name]:
+        node.attribute.remove(item)
+    node.attribute.append(helper.make_attribute(name, value))
+
+
+def _converted(model: onnx.ModelProto, opset: int, source: str | Path) -> onnx.ModelProto:
     try:
-        model = onnx.version_converter.convert_version(model, OLDEST_OPSET)
+        return onnx.version_converter.convert_version(model, opset)
     except Exception as error:  # RuntimeError of C++, and others
-        reason = " ".join(str(error).split())
-        raise UserError(f"{source}: opset {opset_of(model)} cannot be raised to {OLDEST_OPSET} ({reason}); "
-                        "export it again with a newer opset") from None  # fmt: skip
-    return model
+        way, advice = ("raised", "newer") if opset > opset_of(model) else ("lowered", "lower")
+        raise UserError(
+            f"{source}: opset {opset_of(model)} cannot be {way} to {opset} ({one_line(error)}); "
+            f"export it again with a {advice} opset"
+        ) from None
 
 
-def keep_output(model: onnx.ModelProto, name: str | None, source: str | Path) -> str:
-    """Drop all outputs but `name`, which may be None where there is only one; the name of what is left.
-
-    Raises:
-        UserError: there is no such output, or several to choose from; they are listed.
-    """
-    outputs = {tensor.name: tensor for tensor in model.graph.output}
-    listed = ", ".join(f"{key} ({_shape_text(tensor)})" for key, tensor in outputs.items())
-    if name is None and len(outputs) > 1:
-        raise UserError(f"{source} has several outputs; name the map with --output-tensor: {listed}")
-    chosen = name if name is not None else next(iter(outputs))
-    if chosen not in outputs:
-        raise UserError(f"{source} has no output {chosen}; it has: {listed}")
-    for key, tensor in outputs.items():
-        if key != chosen:
-            model.graph.output.remove(tensor)
-    return chosen
+def _written_out(model: onnx.ModelProto, source: str | Path) -> onnx.ModelProto:
+    """`model` with the operators that ONNX defines by others replaced by their definition."""
+    try:
+        model = onnx.shape_inference.infer_shapes(model)
+        return onnx.inliner.inline_selected_functions(
+            model, list(_DEFINED_BY_OTHERS), exclude=False, inline_schema_functions=True
+        )
+    except Exception as error:  # RuntimeError of C++, and others
+        raise UserError(
+            f"{source}: its operators of opset {opset_of(model)} cannot be written out ({one_line(error)}); "
+            f"export it with opset {NEWEST_OPSET} or lower"
+        ) from None
 
 
-def fix_input(model: onnx.ModelProto, batch: int | None, size: tuple[int, int] | None, source: str | Path) -> None:
-    """Give dynamic dimensions of the input a value; None leaves them as they are.
-
-    Raises:
-        UserError: a dimension has another value already, or the input has not three channels.
-    """
-    tensor = model.graph.input[0]
-    dims = tensor.type.tensor_type.shape.dim
-    wanted = (batch, 3, *(size or (None, None)))
-    for dim, value in zip(dims, wanted, strict=True):
-        if value is not None and dim.dim_value not in (0, value):
-            text = "x".join("*" if value is None else str(value) for value in wanted)
-            raise UserError(f"{source} takes {_shape_text(tensor)} only, not {text}; give what it takes")
-        if value is not None:
-            dim.dim_value = value
-    del model.graph.value_info[:]
-    for output in model.graph.output:
-        for dim in output.type.tensor_type.shape.dim:
-            dim.Clear()  # inferred anew
-
-
-def is_half(model: onnx.ModelProto) -> bool:
-    """Its weights, or its input, are fp16."""
-    return model.graph.input[0].type.tensor_type.elem_type == _FLOAT16 or any(
-        tensor.data_type == _FLOAT16 for tensor in model.graph.initializer
-    )
+def other_floats(model: onnx.ModelProto) -> list[str]:
+    """Which float types besides float32 the graph stores or takes: float16, bfloat16, double."""
+    found = {tensor.data_type for tensor in _tensors(model)}
+    found |= {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    return [TensorProto.DataType.Name(kind).lower() for kind in _OTHER_FLOATS if kind in found]
 
 
 def to_float32(model: onnx.ModelProto) -> None:
-    """Make every fp16 tensor of the graph fp32; the values stay."""
-    del model.graph.value_info[:]
-    for tensor in model.graph.initializer:
-        _widen(tensor)
-    for value in (*model.graph.input, *model.graph.output):
-        if value.type.tensor_type.elem_type == _FLOAT16:
-            value.type.tensor_type.elem_type = _FLOAT
-    for node in model.graph.node:
+    """Make every fp16, bf16 and double tensor of the model fp32; the values stay, but for the digits of a double."""
+    for graph in graphs(model.graph):
+        for value in (*graph.input, *graph.output):
+            if value.type.tensor_type.elem_type in _OTHER_FLOATS:
+                value.type.tensor_type.elem_type = _FLOAT
+        del graph.value_info[:]
+    for function in model.functions:
+        del function.value_info[:]
+    for tensor in _tensors(model):
+        if tensor.data_type in _OTHER_FLOATS:
+            with np.errstate(over="ignore"):
+                values = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for node in all_nodes(model):
         for attribute in node.attribute:
-            if attribute.HasField("t"):
-                _widen(attribute.t)
-            elif node.op_type == "Cast" and attribute.name == "to" and attribute.i == _FLOAT16:
+            if attribute.name in _TYPE_ATTRIBUTES and attribute.i in _OTHER_FLOATS:
                 attribute.i = _FLOAT
 
 
-def _widen(tensor: onnx.TensorProto) -> None:
-    if tensor.data_type == _FLOAT16:
-        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+def drop_idle_casts(model: onnx.ModelProto) -> None:
+    """Drop casts of a float32 tensor to float32, which `to_float32` leaves; they would stand between a layer and its
+    activation."""
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    floats = {
+        value.name
+        for value in (*inferred.value_info, *inferred.input, *inferred.output)
+        if value.type.tensor_type.elem_type == _FLOAT
+    } | {tensor.name for tensor in model.graph.initializer if tensor.data_type == _FLOAT}
+    for node in model.graph.node:
+        if node.op_type == "Cast" and node.input[0] in floats and node.attribute[0].i == _FLOAT:
+            node.op_type = "Identity"
+            del node.attribute[:]
 
 
-def _shape_text(tensor: onnx.ValueInfoProto) -> str:
-    return "x".join(str(dim.dim_value or dim.dim_param or "*") for dim in tensor.type.tensor_type.shape.dim)
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every constant, also those in attributes."""
+    for graph in graphs(model.graph):
+        yield from graph.initializer
+    for node in all_nodes(model):
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors

@@ -11,7 +11,7 @@ from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.onnx_session import session_options, start_session
 from sodeploy.runtime.processing import preprocess
 
-Run = Callable[[np.ndarray], list[np.ndarray]]  # (1, 3, h, w) float32 -> the outputs
+Run = Callable[[np.ndarray], list[np.ndarray]]  # (N, 3, h, w) float32 -> the outputs
 
 
 def opened(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Run:
@@ -64,5 +64,9 @@ def some(images: Iterable[Sample], count: int) -> list[Sample]:
 
 
 def as_input(sample: Sample, contract: Contract) -> np.ndarray:
-    """The image as the network takes it, `(1, 3, h, w) float32`."""
-    return preprocess(sample.image(), contract)[None]
+    """The image as the network takes it, `(1, 3, h, w) float32`.
+
+    A network of fixed batch N gets it N times, `(N, 3, h, w)`: the share of every value, the largest one and every
+    mean are then the image's own.
+    """
+    return np.repeat(preprocess(sample.image(), contract)[None], contract.batch or 1, axis=0)

@@ -186,7 +186,7 @@ def quantized(model: onnx.ModelProto) -> None:
 
 
 def from_the_future(model: onnx.ModelProto) -> None:
-    model.opset_import[0].version = 24
+    model.opset_import[0].version = 99
 
 
 def flat_input(model: onnx.ModelProto) -> None:
@@ -202,7 +202,7 @@ def four_channels(model: onnx.ModelProto) -> None:
     [
         (two_inputs, r"has 2 inputs \(picture, mask\)"),
         (quantized, "is quantized; adopt the float model"),
-        (from_the_future, "has opset 24, onnxruntime 1.20 reads up to 21"),
+        (from_the_future, "cannot be loaded .*99"),
         (flat_input, r"has 3 dimensions, not \(N, 3, H, W\)"),
         (four_channels, r"takes 1x4x32x48 only, not \*x3x32x48"),
     ],
