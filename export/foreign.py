@@ -52,6 +52,10 @@ def open_foreign(path: str | Path) -> Foreign:
     """
     path = Path(path)
     given = read_model(path)
+    if upgrade.opset_of(given) > (newest := onnx.defs.onnx_opset_version()):
+        raise UserError(
+            f"{path} has opset {upgrade.opset_of(given)}, onnx {onnx.__version__} knows up to {newest}; export it lower"
+        )
     kinds = {node.op_type for node in all_nodes(given)}
     if any("QuantizeLinear" in kind or kind.startswith("QLinear") or kind.endswith("Integer") for kind in kinds):
         raise UserError(f"{path} is quantized; adopt the float model and quantize that with quant/build_engine.py")
@@ -68,11 +72,11 @@ def open_foreign(path: str | Path) -> Foreign:
         widened = Original(wide, form) if floats else original
     except Refused as refused:
         if not floats or floats == ["float16"]:
-            raise UserError(f"{path}: {refused}") from None
+            raise UserError(str(refused)) from None
         try:
             original = widened = Original(wide, form)
         except Refused:
-            raise UserError(f"{path}: {refused}") from None
+            raise UserError(str(refused)) from None
         as_it_is = False
         remarks.append(
             f"onnxruntime does not run its {floats[0]} ({refused}); the same weights in float32 were compared"
