@@ -32,6 +32,7 @@ from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.measure import metrics
 from sodeploy.runtime.measure.budget import Budget, Verdict, parse_budget
 from sodeploy.runtime.measure.complexity import complexity
+from sodeploy.runtime.measure.differences import Delta, bootstrap_deltas
 from sodeploy.runtime.measure.recommendation import Measured, recommend, time_ratio
 from sodeploy.runtime.measure.report import bench_tables, labels, show, to_markdown
 from sodeploy.runtime.measure.runners import CpuRunner, GpuRunner, Runner, stand_in
@@ -112,11 +113,14 @@ def bench(
         rates = _throughput(models, runners, dataset, batch, profile) if any(on_gpu) else {}
         state["after"] = gpu_state() if any(on_gpu) else {}
 
+    scores, left_out = metrics.without_undefined(scores, [sample.name for sample in dataset], dataset.name)
+    if left_out:
+        terminal.warn(f"{dataset.name}: {metrics.left_out_in_words(left_out)}")
     rows: list[dict[str, Any]] = []
     measured = []
     names = labels([str(model) for model in models])
     for index, cost in enumerate(costs):
-        deltas = metrics.bootstrap_deltas(scores[0], scores[index])
+        deltas = bootstrap_deltas(scores[0], scores[index])
         inference = times[index]["infer"]
         ratio = time_ratio(inference, times[0]["infer"])
         rate = rates.get(index)
@@ -124,14 +128,14 @@ def bench(
             {
                 **cost,
                 "metrics": scores[index].summary(),
-                "delta": {key: {"value": d.value, "ci95": [d.low, d.high]} for key, d in deltas.items()},
+                "delta": {key: _delta(d) for key, d in deltas.items()},
                 "latency_ms": {stage: _percentiles(values) for stage, values in times[index].items()},
                 "time_ratio": {"value": ratio.value, "ci95": ratio.interval and list(ratio.interval)},
                 "stand_in": stand_ins[index],
                 "images_per_s": rate and rate.images_per_s,
                 "device_memory_mib": rate and rate.memory_mib + memory[index],
                 "calibrated_on": calibrated_on[index],
-                "images": len(dataset),
+                "images": len(scores[index]),
                 "dataset": dataset.name,
             }
         )
@@ -141,7 +145,8 @@ def bench(
     return {
         "rows": rows,
         "dataset": dataset.name,
-        "images": len(dataset),
+        "images": len(scores[0]),
+        "left_out": left_out,
         "threads": threads,
         "batch": batch,
         "hardware": _hardware({cost["device"] for cost in costs}),
@@ -231,6 +236,10 @@ def _throughput(
     if timeline is not None and profile is not None:
         timeline.save(profile)
     return dict(zip(there, found, strict=True))
+
+
+def _delta(delta: Delta) -> dict[str, Any]:
+    return {"value": delta.value, "ci95": [delta.low, delta.high] if np.isfinite(delta.low) else None}
 
 
 def _score(sample: Sample, maps: list[np.ndarray]) -> list[metrics.Scores]:

@@ -58,6 +58,7 @@ class Evaluation:
     dataset: str
     scores: metrics.Scores
     resized: int  # maps that did not have their mask's size
+    left_out: list[str]  # masks on which a metric is undefined; no method is scored on them
 
 
 def evaluate(
@@ -82,18 +83,20 @@ def evaluate(
     names = labels([name for name, _ in datasets])
     methods = labels([Path(folder).resolve().as_posix() for folder in predictions])
     jobs = [
-        (method, name, [(truth, path) for truth, path in zip(masks, _maps(folder, name, masks), strict=True)])
+        list(zip(masks, _maps(folder, name, masks), strict=True))
         for name, (_, masks) in zip(names, datasets, strict=True)
-        for method, folder in zip(methods, map(Path, predictions), strict=True)
+        for folder in map(Path, predictions)
     ]
-    pairs = [pair for _, _, pairs in jobs for pair in pairs]
+    pairs = [pair for job in jobs for pair in job]
     with metrics.parallel_map(workers) as mapped:
-        scored = list(terminal.progress(mapped(_score, *zip(*pairs, strict=True)), "scoring", total=len(pairs)))
+        scored = iter(list(terminal.progress(mapped(_score, *zip(*pairs, strict=True)), "scoring", total=len(pairs))))
     evaluations = []
-    for method, name, these in jobs:
-        part, scored = scored[: len(these)], scored[len(these) :]
-        scores = metrics.join([score for score, _ in part])
-        evaluations.append(Evaluation(method, name, scores, sum(resized for _, resized in part)))
+    for name, (_, masks) in zip(names, datasets, strict=True):
+        parts = [[next(scored) for _ in masks] for _ in methods]
+        scores = [metrics.join([score for score, _ in part]) for part in parts]
+        defined, left_out = metrics.without_undefined(scores, [mask.name for mask in masks], name)
+        for method, part, kept in zip(methods, parts, defined, strict=True):
+            evaluations.append(Evaluation(method, name, kept, sum(resized for _, resized in part), left_out))
     return evaluations
 
 
@@ -105,6 +108,7 @@ def to_record(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
             "dataset": one.dataset,
             "images": len(one.scores),
             "resized": one.resized,
+            "left_out": one.left_out,
             "metrics": one.scores.summary(),
         }
         for one in evaluations
@@ -116,9 +120,9 @@ def to_csv(record: dict[str, Any]) -> str:
     """The rows as comma-separated values at full precision, under a header."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["dataset", "method", "images", "resized", *metrics.LABELS])
+    table.writerow(["dataset", "method", "images", "resized", *metrics.METRICS])
     for row in record["rows"]:
-        values = [row["metrics"][key] for key in metrics.LABELS]
+        values = [row["metrics"][key] for key in metrics.METRICS]
         table.writerow([row["dataset"], row["method"], row["images"], row["resized"], *values])
     return text.getvalue()
 
@@ -180,9 +184,12 @@ def main(
     if curves is not None:
         require_drawable(curves)
     evaluations = evaluate(pred, gt, workers)
+    for dataset, left_out in {one.dataset: one.left_out for one in evaluations}.items():
+        if left_out:
+            terminal.warn(f"{dataset}: {metrics.left_out_in_words(left_out)}")
     for one in evaluations:
         if one.resized:
-            count = f"{one.resized} of {len(one.scores)} maps"
+            count = f"{one.resized} of {len(one.scores) + len(one.left_out)} maps"
             terminal.warn(
                 f"{one.method}: {count} of {one.dataset} did not have their mask's size and were resized to it"
             )

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sodeploy import artifacts
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.measure.metrics import METRICS
 from sodeploy.training.augment import Augmentation
 from sodeploy.training.losses import MAP_LOSSES, NEED_MARGINS
 from sodeploy.training.models import NETWORKS, entry
@@ -32,21 +33,21 @@ class Validation(BaseModel):
     )
     hold_out: int = Field(default=0, ge=0, description="training samples kept for validation, drawn by the seed")
     every: int = Field(ge=1, description="steps; a checkpoint is saved as often")
-    best: Literal["mae", "mean_f", "max_f", "w_f", "s", "mean_e"] = Field(
-        default="max_f", description="the metric that best.pth is chosen by"
-    )
+    best: str = Field(default="max_f", description=f"the metric that best.pth is chosen by: {', '.join(METRICS)}")
     stop_above: float | None = Field(default=None, description="training ends once `best` is better than this")
     patience: int | None = Field(default=None, ge=1, description="or after so many validations without improvement")
 
     @model_validator(mode="after")
-    def _has_samples(self) -> "Validation":
+    def _is_consistent(self) -> "Validation":
         if (self.data is None) == (self.hold_out == 0):
             raise ValueError("give either data or hold_out")
+        if self.best not in METRICS:
+            raise ValueError(f"no metric is called {self.best}; known: {', '.join(METRICS)}")
         return self
 
     def better(self, value: float, other: float) -> bool:
         """Whether one value of the metric `best` is better than another."""
-        return value < other if self.best == "mae" else value > other
+        return METRICS[self.best].is_better(value, other)
 
 
 class Backbone(BaseModel):

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import torch
 
+from sodeploy import terminal
 from sodeploy.calib_data import Dataset
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.measure import metrics
@@ -28,12 +29,12 @@ def validate(
     """Score `network` on some samples, shared among the processes; each gets the result of all.
 
     Returns:
-        The nine metrics by their keys in `sodeploy.runtime.measure.metrics.LABELS`, and a picture (H, W, 3) uint8 RGB
-        of the first
-        samples: image, mask and prediction in each row.
+        All metrics by their keys in `sodeploy.runtime.measure.metrics.METRICS`, and a picture (H, W, 3) uint8 RGB of
+        the first samples: image, mask and prediction in each row. A mask without a defined score is left out with a
+        warning.
 
     Raises:
-        UserError: a sample cannot be read, or the network's output is not finite.
+        UserError: a sample cannot be read, the output of the network is not finite, or no mask has a defined score.
     """
     network.eval()
     mine: dict[int, metrics.Scores] = {}
@@ -46,8 +47,11 @@ def validate(
         if number < _PICTURES:
             rows.append(_row(image, mask, saliency))
     scored = {number: scores for part in process.gather(mine) for number, scores in part.items()}
-    summary = metrics.join([scored[number] for number in range(len(indices))]).summary()
-    return summary, _stack(rows)
+    every = metrics.join([scored[number] for number in range(len(indices))])
+    (defined,), left_out = metrics.without_undefined([every], [dataset[index].name for index in indices], dataset.name)
+    if left_out and process.rank == 0:
+        terminal.warn(f"{dataset.name}: {metrics.left_out_in_words(left_out)}")
+    return defined.summary(), _stack(rows)
 
 
 def _predict(

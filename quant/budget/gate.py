@@ -6,7 +6,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +23,7 @@ from sodeploy.quant.graph import Network
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.measure import metrics
 from sodeploy.runtime.measure.budget import Budget, Verdict
+from sodeploy.runtime.measure.differences import FEWEST_IMAGES, Delta, bootstrap_deltas
 from sodeploy.runtime.processing import predict, to_saliency
 from sodeploy.runtime.session import Session, open_session
 
@@ -83,10 +83,13 @@ class Gate:
             workers: processes that score; one per core by default.
 
         Raises:
-            UserError: there is no image, or one has no mask.
+            UserError: there are fewer than `FEWEST_IMAGES` images, or one has no mask.
         """
-        if not len(images):
-            raise UserError(f"{images.name} holds no image to measure losses on; give --eval a set of images and masks")
+        if len(images) < FEWEST_IMAGES:
+            raise UserError(
+                f"{images.name} holds {len(images)} images, too few to judge a loss at 95 %; give --eval "
+                f"{FEWEST_IMAGES} or more images with masks"
+            )
         self.network, self.images, self.budget = network, images, budget
         self.measured: set[str] = set()  # digests of the candidates that this run measured; of those an earlier run did
         self.remembered: set[str] = set()
@@ -100,6 +103,7 @@ class Gate:
         self._key = {"format": 1, "network": network.digest, "images": _digest(images)}
         self._state = self._load()
         self._baseline: metrics.Scores | None = None
+        self._has_warned = False
 
     def __enter__(self) -> "Gate":
         return self
@@ -116,7 +120,7 @@ class Gate:
         if found is None:
             started = time.monotonic()
             scores = self._score(model, label)
-            deltas = metrics.bootstrap_deltas(self.baseline(), scores) if scores is not None else {}
+            deltas = self._deltas(scores) if scores is not None else {}
             found = {
                 "candidate": label,
                 "deltas": {name: [delta.value, delta.low, delta.high] for name, delta in deltas.items()},
@@ -126,7 +130,7 @@ class Gate:
             self.measured.add(key)
         elif key not in self.measured:
             self.remembered.add(key)
-        return Verdict({name: metrics.Delta(*values) for name, values in found["deltas"].items()})
+        return Verdict({name: Delta(*values) for name, values in found["deltas"].items()})
 
     def map_error(self, model: onnx.ModelProto) -> float:
         """Mean absolute difference between the maps of `model` and of fp32 on 4 images, in [0, 1]; NaN counts as 1."""
@@ -153,8 +157,28 @@ class Gate:
                     f"{self.images.name}; check the checkpoint and the contract's mean, std and divide_by"
                 )
             with atomic_write(self._file.with_suffix(".npz")) as temporary:
-                np.savez_compressed(temporary, key=json.dumps(self._key), **asdict(self._baseline))
+                arrays: dict[str, Any] = {"key": json.dumps(self._key), **self._baseline.values}
+                np.savez_compressed(temporary, **arrays)
         return self._baseline
+
+    def baseline_summary(self) -> dict[str, float]:
+        """The metrics of fp32, by the keys of `METRICS`."""
+        names = [sample.name for sample in self.images]
+        (defined,), _ = metrics.without_undefined([self.baseline()], names, self.images.name)
+        return defined.summary()
+
+    def _deltas(self, scores: metrics.Scores) -> dict[str, Delta]:
+        names = [sample.name for sample in self.images]
+        (before, after), left_out = metrics.without_undefined([self.baseline(), scores], names, self.images.name)
+        if left_out and not self._has_warned:
+            terminal.warn(f"{self.images.name}: {metrics.left_out_in_words(left_out)}")
+            self._has_warned = True
+        if len(before) < FEWEST_IMAGES:
+            raise UserError(
+                f"{self.images.name} has {len(before)} masks with defined scores, too few to judge a loss at 95 %; "
+                f"give --eval {FEWEST_IMAGES} or more"
+            )
+        return bootstrap_deltas(before, after)
 
     def _score(self, model: onnx.ModelProto, label: str) -> metrics.Scores | None:
         """The scores on all images; None if a map is NaN or infinite."""
@@ -204,7 +228,7 @@ class Gate:
             with np.load(file) as arrays:
                 if json.loads(str(arrays["key"])) != self._key:
                     return None
-                return metrics.Scores(**{field.name: arrays[field.name] for field in fields(metrics.Scores)})
+                return metrics.Scores({name: arrays[name] for name in metrics.per_image_values()})
         except Exception as error:  # zipfile, json and numpy each have their own
             raise UserError(f"{file} holds no scores ({error}); delete it and search again") from None
 

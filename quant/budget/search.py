@@ -35,7 +35,7 @@ from sodeploy.quant.planning.plan import Layer, Plan, Precision
 from sodeploy.quant.planning.ranges import summed
 from sodeploy.quant.planning.targets import decide_targets
 from sodeploy.runtime.measure.budget import Budget, Verdict
-from sodeploy.runtime.measure.metrics import LABELS
+from sodeploy.runtime.measure.metrics import METRICS
 from sodeploy.runtime.measure.report import Table, decimal, show
 
 _OUTLIER = 10.0  # times the usual magnitude: the range spends three of eight bits on a few values
@@ -119,16 +119,16 @@ def search(network: Network, gate: Gate, evidence: Evidence | None = None, metho
 
 def summary(gate: Gate, candidates: Sequence[Candidate], seconds: float) -> Table:
     """A table of the layers and losses of each candidate, and the cost of the search."""
-    baseline = gate.baseline().summary()
+    baseline = gate.baseline_summary()
     rows = [["fp32", "", "", *(decimal(baseline[metric]) for metric in gate.budget)]]
     for candidate in candidates:
         layers = (str(len(candidate.plan.nodes(precision))) for precision in ("int8", "fp32"))
         rows.append([candidate.name, *layers, *(_interval(candidate.verdict, metric) for metric in gate.budget)])
-    allowed = (decimal(loss if metric == "mae" else -loss, signed=True) for metric, loss in gate.budget.items())
+    allowed = (decimal(-METRICS[metric].worse_by(-loss), signed=True) for metric, loss in gate.budget.items())
     rows.append(["budget", "", "", *allowed])
     return Table(
         f"Difference to fp32 on {gate.images}, with 95 % interval (paired bootstrap over images)",
-        ["candidate", "int8 layers", "fp32 nodes", *(LABELS[metric] for metric in gate.budget)],
+        ["candidate", "int8 layers", "fp32 nodes", *(METRICS[metric].label for metric in gate.budget)],
         rows,
         caption=f"{len(gate.measured)} candidates measured and {len(gate.remembered)} remembered, in {seconds:.0f} s",
     )

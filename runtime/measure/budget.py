@@ -1,13 +1,14 @@
-"""What a network may lose, and whether a measured loss keeps to it."""
+"""The budget: how much accuracy a network may lose, and whether a measured loss stays within it."""
 
 import math
 from dataclasses import dataclass
 
 from sodeploy.errors import UserError
-from sodeploy.runtime.measure import metrics
+from sodeploy.runtime.measure.differences import FEWEST_IMAGES, Delta
+from sodeploy.runtime.measure.metrics import METRICS
 from sodeploy.runtime.measure.report import decimal
 
-Budget = dict[str, float]  # metric, as in runtime.metrics.LABELS -> the most of it that may be lost
+Budget = dict[str, float]  # key of a metric in `METRICS` -> the largest loss that is allowed
 
 
 def parse_budget(text: str) -> Budget:
@@ -19,8 +20,8 @@ def parse_budget(text: str) -> Budget:
     budget: Budget = {}
     for part in text.split(","):
         name, _, number = (piece.strip() for piece in part.partition("="))
-        if name not in metrics.LABELS:
-            known = ", ".join(metrics.LABELS)
+        if name not in METRICS:
+            known = ", ".join(METRICS)
             raise UserError(f"--max-drop {text}: {name!r} is no metric; write for example s=0.002 with one of {known}")
         try:
             budget[name] = float(number)
@@ -28,15 +29,15 @@ def parse_budget(text: str) -> Budget:
             raise UserError(f"--max-drop {text}: {number!r} is no number; write for example {name}=0.002") from None
         if not 0 < budget[name] < 1:
             raise UserError(
-                f"--max-drop {text}: {name}={number} cannot be kept, as every rounding changes a map a little; give "
-                f"the least loss that matters to you, between 0 and 1, for example {name}=0.001"
+                f"--max-drop {text}: {name}={number} is not between 0 and 1; every rounding changes a map a little, so "
+                f"give the smallest loss that matters to you, for example {name}=0.001"
             )
     return budget
 
 
 def in_words(budget: Budget) -> str:
     """A budget as tables and sentences write it: S .0020, MAE .0010."""
-    return ", ".join(f"{metrics.LABELS[metric]} {_amount(allowed, allowed)}" for metric, allowed in budget.items())
+    return ", ".join(f"{METRICS[metric].label} {_amount(allowed, allowed)}" for metric, allowed in budget.items())
 
 
 def _amount(value: float, allowed: float) -> str:
@@ -46,36 +47,40 @@ def _amount(value: float, allowed: float) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a candidate loses against fp32 on the evaluation images.
+    """The losses of a candidate against fp32 on the evaluation images.
 
     Attributes:
         deltas: candidate - fp32, by metric; empty if its maps were NaN or infinite.
     """
 
-    deltas: dict[str, metrics.Delta]
+    deltas: dict[str, Delta]
 
     def loss(self, metric: str) -> float:
-        """How much worse the metric is; below zero: better."""
+        """How much worse the metric is; negative: better; inf where the maps were NaN or infinite."""
         if metric not in self.deltas:
-            return float("inf")
-        return self.deltas[metric].value * (1 if metric == "mae" else -1)
+            return math.inf
+        return METRICS[metric].worse_by(self.deltas[metric].value)
 
     def bound(self, metric: str) -> float:
-        """The upper end of the loss's 95 % interval."""
+        """The upper end of the 95 % interval of the loss; inf where there is no interval."""
         if metric not in self.deltas:
-            return float("inf")
-        return self.deltas[metric].high if metric == "mae" else -self.deltas[metric].low
+            return math.inf
+        delta = self.deltas[metric]
+        return max(METRICS[metric].worse_by(delta.low), METRICS[metric].worse_by(delta.high))
 
     def fits(self, budget: Budget) -> bool:
         return all(self.bound(metric) <= allowed for metric, allowed in budget.items())
 
     def images_to_fit(self, budget: Budget, images: int) -> int | None:
-        """About how many images like the `images` measured would make this loss fit; None: it is too large on average.
+        """Roughly how many images would make this loss fit; None: it is too large on average.
 
-        An interval narrows with the square root of their number.
+        The images are assumed to be like the `images` that were measured; then an interval narrows with the square
+        root of their number.
         """
         if any(self.loss(metric) >= allowed for metric, allowed in budget.items()):
             return None
+        if any(math.isinf(self.bound(metric)) for metric in budget):
+            return FEWEST_IMAGES
         widths = [
             (self.bound(metric) - self.loss(metric)) / (allowed - self.loss(metric))
             for metric, allowed in budget.items()
@@ -83,10 +88,10 @@ class Verdict:
         return math.ceil(images * max(widths) ** 2)
 
     def explain(self, budget: Budget) -> str:
-        """The loss in the metric that is furthest beyond its budget, in words."""
+        """The loss in the metric that exceeds its budget most, in words."""
         if not self.deltas:
             return "the whole map, which becomes NaN or infinite"
         metric = max(budget, key=lambda name: self.bound(name) / budget[name])
         numbers = (self.loss(metric), self.bound(metric), budget[metric])
         loss, bound, allowed = (_amount(number, budget[metric]) for number in numbers)
-        return f"{loss} {metrics.LABELS[metric]}, at 95 % up to {bound} ({allowed} allowed)"
+        return f"{loss} {METRICS[metric].label}, at 95 % up to {bound} ({allowed} allowed)"

@@ -7,7 +7,7 @@ import numpy as np
 
 from sodeploy.artifacts import atomic_write
 from sodeploy.errors import UserError
-from sodeploy.runtime.measure.metrics import Scores
+from sodeploy.runtime.measure.metrics import F_CURVE, PRECISION, RECALL, Scores
 
 _FORMATS = (".png", ".svg", ".pdf")
 
@@ -46,7 +46,9 @@ def draw_curves(curves: Sequence[tuple[str, str, Scores]], path: Path) -> None:
         for name, method, scores in curves:
             if name != dataset:
                 continue
-            precision, recall, f = (values.mean(axis=0) for values in (scores.precision, scores.recall, scores.f_curve))
+            precision, recall, f = (
+                values.mean(axis=0) for values in (scores[PRECISION], scores[RECALL], scores[F_CURVE])
+            )
             precision_recall.plot(recall, precision, label=method, linewidth=1.5)
             f_measure.plot(np.arange(255, -1, -1), f, label=f"{method} (max {f.max():.3f})", linewidth=1.5)
         precision_recall.set(title=f"{dataset}: precision and recall", xlabel="recall", ylabel="precision", xlim=(0, 1))

@@ -1,88 +1,195 @@
-"""The metrics of salient object detection, per image and over a set, and what a difference between two models is worth.
+"""The table of metrics, and the scores of images in all of them.
 
-All scores come from PySODMetrics, so they are the ones that papers report. Its conventions, which are ours too: the
-saliency map is 8-bit and as large as the mask; it is stretched to [0, 1] over its own minimum and maximum before
-anything is computed; the mask is foreground where > 128; F uses beta² = 0.3, weighted F beta² = 1; curves have 256
-thresholds; a score over a set is the mean over its images, and max F and max E are the maxima of the mean curves.
+All scores come from PySODMetrics, so they equal the scores that papers report. We keep its conventions: the saliency
+map is 8-bit and as large as the mask; before a metric is computed, the map is stretched to [0, 1] over its own minimum
+and maximum; a mask pixel is foreground where it is > 128; F uses beta² = 0.3, weighted F beta² = 1; curves have 256
+thresholds; a score over a set is the mean over its images; max F and max E are the maxima of the mean curves.
+
+A new metric is one entry in `METRICS`; nothing else lists metrics, their labels or their directions.
 """
 
 import contextlib
 import multiprocessing
 import os
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from sodeploy.errors import UserError
 
-# What tables call each metric, in their order.
-LABELS = {
-    "mae": "MAE",
-    "mean_f": "mean F",
-    "max_f": "max F",
-    "adp_f": "adaptive F",
-    "w_f": "weighted F",
-    "s": "S",
-    "mean_e": "mean E",
-    "max_e": "max E",
-    "adp_e": "adaptive E",
-}
 
-_CHUNK = 256  # bootstrap resamples at a time: bounds memory at 2 KiB per image
+class Pair:
+    """One saliency map and its mask, as every metric gets them; what several metrics share is computed once.
+
+    Attributes:
+        saliency: (H, W) uint8.
+        mask: (H, W) uint8, foreground where > 128.
+    """
+
+    def __init__(self, saliency: np.ndarray, mask: np.ndarray) -> None:
+        """
+        Raises:
+            ValueError: the two are not uint8 maps of one size.
+        """
+        if saliency.dtype != np.uint8 or mask.dtype != np.uint8 or saliency.ndim != 2 or saliency.shape != mask.shape:
+            raise ValueError(
+                "expected two uint8 maps (H, W) of one size, "
+                f"got {saliency.shape} {saliency.dtype} and {mask.shape} {mask.dtype}"
+            )
+        self.saliency, self.mask = saliency, mask
+
+    @cached_property
+    def stretched(self) -> tuple[np.ndarray, np.ndarray]:
+        """(H, W) float64 map in [0, 1], stretched over its minimum and maximum, and (H, W) bool foreground."""
+        from py_sod_metrics.utils import prepare_data
+
+        saliency, foreground = prepare_data(self.saliency, self.mask)
+        return saliency, foreground
+
+    def results(self, evaluator: Any) -> dict[str, Any]:
+        """The results of one of PySODMetrics' evaluators on this pair alone."""
+        with warnings.catch_warnings():
+            # S of a mask whose centroid lies on the last row or column is NaN; `without_undefined` names the mask
+            warnings.simplefilter("ignore", RuntimeWarning)
+            evaluator.step(*self.stretched, normalize=False)
+        results: dict[str, Any] = evaluator.get_results()
+        return results
+
+    @cached_property
+    def f(self) -> dict[str, Any]:
+        """F, precision and recall at 256 thresholds (`dynamic`), from 255 down to 0, and adaptive F (`adaptive`)."""
+        sod = _pysodmetrics()
+        handlers = {
+            "f": sod.FmeasureHandler(with_dynamic=True, with_adaptive=True, beta=0.3),
+            "precision": sod.PrecisionHandler(with_dynamic=True, with_adaptive=False),
+            "recall": sod.RecallHandler(with_dynamic=True, with_adaptive=False),
+        }
+        return self.results(sod.FmeasureV2(handlers))
+
+    @cached_property
+    def e(self) -> dict[str, Any]:
+        """E at 256 thresholds (`curve`), from 255 down to 0, and adaptive E (`adp`)."""
+        results: dict[str, Any] = self.results(_pysodmetrics().Emeasure())["em"]
+        return results
+
+
+class PerImage(NamedTuple):
+    """A value of each image: a number, or a curve over 256 thresholds.
+
+    Attributes:
+        name: key of the values in `Scores`.
+        compute: the value of one pair; NaN where the metric is undefined.
+    """
+
+    name: str
+    compute: Callable[[Pair], Any]
 
 
 @dataclass(frozen=True)
-class Scores:
-    """The scores of one model on N images, in the images' order; curves run from threshold 255 down to 0."""
+class Metric:
+    """A metric over a set of images.
 
-    mae: np.ndarray  # (N,) float64, as are all
-    s: np.ndarray  # (N,) structure measure, Fan et al., ICCV 2017
-    w_f: np.ndarray  # (N,) weighted F, Margolin et al., CVPR 2014
-    adp_f: np.ndarray  # (N,) F at twice the map's mean, Achanta et al., CVPR 2009
-    adp_e: np.ndarray  # (N,) enhanced-alignment measure, Fan et al., IJCAI 2018, at the same threshold
-    f_curve: np.ndarray  # (N, 256)
-    e_curve: np.ndarray  # (N, 256)
-    precision: np.ndarray  # (N, 256)
-    recall: np.ndarray  # (N, 256)
+    Attributes:
+        key: name in options, records and recipes.
+        label: name in tables.
+        per_image: the value of each image. Two metrics may share one, as mean F and max F share the F curve.
+        summary: how the mean over all images becomes a number: "mean" takes the mean of a mean curve, and a number as
+            it is; "max" takes the maximum of a mean curve.
+        lower_is_better: the direction.
+    """
+
+    key: str
+    label: str
+    per_image: PerImage
+    summary: Literal["mean", "max"] = "mean"
+    lower_is_better: bool = False
+
+    def worse_by(self, difference: float) -> float:
+        """How much worse the metric is after it changed by `difference`; negative: better."""
+        return difference if self.lower_is_better else -difference
+
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether `value` is better than `other`."""
+        return self.worse_by(value - other) < 0
+
+    def over(self, means: np.ndarray) -> np.ndarray:
+        """The metric from means over images, (..., 1) or (..., 256) -> (...)."""
+        return means.mean(axis=-1) if self.summary == "mean" else means.max(axis=-1)
+
+
+F_CURVE = PerImage("f_curve", lambda pair: pair.f["f"]["dynamic"])
+E_CURVE = PerImage("e_curve", lambda pair: pair.e["curve"])
+PRECISION = PerImage("precision", lambda pair: pair.f["precision"]["dynamic"])
+RECALL = PerImage("recall", lambda pair: pair.f["recall"]["dynamic"])
+
+# In the order of all tables. Sources: F, Achanta et al., CVPR 2009 (adaptive: at twice the mean of the map); weighted
+# F, Margolin et al., CVPR 2014; S, structure measure, Fan et al., ICCV 2017; E, enhanced alignment, Fan et al., IJCAI
+# 2018 (adaptive: at the same threshold as F).
+METRICS = {
+    metric.key: metric
+    for metric in (
+        Metric("mae", "MAE", PerImage("mae", lambda p: p.results(_pysodmetrics().MAE())["mae"]), lower_is_better=True),
+        Metric("mean_f", "mean F", F_CURVE),
+        Metric("max_f", "max F", F_CURVE, "max"),
+        Metric("adp_f", "adaptive F", PerImage("adp_f", lambda p: p.f["f"]["adaptive"])),
+        Metric("w_f", "weighted F", PerImage("w_f", lambda p: p.results(_pysodmetrics().WeightedFmeasure())["wfm"])),
+        Metric("s", "S", PerImage("s", lambda p: p.results(_pysodmetrics().Smeasure())["sm"])),
+        Metric("mean_e", "mean E", E_CURVE),
+        Metric("max_e", "max E", E_CURVE, "max"),
+        Metric("adp_e", "adaptive E", PerImage("adp_e", lambda p: p.e["adp"])),
+    )
+}
+
+
+def per_image_values() -> dict[str, PerImage]:
+    """What is computed for each image, by name: the values of all metrics, and the curves that `curves` draws."""
+    wanted = (*(metric.per_image for metric in METRICS.values()), PRECISION, RECALL)
+    return {value.name: value for value in wanted}
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The scores of one model on N images, in the order of the images.
+
+    Attributes:
+        values: by the name of each `PerImage`, (N,) or (N, 256) float64.
+    """
+
+    values: dict[str, np.ndarray]
 
     def __len__(self) -> int:
-        return len(self.mae)
+        return len(next(iter(self.values.values())))
+
+    def __getitem__(self, value: PerImage) -> np.ndarray:
+        """(N,) or (N, 256) float64."""
+        return self.values[value.name]
+
+    def take(self, chosen: np.ndarray) -> "Scores":
+        """The scores of the chosen images; `chosen`: indices, or (N,) bool."""
+        return Scores({name: array[chosen] for name, array in self.values.items()})
+
+    def undefined(self) -> np.ndarray:
+        """(N,) bool: images with a score that is NaN or infinite."""
+        flat = [~np.isfinite(array).reshape(len(self), -1).all(axis=1) for array in self.values.values()]
+        return np.asarray(np.any(flat, axis=0))
 
     def summary(self) -> dict[str, float]:
-        """The nine metrics over all images, by the keys of `LABELS`.
+        """All metrics over all images, by the keys of `METRICS`.
 
         Raises:
             ValueError: there are no images.
         """
         if not len(self):
             raise ValueError("no images were scored")
-        f_curve, e_curve = self.f_curve.mean(axis=0), self.e_curve.mean(axis=0)
-        values = {
-            "mae": self.mae.mean(),
-            "mean_f": f_curve.mean(),
-            "max_f": f_curve.max(),
-            "adp_f": self.adp_f.mean(),
-            "w_f": self.w_f.mean(),
-            "s": self.s.mean(),
-            "mean_e": e_curve.mean(),
-            "max_e": e_curve.max(),
-            "adp_e": self.adp_e.mean(),
-        }
-        return {key: float(value) for key, value in values.items()}
-
-
-@dataclass(frozen=True)
-class Delta:
-    """A difference of one metric, and the 95 % confidence interval of that difference."""
-
-    value: float
-    low: float
-    high: float
+        means = {name: np.atleast_1d(array.mean(axis=0)) for name, array in self.values.items()}
+        return {key: float(metric.over(means[metric.per_image.name])) for key, metric in METRICS.items()}
 
 
 def score(saliency: np.ndarray, mask: np.ndarray) -> Scores:
@@ -96,87 +203,55 @@ def score(saliency: np.ndarray, mask: np.ndarray) -> Scores:
         UserError: PySODMetrics is not installed.
         ValueError: the two are not uint8 maps of one size.
     """
-    if saliency.dtype != np.uint8 or mask.dtype != np.uint8 or saliency.ndim != 2 or saliency.shape != mask.shape:
-        raise ValueError(
-            "expected two uint8 maps (H, W) of one size, "
-            f"got {saliency.shape} {saliency.dtype} and {mask.shape} {mask.dtype}"
-        )
+    pair = Pair(saliency, mask)
+    _pysodmetrics()
+    return Scores(
+        {name: np.asarray(value.compute(pair), np.float64)[None] for name, value in per_image_values().items()}
+    )
+
+
+def _pysodmetrics() -> Any:
     try:
-        import py_sod_metrics as sod
-        from py_sod_metrics.utils import prepare_data
+        import py_sod_metrics
     except ImportError:
         raise UserError("scoring needs PySODMetrics; install it: pip install 'sodeploy[bench]'") from None
-
-    handlers = {
-        "f": sod.FmeasureHandler(with_dynamic=True, with_adaptive=True, beta=0.3),
-        "precision": sod.PrecisionHandler(with_dynamic=True, with_adaptive=False),
-        "recall": sod.RecallHandler(with_dynamic=True, with_adaptive=False),
-    }
-    f, mae, s, e, w_f = sod.FmeasureV2(handlers), sod.MAE(), sod.Smeasure(), sod.Emeasure(), sod.WeightedFmeasure()
-    stretched, foreground = prepare_data(saliency, mask)  # once, where each metric's `step` would do so
-    for metric in (f, mae, s, e, w_f):
-        metric.step(stretched, foreground, normalize=False)
-    curves, enhanced = f.get_results(), e.get_results()["em"]
-    values = {
-        "mae": mae.get_results()["mae"],
-        "s": s.get_results()["sm"],
-        "w_f": w_f.get_results()["wfm"],
-        "adp_f": curves["f"]["adaptive"],
-        "adp_e": enhanced["adp"],
-        "f_curve": curves["f"]["dynamic"],
-        "e_curve": enhanced["curve"],
-        "precision": curves["precision"]["dynamic"],
-        "recall": curves["recall"]["dynamic"],
-    }
-    return Scores(**{name: np.asarray(value, np.float64)[None] for name, value in values.items()})
+    return py_sod_metrics
 
 
 def join(parts: Sequence[Scores]) -> Scores:
     """The scores of several sets of images, one after the other; at least one part."""
-    return Scores(
-        **{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Scores)}
-    )
+    return Scores({name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values})
 
 
-def bootstrap_deltas(baseline: Scores, other: Scores, resamples: int = 5000, seed: int = 0) -> dict[str, Delta]:
-    """How `other` differs from `baseline` on the same images, metric by metric.
+def without_undefined(scores: Sequence[Scores], names: Sequence[str], source: str) -> tuple[list[Scores], list[str]]:
+    """The scores of the images on which every score is defined.
 
-    The interval is the paired percentile bootstrap over images (Efron and Tibshirani, 1993, ch. 13): both models are
-    scored on the same resampled images, so what is common to both, a hard image, cancels. Max F and max E are taken
-    anew from each resample's mean curves.
+    S is undefined (NaN) for a mask whose foreground has its centroid on the last row or column, as PySODMetrics
+    computes it. One such mask would make the mean over the set NaN.
+
+    Args:
+        scores: of each model on the same images.
+        names: of the images, in the same order.
+        source: name of the data set, for the error.
 
     Returns:
-        By the keys of `LABELS`: other - baseline, with the 2.5 % and 97.5 % quantiles; equal for equal arguments.
+        The scores of each model without those images, and the names of the images that were left out.
 
     Raises:
-        ValueError: the two were not scored on the same number of images, or on none.
+        UserError: no image is left.
     """
-    images = len(baseline)
-    if len(other) != images or not images:
-        raise ValueError(f"a paired comparison needs the same images: {images} against {len(other)}")
-    means = {
-        **{name: getattr(other, name) - getattr(baseline, name) for name in ("mae", "s", "w_f", "adp_f", "adp_e")},
-        "mean_f": (other.f_curve - baseline.f_curve).mean(axis=1),
-        "mean_e": (other.e_curve - baseline.e_curve).mean(axis=1),
-    }
-    differences = np.stack(list(means.values()), axis=1)  # (N, 7)
-    drawn: dict[str, list[np.ndarray]] = {name: [] for name in LABELS}
-    random = np.random.default_rng(seed)
-    for start in range(0, resamples, _CHUNK):
-        count = min(_CHUNK, resamples - start)
-        choice = random.integers(images, size=(count, images))
-        weights = np.stack([np.bincount(row, minlength=images) for row in choice]) / images  # (count, N)
-        for name, column in zip(means, (weights @ differences).T, strict=True):
-            drawn[name].append(column)
-        drawn["max_f"].append((weights @ other.f_curve).max(axis=1) - (weights @ baseline.f_curve).max(axis=1))
-        drawn["max_e"].append((weights @ other.e_curve).max(axis=1) - (weights @ baseline.e_curve).max(axis=1))
+    undefined = np.any([each.undefined() for each in scores], axis=0)
+    left_out = [name for name, out in zip(names, undefined, strict=True) if out]
+    if len(left_out) == len(names):
+        raise UserError(f"{source}: no mask has a defined score, the first is {names[0]}; check the masks")
+    return [each.take(~undefined) for each in scores] if left_out else list(scores), left_out
 
-    before, after = baseline.summary(), other.summary()
-    deltas = {}
-    for name in LABELS:
-        low, high = np.quantile(np.concatenate(drawn[name]), [0.025, 0.975])
-        deltas[name] = Delta(after[name] - before[name], float(low), float(high))
-    return deltas
+
+def left_out_in_words(left_out: Sequence[str]) -> str:
+    """What to tell the user about images that `without_undefined` left out."""
+    shown = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
+    masks = "1 mask is" if len(left_out) == 1 else f"{len(left_out)} masks are"
+    return f"{masks} left out of all scores, because a metric is undefined (NaN) there: {shown}"
 
 
 @contextlib.contextmanager

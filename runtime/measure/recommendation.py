@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sodeploy.runtime.measure.budget import Budget, Verdict, in_words
+from sodeploy.runtime.measure.differences import FEWEST_IMAGES
 
 FEWEST = 6  # images that a median has a 95 % interval on: all above it, or all below, has a chance of 2 / 2^6
 _PRECISIONS = ("fp32", "fp16", "int8")  # the first of two that are equally fast is preferred
@@ -101,6 +102,9 @@ def recommend(models: Sequence[Measured], budget: Budget | None) -> Recommendati
         few = f"Times on {images} image{'s' if images > 1 else ''} cannot be compared; give {FEWEST} or more."
         return Recommendation(None, None, [few])
     pays, int8_sentence, partner = _int8(real)
+    if budget is not None and images < FEWEST_IMAGES:
+        few = f"A loss on {images} images cannot be judged at 95 %; give {FEWEST_IMAGES} or more."
+        return Recommendation(None, pays, [few, int8_sentence] if int8_sentence else [few])
     if budget is None:
         best, reference = _best(real), real[0]
         fastest = f"Fastest: {best.name}, {_time(best, reference)}."

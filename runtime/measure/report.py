@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from sodeploy import terminal
-from sodeploy.runtime.measure.metrics import LABELS
+from sodeploy.runtime.measure.metrics import METRICS
 
 Record = dict[str, Any]  # what bench.py and evaluate.py document
 
@@ -40,10 +40,15 @@ def bench_tables(record: Record) -> list[Table]:
 def evaluation_table(record: Record) -> Table:
     """The nine metrics of each method on each data set, from the record that evaluate.py writes."""
     rows = [
-        [row["dataset"], row["method"], str(row["images"]), *(decimal(row["metrics"][key]) for key in LABELS)]
+        [row["dataset"], row["method"], str(row["images"]), *(decimal(row["metrics"][key]) for key in METRICS)]
         for row in record["rows"]
     ]
-    return Table("Accuracy", ["data set", "method", "images", *LABELS.values()], rows, text_columns=2)
+    return Table(
+        "Accuracy",
+        ["data set", "method", "images", *(metric.label for metric in METRICS.values())],
+        rows,
+        text_columns=2,
+    )
 
 
 def to_markdown(table: Table) -> str:
@@ -121,12 +126,12 @@ def labels(paths: Sequence[str]) -> list[str]:
 
 def _accuracy(record: Record, names: dict[str, str]) -> Table:
     rows = [
-        [names[row["model"]], row["network"], row["precision"], *(decimal(row["metrics"][key]) for key in LABELS)]
+        [names[row["model"]], row["network"], row["precision"], *(decimal(row["metrics"][key]) for key in METRICS)]
         for row in record["rows"]
     ]
     return Table(
         f"Accuracy on {record['dataset']}, {record['images']} images",
-        ["model", "network", "precision", *LABELS.values()],
+        ["model", "network", "precision", *(metric.label for metric in METRICS.values())],
         rows,
         text_columns=3,
         caption="\n".join(_calibration_warnings(record, names)),
@@ -144,8 +149,8 @@ def _calibration_warnings(record: Record, names: dict[str, str]) -> list[str]:
 def _deltas(record: Record, names: dict[str, str]) -> Table:
     baseline, *others = record["rows"]
     rows = [
-        [label, decimal(baseline["metrics"][key]), *(interval(row["delta"][key]) for row in others)]
-        for key, label in LABELS.items()
+        [metric.label, decimal(baseline["metrics"][key]), *(interval(row["delta"][key]) for row in others)]
+        for key, metric in METRICS.items()
     ]
     return Table(
         f"Difference to {names[baseline['model']]}, with 95 % interval (paired bootstrap over images)",
@@ -157,6 +162,8 @@ def _deltas(record: Record, names: dict[str, str]) -> Table:
 
 def interval(delta: Record) -> str:
     """A difference {value, ci95} as `+.0012 [-.0003, +.0027]`, with a * before it if the interval excludes zero."""
+    if delta["ci95"] is None:
+        return decimal(delta["value"], signed=True)
     value, low, high = (decimal(number, signed=True) for number in (delta["value"], *delta["ci95"]))
     mark = "* " if low.startswith("+") or high.startswith("-") else ""  # as shown: what rounds to 0 is no difference
     return f"{mark}{value} [{low}, {high}]"

@@ -27,7 +27,8 @@ from sodeploy.quant.planning.plan import load_plan
 from sodeploy.quant.sources import Images
 from sodeploy.runtime.contract import Contract, embed
 from sodeploy.runtime.measure.budget import Verdict, parse_budget
-from sodeploy.runtime.measure.metrics import Delta, Scores
+from sodeploy.runtime.measure.differences import Delta
+from sodeploy.runtime.measure.metrics import Scores
 
 SIZE = 32
 CHANNELS = 8
@@ -56,7 +57,7 @@ class Scene:
 
 
 CALIBRATION = Dataset("calibration", [Scene(f"c{seed}", seed) for seed in range(4)])
-EVALUATION = Dataset("evaluation", [Scene(f"e{seed}", seed) for seed in range(100, 112)])
+EVALUATION = Dataset("evaluation", [Scene(f"e{seed}", seed) for seed in range(100, 121)])
 
 
 def brightness_network(path: Path, magnified: dict[int, float], gain: float = 30) -> Network:

@@ -12,7 +12,8 @@ import pytest
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.bench import bench
-from sodeploy.runtime.measure.metrics import LABELS
+from sodeploy.runtime.measure.differences import FEWEST_IMAGES
+from sodeploy.runtime.measure.metrics import METRICS
 from sodeploy.runtime.measure.report import bench_tables, decimal, labels, to_markdown
 
 pytest.importorskip("onnxruntime")
@@ -23,19 +24,23 @@ IMAGES = 6
 
 @pytest.fixture
 def data(tmp_path):
+    return draw_discs(tmp_path / "discs", IMAGES)
+
+
+def draw_discs(place, count):
     """Red discs on dark noise, with their masks, of several sizes."""
     random = np.random.default_rng(0)
     for folder in ("images", "masks"):
-        (tmp_path / "discs" / folder).mkdir(parents=True)
-    for index in range(IMAGES):
+        (place / folder).mkdir(parents=True)
+    for index in range(count):
         size = (40 + 3 * index, 50)
         mask = np.zeros(size, np.uint8)
         cv2.circle(mask, (25, 20), 8 + index, 255, -1)
         image = random.integers(0, 90, (*size, 3), dtype=np.uint8)
         image[..., 2] = np.maximum(image[..., 2], mask // 4 * 3)
-        cv2.imwrite(str(tmp_path / "discs" / "images" / f"{index}.png"), image)
-        cv2.imwrite(str(tmp_path / "discs" / "masks" / f"{index}.png"), mask)
-    return tmp_path / "discs"
+        cv2.imwrite(str(place / "images" / f"{index}.png"), image)
+        cv2.imwrite(str(place / "masks" / f"{index}.png"), mask)
+    return place
 
 
 @pytest.fixture
@@ -57,14 +62,14 @@ def test_the_record_holds_what_is_documented(models, data):
     assert good["macs_g"] == pytest.approx(3 * 16 * 24 / 1e9)
     assert good["calibrated_on"] is None
     for row in record["rows"]:
-        assert set(row["metrics"]) == set(row["delta"]) == set(LABELS)
+        assert set(row["metrics"]) == set(row["delta"]) == set(METRICS)
         latency = row["latency_ms"]
         assert set(latency) == {"pre", "infer", "post", "total"}
         assert all(0 < times["p50"] <= times["p90"] <= times["p99"] for times in latency.values())
         assert latency["total"]["p50"] >= max(latency[stage]["p50"] for stage in ("pre", "infer", "post"))
-    assert all(delta == {"value": 0, "ci95": [0, 0]} for delta in good["delta"].values())
+    assert all(delta == {"value": 0, "ci95": None} for delta in good["delta"].values())
     assert bad["delta"]["mae"]["value"] == pytest.approx(bad["metrics"]["mae"] - good["metrics"]["mae"])
-    assert bad["delta"]["mae"]["ci95"][0] > 0
+    assert bad["delta"]["mae"]["ci95"] is None  # too few images
     assert good["time_ratio"] == {"value": 1, "ci95": [1, 1]}
     assert (bad["images_per_s"], bad["device_memory_mib"], record["gpu"]) == (None, None, {"before": {}, "after": {}})
     assert (record["recommendation"]["budget"], record["recommendation"]["model"]) == (None, None)
@@ -93,7 +98,8 @@ def test_images_it_was_calibrated_on_are_refused_or_told(save_model, data):
     assert "calibrated on 3 of these images" in to_markdown(bench_tables(record)[0])
 
 
-def test_what_is_within_the_budget_is_recommended(save_model, models, data):
+def test_what_is_within_the_budget_is_recommended(save_model, models, tmp_path):
+    data = draw_discs(tmp_path / "many", FEWEST_IMAGES)
     budget = {"s": 0.5, "mae": 0.001}
     record = bench([*models, save_model("sim.onnx", (1.2, 0, 0), metadata={"sodeploy.dialect": "simulation"})], data,
                    threads=1, workers=1, budget=budget)  # fmt: skip
@@ -103,6 +109,27 @@ def test_what_is_within_the_budget_is_recommended(save_model, models, data):
     assert "loses too much: " in advice["text"][1]
     assert advice["text"][-1] == "sim simulates an engine, so its time says nothing; it keeps to the budget."
     assert [row["stand_in"] for row in record["rows"]] == ["", "", "simulates an engine"]
+
+
+def test_few_images_promise_nothing(models, data):
+    record = bench(models, data, threads=1, workers=1, budget={"s": 0.5})
+    assert record["recommendation"]["model"] is None
+    assert record["recommendation"]["text"][0] == "A loss on 6 images cannot be judged at 95 %; give 20 or more."
+    tables = "".join(map(to_markdown, bench_tables(record)))
+    assert "*" not in tables.replace("**", "")
+    assert "[" not in tables
+
+
+def test_a_mask_without_a_score_is_named_and_left_out(models, data, capsys):
+    corner = np.zeros((40, 50), np.uint8)
+    corner[-1, -1] = 255
+    cv2.imwrite(str(data / "masks" / "0.png"), corner)
+    record = bench(models, data, threads=1, workers=1)
+    assert (record["images"], record["left_out"]) == (IMAGES - 1, ["0"])
+    assert "discs: 1 mask is left out of all scores, because a metric is undefined (NaN) there: 0" in (
+        " ".join(capsys.readouterr().err.split())
+    )
+    json.dumps(record, allow_nan=False)
 
 
 def test_the_pipeline_of_a_cpu_cannot_be_shown(models, data, tmp_path):

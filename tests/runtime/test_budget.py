@@ -4,7 +4,7 @@ import pytest
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.measure.budget import Verdict, parse_budget
-from sodeploy.runtime.measure.metrics import Delta
+from sodeploy.runtime.measure.differences import Delta
 
 
 def test_budgets() -> None:
@@ -25,9 +25,9 @@ def test_budgets() -> None:
         ("fscore=0.1", "'fscore' is no metric; .* mae, mean_f"),
         ("s", "'' is no number"),
         ("s=little", "'little' is no number"),
-        ("s=0", "s=0 cannot be kept, as every rounding changes a map"),
-        ("s=-0.1", "s=-0.1 cannot be kept"),
-        ("s=nan", "s=nan cannot be kept"),
+        ("s=0", "s=0 is not between 0 and 1; every rounding changes a map"),
+        ("s=-0.1", "s=-0.1 is not between"),
+        ("s=nan", "s=nan is not between"),
     ],
 )
 def test_a_budget_gone_wrong(text: str, message: str) -> None:

@@ -10,6 +10,7 @@ from golden_values import METRICS
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.measure import metrics
+from sodeploy.runtime.measure.differences import FEWEST_IMAGES, bootstrap_deltas
 
 sod = pytest.importorskip("py_sod_metrics")
 
@@ -80,14 +81,16 @@ def test_a_set_scores_as_pysodmetrics_accumulating_it():
 
 
 def test_curves_run_from_threshold_255_down():
-    recall = scores(range(1)).recall[0]
+    recall = scores(range(1))[metrics.RECALL][0]
     assert (np.diff(recall) >= 0).all()
     assert recall[-1] == 1.0
 
 
 def test_a_map_is_stretched_before_it_is_scored():
     saliency, mask = pair(0, noise=0)
-    assert metrics.score(saliency // 2, mask).mae == pytest.approx(metrics.score(saliency, mask).mae, abs=0.01)
+    assert metrics.score(saliency // 2, mask).summary()["mae"] == pytest.approx(
+        metrics.score(saliency, mask).summary()["mae"], abs=0.01
+    )
 
 
 @pytest.mark.parametrize("value", [0, 255])
@@ -107,17 +110,14 @@ def test_what_cannot_be_compared_is_refused(saliency):
 
 
 def test_bootstrap_equals_a_plain_one():
-    baseline, other = scores(range(12), noise=20), scores(range(12), noise=60)
-    deltas = metrics.bootstrap_deltas(baseline, other, resamples=300, seed=7)
+    baseline, other = scores(range(24), noise=20), scores(range(24), noise=60)
+    deltas = bootstrap_deltas(baseline, other, resamples=300, seed=7)
 
     random = np.random.default_rng(7)
-    choices = [*random.integers(12, size=(256, 12)), *random.integers(12, size=(44, 12))]
-    plain = {name: [] for name in metrics.LABELS}
+    choices = [*random.integers(24, size=(256, 24)), *random.integers(24, size=(44, 24))]
+    plain = {name: [] for name in metrics.METRICS}
     for chosen in choices:
-        before, after = (
-            metrics.Scores(**{name: array[chosen] for name, array in vars(part).items()}).summary()
-            for part in (baseline, other)
-        )
+        before, after = (part.take(chosen).summary() for part in (baseline, other))
         for name, values in plain.items():
             values.append(after[name] - before[name])
     for name, delta in deltas.items():
@@ -127,17 +127,56 @@ def test_bootstrap_equals_a_plain_one():
 
 def test_a_real_loss_is_outside_chance_and_no_change_is_exactly_zero():
     baseline, worse = scores(range(20), noise=20), scores(range(20), noise=80)
-    deltas = metrics.bootstrap_deltas(baseline, worse, resamples=500)
+    deltas = bootstrap_deltas(baseline, worse, resamples=500)
     assert deltas["mae"].low > 0
     assert deltas["s"].high < 0
-    same = metrics.bootstrap_deltas(baseline, baseline, resamples=100)
+    same = bootstrap_deltas(baseline, baseline, resamples=100)
     assert all((delta.value, delta.low, delta.high) == (0, 0, 0) for delta in same.values())
-    assert deltas == metrics.bootstrap_deltas(baseline, worse, resamples=500)
+    assert deltas == bootstrap_deltas(baseline, worse, resamples=500)
+
+
+def test_few_images_have_a_difference_but_no_interval():
+    few = FEWEST_IMAGES - 1
+    deltas = bootstrap_deltas(scores(range(few), noise=20), scores(range(few), noise=80))
+    assert deltas["mae"].value > 0
+    assert {(delta.low, delta.high) for delta in deltas.values()} == {(-np.inf, np.inf)}
+
+
+def test_a_mask_without_a_defined_score_is_named_and_left_out():
+    corner = np.zeros((40, 60), np.uint8)
+    corner[-1, -1] = 255
+    odd = metrics.score(pair(0)[0], corner)
+    assert np.isnan(odd.summary()["s"])
+    mixed = metrics.join([scores(range(2)), odd, scores(range(2, 4))])
+    names = ["a", "b", "corner", "c", "d"]
+    (defined,), left_out = metrics.without_undefined([mixed], names, "discs")
+    assert left_out == ["corner"]
+    assert defined.summary() == scores(range(4)).summary()
+    assert "1 mask is left out of all scores" in metrics.left_out_in_words(left_out)
+    with pytest.raises(UserError, match="discs: no mask has a defined score, the first is corner"):
+        metrics.without_undefined([odd], ["corner"], "discs")
+
+
+def test_a_metric_is_one_entry(monkeypatch):
+    """A new metric appears in the summary, the differences, a budget and a recipe without another line of code."""
+    from sodeploy.runtime.measure.budget import Verdict, in_words, parse_budget
+
+    peak = metrics.PerImage("peak", lambda pair: pair.saliency.max() / 255)
+    recall = metrics.Metric("max_r", "max recall", metrics.RECALL, "max", lower_is_better=True)
+    for metric in (metrics.Metric("peak", "peak", peak), recall):
+        monkeypatch.setitem(metrics.METRICS, metric.key, metric)
+    before, after = scores(range(20), noise=0), scores(range(20), noise=20)
+    assert before.summary()["peak"] == pytest.approx(np.mean([pair(seed, 0)[0].max() / 255 for seed in range(20)]))
+    assert before.summary()["max_r"] == 1
+    verdict = Verdict(bootstrap_deltas(before, after))
+    assert verdict.loss("peak") == pytest.approx(before.summary()["peak"] - after.summary()["peak"])
+    assert in_words(parse_budget("max_r=0.01,peak=0.5")) == "max recall .0100, peak .5000"
+    assert verdict.fits({"max_r": 0.01})
 
 
 def test_unpaired_scores_are_refused():
     with pytest.raises(ValueError, match="3 against 2"):
-        metrics.bootstrap_deltas(scores(range(3)), scores(range(2)))
+        bootstrap_deltas(scores(range(3)), scores(range(2)))
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sodeploy.runtime.measure.budget import Verdict
-from sodeploy.runtime.measure.metrics import Delta
+from sodeploy.runtime.measure.differences import Delta
 from sodeploy.runtime.measure.recommendation import Measured, recommend, time_ratio
 
 BUDGET = {"s": 0.002, "mae": 0.001}

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from sodeploy.runtime.measure import report
-from sodeploy.runtime.measure.metrics import LABELS
+from sodeploy.runtime.measure.metrics import METRICS
 from sodeploy.runtime.measure.report import Table, bench_tables, show, to_markdown
 
 TABLE = Table(
@@ -47,8 +47,8 @@ def test_markdown_is_a_table_under_a_title():
     ],
 )
 def test_only_a_difference_that_shows_is_marked(value: float, low: float, high: float, shown: str) -> None:
-    row = {"model": "a.onnx", "metrics": dict.fromkeys(LABELS, 0.5), "calibrated_on": None}
-    delta = {key: {"value": value, "ci95": [low, high]} for key in LABELS}
+    row = {"model": "a.onnx", "metrics": dict.fromkeys(METRICS, 0.5), "calibrated_on": None}
+    delta = {key: {"value": value, "ci95": [low, high]} for key in METRICS}
     record = {"rows": [{**row, "delta": delta}, {**row, "model": "b.onnx", "delta": delta}]}
     for row in record["rows"]:
         row |= {"network": "n", "precision": "fp32", "device": "cpu", "params_m": 1, "macs_g": 1, "size_mib": 1}
