@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from sodeploy import terminal
+from sodeploy.runtime.measure.differences import FEWEST_IMAGES
 from sodeploy.runtime.measure.metrics import METRICS
 
 Record = dict[str, Any]  # what bench.py and evaluate.py document
@@ -152,11 +153,15 @@ def _deltas(record: Record, names: dict[str, str]) -> Table:
         [metric.label, decimal(baseline["metrics"][key]), *(interval(row["delta"][key]) for row in others)]
         for key, metric in METRICS.items()
     ]
+    has_interval = all(delta["ci95"] for row in others for delta in row["delta"].values())
+    how = "with 95 % interval (paired bootstrap over images)" if has_interval else "without interval"
     return Table(
-        f"Difference to {names[baseline['model']]}, with 95 % interval (paired bootstrap over images)",
+        f"Difference to {names[baseline['model']]}, {how}",
         ["metric", "baseline", *(names[row["model"]] for row in others)],
         rows,
-        caption="* the interval excludes zero: more than chance on images like these",
+        caption="* the interval excludes zero: the difference is more than chance on images like these"
+        if has_interval
+        else f"an interval needs {FEWEST_IMAGES} or more images",
     )
 
 
