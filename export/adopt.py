@@ -36,8 +36,8 @@ from sodeploy.export.parity import (
 )
 from sodeploy.export.simplify import simplify
 from sodeploy.export.size_option import HELP, SizedCommand, parse_size
-from sodeploy.quant.onnx_file import one_line
 from sodeploy.runtime.contract import PRECISION_KEY, Contract, annotate, embed
+from sodeploy.runtime.onnx_file import one_line
 
 _RAW_PIXELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255), "divide_by": "255"}
 

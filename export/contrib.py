@@ -14,7 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from sodeploy.errors import UserError
-from sodeploy.quant.onnx_file import graphs
+from sodeploy.runtime.onnx_file import graphs
 
 _STANDARD = ("", "ai.onnx")
 _MICROSOFT = "com.microsoft"

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from sodeploy.errors import UserError
 from sodeploy.export.normal_form import reads, sort_nodes
-from sodeploy.quant.onnx_file import one_line
+from sodeploy.runtime.onnx_file import one_line
 from sodeploy.runtime.onnx_session import start_session
 
 _MOST_ROUNDS = 1024

@@ -14,7 +14,7 @@ from sodeploy.export.control_flow import flatten
 from sodeploy.export.normal_form import normal_form, weights_are_no_inputs
 from sodeploy.export.original import Original, Refused, batch_that_works, sizes_near
 from sodeploy.export.parity import inputs
-from sodeploy.quant.onnx_file import all_nodes, one_line, read_model
+from sodeploy.runtime.onnx_file import all_nodes, one_line, read_model
 
 _MOST_INPUT_BYTES = 4 << 30
 

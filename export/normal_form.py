@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from sodeploy.errors import UserError
 from sodeploy.export.contrib import unfuse
-from sodeploy.quant.onnx_file import all_nodes, graphs, one_line
+from sodeploy.runtime.onnx_file import all_nodes, graphs, one_line
 
 STANDARD = ("", "ai.onnx")
 _IR_VERSION = 8  # initializers need not be inputs, functions exist, and onnx's own converter works on it

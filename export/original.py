@@ -10,7 +10,7 @@ import onnxruntime
 
 from sodeploy.errors import UserError
 from sodeploy.export.adapters import InputForm
-from sodeploy.quant.onnx_file import one_line
+from sodeploy.runtime.onnx_file import one_line
 from sodeploy.runtime.onnx_session import session_options, start_session
 
 _TYPES = {

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sodeploy.errors import UserError
 from sodeploy.export.normal_form import STANDARD
-from sodeploy.quant.onnx_file import all_nodes, graphs, one_line
+from sodeploy.runtime.onnx_file import all_nodes, graphs, one_line
 
 OLDEST_OPSET = 17
 NEWEST_OPSET = 21  # onnxruntime 1.20 reads no newer
