@@ -30,6 +30,7 @@ from sodeploy.errors import UserError
 from sodeploy.quant.calibration.inspect_graph import as_input, opened, per_channel, some
 from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import Network, attribute, load_network
+from sodeploy.quant.normalize import captured
 
 # Operators with f(c * x) = c * f(x) for a factor c > 0 per channel.
 _HOMOGENEOUS = (
@@ -67,13 +68,16 @@ class Channels:
                 fixed += [group for name in outputs for group in self._channels(name)]
             elif is_boundary(network, node):
                 self._channels(outputs[0])
-            elif node.op_type in _HOMOGENEOUS or _adds_alike(network, node):
+            elif inputs[0] == node.input[0] and _keeps_channels(network, node):
                 for name in inputs:
                     self._join(self._channels(name), self._channels(outputs[0]))
             elif node.op_type == "Concat" and attribute(node, "axis") == 1 and inputs == list(node.input):
                 self._join(np.concatenate([self._channels(name) for name in inputs]), self._channels(outputs[0]))
             else:
                 fixed += [group for name in (*inputs, *outputs) for group in self._channels(name)]
+            fixed += [
+                group for name in captured(node) if name in network.float_tensors for group in self._channels(name)
+            ]
         fixed += [group for name in network.outputs for group in self._channels(name)]
         self.of = {
             tensor: np.array([self._groups.find(group) for group in groups.tolist()])
@@ -97,6 +101,19 @@ class Channels:
 def is_boundary(network: Network, node: onnx.NodeProto) -> bool:
     """Whether a node's weight can absorb the factors of its input and of its output, so that they are independent."""
     return node.op_type == "Conv" and network.is_weighted(node)
+
+
+def _keeps_channels(network: Network, node: onnx.NodeProto) -> bool:
+    """Whether a factor of a channel passes from all of a node's computed inputs to its output."""
+    tensors = [name for name in (*node.input, node.output[0]) if name in network.float_tensors]
+    if not all(network.has_rank(name) and len(network.shape(name)) > 1 for name in tensors):
+        return False
+    counts = {network.shape(name)[1] for name in tensors}
+    if len(counts) > 1 or None in counts:
+        return False
+    if node.op_type == "Resize" and any(a.s == b"tf_crop_and_resize" for a in node.attribute):
+        return False  # it fills in a value of its own
+    return _adds_alike(network, node) or (node.op_type in _HOMOGENEOUS and len(tensors) == 2)
 
 
 def _adds_alike(network: Network, node: onnx.NodeProto) -> bool:

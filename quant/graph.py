@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from sodeploy.artifacts import require_file, sha256
 from sodeploy.errors import UserError
+from sodeploy.quant.normalize import STANDARD, all_nodes, captured, normalized
 from sodeploy.runtime.contract import Contract, contract_of
 
 OPSET = 19  # the first in which QuantizeLinear takes fp16, which a strongly typed engine's Q/DQ needs
@@ -47,7 +48,7 @@ class Network:
         self.producer = {output: node for node in self.nodes for output in node.output if output}
         self.consumers = defaultdict(list)
         for node in self.nodes:
-            for name in dict.fromkeys(node.input):
+            for name in dict.fromkeys((*node.input, *captured(node))):
                 if name:
                     self.consumers[name].append(node)
 
@@ -82,6 +83,11 @@ class Network:
         dims = self._infos[tensor].type.tensor_type.shape.dim
         return [dim.dim_value if dim.HasField("dim_value") else None for dim in dims]
 
+    def has_rank(self, tensor: str) -> bool:
+        """Whether inference found how many dimensions a tensor has."""
+        info = self._infos.get(tensor)
+        return info is not None and info.type.tensor_type.HasField("shape")
+
     @cached_property
     def float_tensors(self) -> set[str]:
         """Names of the float32 tensors that depend on the image."""
@@ -90,9 +96,18 @@ class Network:
         return typed - self.constants.keys()
 
     def is_weighted(self, node: onnx.NodeProto) -> bool:
-        """Whether it is a Conv, ConvTranspose, Gemm or MatMul with a constant float weight."""
-        weight = self.constants.get(node.input[1]) if node.op_type in WEIGHTED else None
-        return weight is not None and weight.dtype == np.float32 and weight.ndim >= 2
+        """Whether it is a Conv, ConvTranspose, Gemm or MatMul with a constant weight, all of which is understood."""
+        return node.op_type in WEIGHTED and self.why_left_alone(node) is None
+
+    def why_left_alone(self, node: onnx.NodeProto) -> str | None:
+        """Why no rewriting may touch a Conv, ConvTranspose, Gemm or MatMul; None where all may."""
+        if node.name not in self._left_alone:
+            self._left_alone[node.name] = _why_left_alone(self, node)
+        return self._left_alone[node.name]
+
+    @cached_property
+    def _left_alone(self) -> dict[str, str | None]:
+        return {}
 
     def weight(self, node: onnx.NodeProto) -> np.ndarray:
         """The weight of a node that `is_weighted`, in the node's layout."""
@@ -113,6 +128,46 @@ class Network:
         if len(readers) == 1 and readers[0].op_type == "Relu" and output not in self.outputs:
             return str(readers[0].output[0])
         return output
+
+
+def _why_left_alone(network: Network, node: onnx.NodeProto) -> str | None:
+    if node.domain not in STANDARD:
+        return f"an operator of {node.domain}, not of ONNX itself"
+    weight = network.constants.get(node.input[1])
+    if weight is None:
+        on_the_left = network.constants.get(node.input[0]) is not None
+        return "its weight stands on the left" if on_the_left else "a product of two computed tensors"
+    if weight.dtype != np.float32 or weight.ndim < 2 or not weight.size:
+        return f"its weight is {weight.dtype} of shape {weight.shape}"
+    if node.op_type == "MatMul" and weight.ndim != 2:
+        return f"its weight has {weight.ndim} dimensions"
+    if not np.isfinite(weight).all():
+        return "its weight holds NaN or infinity"
+    if not network.has_rank(node.input[0]):
+        return "how many dimensions its input has is not known"
+    if len(node.input) > 2 and node.input[2]:
+        bias = network.constants.get(node.input[2])
+        if bias is None or bias.shape != (weight.shape[channel_axis(node)] * _groups(node),):
+            return "its bias is not one constant for each output channel"
+        if not np.isfinite(bias).all():
+            return "its bias holds NaN or infinity"
+    if any((a.name in ("alpha", "beta") and a.f != 1) or (a.name == "transA" and a.i) for a in node.attribute):
+        return "it has alpha, beta or transA"
+    return None
+
+
+def _groups(node: onnx.NodeProto) -> int:
+    """How many times its output channels a weight has: a ConvTranspose stores those of one group."""
+    return attribute(node, "group", 1) if node.op_type == "ConvTranspose" else 1
+
+
+def _drop_unused_domains(model: onnx.ModelProto) -> None:
+    """Forget the operator sets that no node is of: the version converter takes files of ONNX's own alone."""
+    used = {node.domain for node in all_nodes(model.graph)} | set(STANDARD)
+    kept = {entry.domain or "ai.onnx": entry for entry in model.opset_import if entry.domain in used}
+    entries = [onnx.helper.make_opsetid(entry.domain, entry.version) for entry in kept.values()]
+    del model.opset_import[:]
+    model.opset_import.extend(entries)
 
 
 def attribute(node: onnx.NodeProto, name: str, default: int = 0) -> int:
@@ -154,7 +209,7 @@ def channel_axis_read(node: onnx.NodeProto) -> int:
 
 
 def load_network(path: str | Path) -> Network:
-    """Read a float32 ONNX file that carries its contract, its opset raised to `OPSET` if lower.
+    """Read a float32 ONNX file that carries its contract, its opset raised to `OPSET` if lower, and normalize it.
 
     Raises:
         UserError: not a file, not ONNX, without a contract, or already quantized or fp16.
@@ -170,7 +225,8 @@ def load_network(path: str | Path) -> Network:
         raise UserError(f"{path} is quantized already; give the float32 model it was made from")
     if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
         raise UserError(f"{path} holds fp16 weights; give the float32 model, or raise it with export/adopt.py")
-    if next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")) < OPSET:
+    _drop_unused_domains(model)
+    if next(entry.version for entry in model.opset_import if entry.domain in STANDARD) < OPSET:
         model = onnx.version_converter.convert_version(model, OPSET)
         model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for(model.opset_import))
     model = onnx.shape_inference.infer_shapes(model)
@@ -179,4 +235,4 @@ def load_network(path: str | Path) -> Network:
         if not node.name or node.name in names:
             node.name = f"{node.op_type}_{index}"
         names.add(node.name)
-    return Network(model, contract, sha256(path), path)
+    return Network(normalized(model), contract, sha256(path), path)

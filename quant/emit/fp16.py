@@ -7,9 +7,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from sodeploy.quant.emit.fp32_only import fp32_only, rename_captured
 from sodeploy.quant.emit.rewriter import label
 from sodeploy.quant.graph import Network
 from sodeploy.quant.int8 import LARGEST_FP16
+from sodeploy.quant.normalize import captured
 from sodeploy.quant.planning.plan import Plan
 
 # Inputs that an operator takes in float32 only, whatever the type of its data.
@@ -54,6 +56,7 @@ class _Converter:
         outputs = {output.name for output in graph.output}
         self.nodes: list[onnx.NodeProto] = []
         self.used: set[str] = set()
+        keep = {*keep, *fp32_only(model)}
         for node in graph.node:
             self._convert(node, TensorProto.FLOAT if node.name in keep else TensorProto.FLOAT16, outputs)
         del graph.node[:]
@@ -76,8 +79,10 @@ class _Converter:
             if name in is_float and index not in _FLOAT32_INPUTS.get(node.op_type, ()):
                 node.input[index] = self._as(name, body)
             self.used.add(node.input[index])
-        if node.op_type == "Cast" and node.attribute[0].i in _FLOATS:
-            node.attribute[0].i = body
+        inside = [name for name in captured(node) if self.type_of.get(name, 0) in _FLOATS]
+        rename_captured(node, {name: self._as(name, TensorProto.FLOAT) for name in inside})
+        self.used |= set(captured(node))
+        _state_type(node, body)
         self.nodes.append(node)
         for index, name in enumerate(node.output):
             if self.type_of.get(name, 0) not in _FLOATS:
@@ -110,6 +115,16 @@ class _Converter:
 
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+
+
+def _state_type(node: onnx.NodeProto, body: int) -> None:
+    """Let a node whose attributes say which float type it makes make `body`."""
+    for attribute in node.attribute:
+        if node.op_type == "Cast" and attribute.name == "to" and attribute.i in _FLOATS:
+            attribute.i = body
+        elif node.op_type == "ConstantOfShape" and attribute.name == "value" and attribute.t.data_type in _FLOATS:
+            dtype = np.float16 if body == TensorProto.FLOAT16 else np.float32
+            attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(dtype)))
 
 
 def _cast(source: str, target: str, to: int) -> onnx.NodeProto:
@@ -145,6 +160,7 @@ class _Rounder:
         self.made: dict[str, str] = {}  # tensor -> its rounded copy
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
+        keep = {*keep, *fp32_only(network.model)}
         for node in graph.node:
             if node.name in keep:
                 self.exact |= set(node.output)
@@ -153,7 +169,7 @@ class _Rounder:
                 self._round(node, keep)
         del graph.node[:]
         graph.node.extend(self.nodes)
-        read = {name for node in self.nodes for name in node.input}
+        read = {name for node in self.nodes for name in (*node.input, *captured(node))}
         kept = [tensor for tensor in graph.initializer if tensor.name in read]
         del graph.initializer[:]
         graph.initializer.extend([*kept, *self.constants])

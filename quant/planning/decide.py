@@ -7,7 +7,7 @@ import onnx
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.methods import DEFAULT, Method
 from sodeploy.quant.calibration.statistics import Statistics
-from sodeploy.quant.graph import HEAD_CHANNELS, PASSING, Network, channel_axis, is_residual
+from sodeploy.quant.graph import HEAD_CHANNELS, PASSING, WEIGHTED, Network, channel_axis, is_residual
 from sodeploy.quant.int8 import LARGEST_FP16, bias_correction, dequantize_weight, quantize_weight, weight_scales
 from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Calibration, Layer, Plan, Range, short
@@ -73,6 +73,8 @@ def decide(network: Network, evidence: Evidence | None, float_layers: Mapping[st
         if network.is_weighted(node):
             reason = float_layers.get(node.name, _reason_for_float(network, node, heads))
             layers[node.name] = int8_layer(network, node, evidence) if reason is None else _in_float(node, reason)
+        elif node.op_type in WEIGHTED:
+            layers[node.name] = _in_float(node, f"left alone: {network.why_left_alone(node)}")
         elif is_residual(network, node):
             layers[node.name] = _in_float(node, float_layers.get(node.name, "its sum is not read in int8"))
     # An addition is int8 where its sum is read in int8. Elsewhere, for example before a PReLU, no engine gains by it.

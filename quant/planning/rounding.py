@@ -90,7 +90,7 @@ def _window(network: Network, node: onnx.NodeProto) -> int:
     """Inputs per product of a two-dimensional convolution; 0 for a node whose weights take the nearest steps."""
     if node.op_type != "Conv" or not network.is_weighted(node) or network.weight(node).ndim != 4 or pads_itself(node):
         return 0
-    if node.input[0] not in network.float_tensors:
+    if node.input[0] not in network.float_tensors or min(integers(node, "pads", [0])) < 0:
         return 0
     size = int(np.prod(network.weight(node).shape[1:]))
     return size if size <= _LARGEST_WINDOW else 0
