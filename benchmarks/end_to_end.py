@@ -117,19 +117,19 @@ def accuracy_rows(graphs: Sequence[Path], engines: Sequence[Path]) -> Iterator[R
     others = [path for path in graphs if path not in baseline] if runs_onnx_on_gpu() else []
     models = [*baseline, *others, *engines]
     record = bench(models, _EVALUATION, device="cuda" if runs_onnx_on_gpu() else "cpu", budget=_BUDGET)
-    for row in record["rows"]:
-        scores = {name: row["metrics"][name] for name in ("mae", "max_f", "s")}
+    for row in record.rows:
+        scores = {name: row.metrics[name] for name in ("mae", "max_f", "s")}
         yield {
-            "model": Path(row["model"]).name,
-            "on": row["device"],
+            "model": Path(row.model).name,
+            "on": row.device,
             **scores,
-            "difference of mae": row["delta"]["mae"]["value"],
-            "inference p50 ms": row["latency_ms"]["infer"]["p50"],
-            "total p50 ms": row["latency_ms"]["total"]["p50"],
-            "images/s": row["images_per_s"] or "",
-            "device memory MiB": row["device_memory_mib"] or "",
+            "difference of mae": row.delta["mae"].value,
+            "inference p50 ms": row.latency_ms["infer"].p50,
+            "total p50 ms": row.latency_ms["total"].p50,
+            "images/s": row.images_per_s or "",
+            "device memory MiB": row.device_memory_mib or "",
         }
-    yield from record["recommendation"]["text"]
+    yield from record.recommendation.text
 
 
 def _pipeline_figures(device: Device, session: DeviceSession, usual: Session, files: list[Path]) -> Row:

@@ -33,6 +33,7 @@ from sodeploy.quant.graph import Network, load_network
 from sodeploy.runtime.bench import bench
 from sodeploy.runtime.contract import PRECISION_KEY, annotate, embed
 from sodeploy.runtime.cpu import saturates_int8
+from sodeploy.runtime.measure.record import BenchRecord
 from sodeploy.runtime.measure.report import Table, decimal, interval, show, to_markdown
 from sodeploy.runtime.processing import preprocess
 
@@ -195,26 +196,26 @@ def tables(record: dict[str, Any]) -> list[Table]:
 
 
 def _network_table(entry: dict[str, Any], record: dict[str, Any]) -> Table:
-    measured = entry["bench"]
-    rows_of = {row["model"]: row for row in measured["rows"]}
+    measured: BenchRecord = entry["bench"]
+    rows_of = {row.model: row for row in measured.rows}
     fp32 = rows_of[entry["model"]]
-    rows = [["fp32", *itertools.chain(*([decimal(fp32["metrics"][key]), ""] for key in METRICS)), "", "", "1"]]
+    rows = [["fp32", *itertools.chain(*([decimal(fp32.metrics[key]), ""] for key in METRICS)), "", "", "1"]]
     for tool in entry["tools"]:
         if tool["graph"] is None:
             rows.append([f"{tool['tool']}: {tool['failure']}", *[""] * (2 * len(METRICS) + 3)])
             continue
         row = rows_of[tool["graph"]]
-        scores = [(decimal(row["metrics"][key]), interval(row["delta"][key])) for key in METRICS]
+        scores = [(decimal(row.metrics[key]), interval(row.delta[key])) for key in METRICS]
         seconds, peak = tool["cost"]
-        time = "" if row["stand_in"] else f"{row['time_ratio']['value']:.2f}"
+        time = "" if row.stand_in else f"{row.time_ratio.value:.2f}"
         rows.append([tool["tool"], *itertools.chain(*scores), f"{seconds:.1f}", f"{peak:.0f}", time])
     return Table(
         f"{Path(entry['model']).stem}, {record['calibration_images']} calibration images, accuracy on "
-        f"{measured['dataset']} ({measured['images']} images)",
+        f"{measured.dataset} ({measured.images} images)",
         ["", *itertools.chain(*((label, "difference to fp32") for label in METRICS.values())), "s", "MiB", "time"],
         rows,
         caption="differences with 95 % interval (paired bootstrap over images), * where it excludes zero; s, MiB: what "
-        f"the quantizer's process took; time: of the graph's inference on {measured['hardware']} with one thread, as a "
+        f"the quantizer's process took; time: of the graph's inference on {measured.hardware} with one thread, as a "
         f"multiple of fp32's, all graphs in turn{_SATURATED if record['saturates'] else ''}",
     )
 
@@ -251,7 +252,10 @@ def main(
         raise UserError("two of the models have one name, and so would their graphs; rename one")
     require_disjoint(open_dataset(calib, masks=False), open_dataset(evaluate))
     record = compare(models, calib, calib_images, evaluate, eval_images, output_dir, environment)
-    write_text(output_dir / "rivals.json", json.dumps(record, indent=1) + "\n")
+    write_text(
+        output_dir / "rivals.json",
+        json.dumps(record, indent=1, default=lambda part: part.model_dump(mode="json")) + "\n",
+    )
     write_text(output_dir / "rivals.md", "\n".join(map(to_markdown, tables(record))))
     show(tables(record))
 

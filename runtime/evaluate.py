@@ -1,17 +1,16 @@
 """Score folders of saliency maps, made by anyone, against the masks of one or several data sets.
 
-    python runtime/evaluate.py --pred maps/U2Net --pred maps/ISNet --gt ECSSD --gt DUTS-TE [--curves curves.png]
+    python runtime/evaluate.py --pred maps/U2Net --pred maps/ISNet --data ECSSD --data DUTS-TE [--curves curves.png]
 
 A map has the name of its mask, in `maps/U2Net/` or, where there are several data sets, in `maps/U2Net/ECSSD/`.
 """
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Protocol
 
 import cv2
 import numpy as np
@@ -25,6 +24,7 @@ from sodeploy.calib_data.layouts import find_layout
 from sodeploy.errors import UserError
 from sodeploy.runtime.measure import metrics
 from sodeploy.runtime.measure.curves import draw_curves, require_drawable
+from sodeploy.runtime.measure.record import EvaluationRecord, EvaluationRow, to_json
 from sodeploy.runtime.measure.report import evaluation_table, labels, show, to_markdown
 
 
@@ -100,30 +100,29 @@ def evaluate(
     return evaluations
 
 
-def to_record(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """`rows` of `method, dataset, images, resized, metrics{...}` and `versions`, as the JSON has it."""
+def to_record(evaluations: Sequence[Evaluation]) -> EvaluationRecord:
+    """The record that the JSON file holds."""
     rows = [
-        {
-            "method": one.method,
-            "dataset": one.dataset,
-            "images": len(one.scores),
-            "resized": one.resized,
-            "left_out": one.left_out,
-            "metrics": one.scores.summary(),
-        }
+        EvaluationRow(
+            method=one.method,
+            dataset=one.dataset,
+            images=len(one.scores),
+            resized=one.resized,
+            left_out=one.left_out,
+            metrics=one.scores.summary(),
+        )
         for one in evaluations
     ]
-    return {"rows": rows, "versions": artifacts.versions()}
+    return EvaluationRecord(rows=rows, versions=artifacts.versions())
 
 
-def to_csv(record: dict[str, Any]) -> str:
+def to_csv(record: EvaluationRecord) -> str:
     """The rows as comma-separated values at full precision, under a header."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["dataset", "method", "images", "resized", *metrics.METRICS])
-    for row in record["rows"]:
-        values = [row["metrics"][key] for key in metrics.METRICS]
-        table.writerow([row["dataset"], row["method"], row["images"], row["resized"], *values])
+    for row in record.rows:
+        table.writerow([row.dataset, row.method, row.images, row.resized, *(row.metrics[k] for k in metrics.METRICS)])
     return text.getvalue()
 
 
@@ -158,7 +157,7 @@ def _maps(folder: Path, dataset: str, masks: Sequence[Truth]) -> list[Path]:
     if missing:
         raise UserError(
             f"{place} lacks {len(missing)} of {len(masks)} maps of {dataset}, the first {missing[0]}; "
-            "make them, or give the list of the images that count as --gt LIST.txt"
+            "make them, or give the list of the images that count as --data LIST.txt"
         )
     return [files[mask.name] for mask in masks]
 
@@ -172,18 +171,18 @@ def _score(truth: Truth, path: Path) -> tuple[metrics.Scores, bool]:
 
 
 def main(
-    pred: Annotated[list[Path], typer.Option(help="Folder of maps; once per method.", show_default=False)],
-    gt: Annotated[list[str], typer.Option(help="Data set, or folder of masks; once each.", show_default=False)],
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the record here; - for stdout.")] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write the rows here.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the table here.")] = None,
-    curves: Annotated[Path | None, typer.Option(help="Draw PR and F curves: .png, .svg or .pdf.")] = None,
+    pred: Annotated[list[Path], typer.Option(help="folder of maps; once per method", show_default=False)],
+    data: Annotated[list[str], typer.Option(help="data set, or folder of masks; once each", show_default=False)],
+    workers: Annotated[int | None, typer.Option(min=1, help="processes that score; one per core by default")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the record here; - for stdout")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="write the rows here")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="write the table here")] = None,
+    curves: Annotated[Path | None, typer.Option(help="draw PR and F curves: .png, .svg or .pdf")] = None,
 ) -> None:
-    """Score saliency maps in all nine metrics."""
+    """Score saliency maps in all metrics."""
     if curves is not None:
         require_drawable(curves)
-    evaluations = evaluate(pred, gt, workers)
+    evaluations = evaluate(pred, data, workers)
     for dataset, left_out in {one.dataset: one.left_out for one in evaluations}.items():
         if left_out:
             terminal.warn(f"{dataset}: {metrics.left_out_in_words(left_out)}")
@@ -194,7 +193,7 @@ def main(
                 f"{one.method}: {count} of {one.dataset} did not have their mask's size and were resized to it"
             )
     record = to_record(evaluations)
-    text = json.dumps(record, indent=2) + "\n"
+    text = to_json(record)
     table = evaluation_table(record)
     if json_file is not None and str(json_file) != "-":
         artifacts.write_text(json_file, text)

@@ -155,6 +155,7 @@ STAGES = {
         "models and images -> accuracy, its loss, latency",
         ("out/u2netp.onnx out/u2netp.int8.cpu.onnx --data ECSSD --max-drop s=0.002",),
         ("bench", "cpu"),
+        renamed={"--images": "--limit", "--profile": "--timeline"},
     ),
     "infer": Stage(
         "runtime.infer",
@@ -165,8 +166,9 @@ STAGES = {
     "evaluate": Stage(
         "runtime.evaluate",
         "folders of saliency maps -> the nine metrics",
-        ("--pred maps/U2Net --gt ECSSD",),
+        ("--pred maps/U2Net --data ECSSD",),
         ("bench",),
+        renamed={"--gt": "--data"},
     ),
     "masks": Stage(
         "calib_data.masks", "masks -> grown, shrunk, and their boundaries", ("DUTS-TR --output DUTS-TR-margins",)

@@ -103,6 +103,7 @@ class Metric:
         summary: how the mean over all images becomes a number: "mean" takes the mean of a mean curve, and a number as
             it is; "max" takes the maximum of a mean curve.
         lower_is_better: the direction.
+        is_headline: stands in the opening table of a bench.
     """
 
     key: str
@@ -110,6 +111,7 @@ class Metric:
     per_image: PerImage
     summary: Literal["mean", "max"] = "mean"
     lower_is_better: bool = False
+    is_headline: bool = False
 
     def worse_by(self, difference: float) -> float:
         """How much worse the metric is after it changed by `difference`; negative: better."""
@@ -124,6 +126,9 @@ class Metric:
         return means.mean(axis=-1) if self.summary == "mean" else means.max(axis=-1)
 
 
+MAE = PerImage("mae", lambda pair: pair.results(_pysodmetrics().MAE())["mae"])
+STRUCTURE = PerImage("s", lambda pair: pair.results(_pysodmetrics().Smeasure())["sm"])
+WEIGHTED_F = PerImage("w_f", lambda pair: pair.results(_pysodmetrics().WeightedFmeasure())["wfm"])
 F_CURVE = PerImage("f_curve", lambda pair: pair.f["f"]["dynamic"])
 E_CURVE = PerImage("e_curve", lambda pair: pair.e["curve"])
 PRECISION = PerImage("precision", lambda pair: pair.f["precision"]["dynamic"])
@@ -135,15 +140,15 @@ RECALL = PerImage("recall", lambda pair: pair.f["recall"]["dynamic"])
 METRICS = {
     metric.key: metric
     for metric in (
-        Metric("mae", "MAE", PerImage("mae", lambda p: p.results(_pysodmetrics().MAE())["mae"]), lower_is_better=True),
-        Metric("mean_f", "mean F", F_CURVE),
+        Metric("mae", "MAE", MAE, lower_is_better=True, is_headline=True),
+        Metric("mean_f", "mean F", F_CURVE, is_headline=True),
         Metric("max_f", "max F", F_CURVE, "max"),
-        Metric("adp_f", "adaptive F", PerImage("adp_f", lambda p: p.f["f"]["adaptive"])),
-        Metric("w_f", "weighted F", PerImage("w_f", lambda p: p.results(_pysodmetrics().WeightedFmeasure())["wfm"])),
-        Metric("s", "S", PerImage("s", lambda p: p.results(_pysodmetrics().Smeasure())["sm"])),
+        Metric("adp_f", "adaptive F", PerImage("adp_f", lambda pair: pair.f["f"]["adaptive"])),
+        Metric("w_f", "weighted F", WEIGHTED_F),
+        Metric("s", "S", STRUCTURE, is_headline=True),
         Metric("mean_e", "mean E", E_CURVE),
         Metric("max_e", "max E", E_CURVE, "max"),
-        Metric("adp_e", "adaptive E", PerImage("adp_e", lambda p: p.e["adp"])),
+        Metric("adp_e", "adaptive E", PerImage("adp_e", lambda pair: pair.e["adp"])),
     )
 }
 

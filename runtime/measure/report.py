@@ -1,10 +1,10 @@
-"""The tables of a bench or an evaluation, for a terminal and as Markdown, from the record that the JSON holds."""
+"""The tables of a bench or an evaluation, for a terminal and as Markdown, from its record."""
 
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -13,43 +13,47 @@ from rich.table import Table as RichTable
 
 from sodeploy import terminal
 from sodeploy.runtime.measure.differences import FEWEST_IMAGES
-from sodeploy.runtime.measure.metrics import METRICS
-
-Record = dict[str, Any]  # what bench.py and evaluate.py document
+from sodeploy.runtime.measure.metrics import METRICS, left_out_in_words
+from sodeploy.runtime.measure.record import BenchRecord, Difference, EvaluationRecord, Percentiles, Row
 
 
 @dataclass(frozen=True)
 class Table:
-    """A title, a header and rows of text; numbers are right-aligned in every column but the first `text_columns`."""
+    """A title, a header and rows of text.
+
+    Attributes:
+        text_columns: the first so many columns hold text; the others hold numbers and are right-aligned.
+        caption: lines under the table.
+        fold_text: in a narrow terminal, fold long text cells before the table is split.
+    """
 
     title: str
     header: list[str]
     rows: list[list[str]]
     text_columns: int = 1
     caption: str = ""
+    fold_text: bool = False
 
 
-def bench_tables(record: Record) -> list[Table]:
-    """Accuracy, differences to the baseline if there is anything to compare with it, cost, and the GPU's part of it."""
-    rows = record["rows"]
-    names = dict(zip((row["model"] for row in rows), labels([row["model"] for row in rows]), strict=True))
+def bench_tables(record: BenchRecord) -> list[Table]:
+    """The opening table, all metrics, differences to the baseline, cost, and the cost on the GPU.
+
+    The table of differences needs a second model, the table of the GPU a model that ran there.
+    """
+    rows = record.rows
+    names = dict(zip((row.model for row in rows), labels([row.model for row in rows]), strict=True))
     deltas = [_deltas(record, names)] if len(rows) > 1 else []
-    on_gpu = [_on_gpu(record, names)] if any(row["device"] == "cuda" for row in rows) else []
-    return [_accuracy(record, names), *deltas, _cost(record, names), *on_gpu]
+    on_gpu = [_on_gpu(record, names)] if any(row.device == "cuda" for row in rows) else []
+    return [_opening(record, names), _accuracy(record, names), *deltas, _cost(record, names), *on_gpu]
 
 
-def evaluation_table(record: Record) -> Table:
-    """The nine metrics of each method on each data set, from the record that evaluate.py writes."""
+def evaluation_table(record: EvaluationRecord) -> Table:
+    """All metrics of each method on each data set."""
     rows = [
-        [row["dataset"], row["method"], str(row["images"]), *(decimal(row["metrics"][key]) for key in METRICS)]
-        for row in record["rows"]
+        [row.dataset, row.method, str(row.images), *(decimal(row.metrics[key]) for key in METRICS)]
+        for row in record.rows
     ]
-    return Table(
-        "Accuracy",
-        ["data set", "method", "images", *(metric.label for metric in METRICS.values())],
-        rows,
-        text_columns=2,
-    )
+    return Table("Accuracy", ["data set", "method", "images", *_labels_of_metrics()], rows, text_columns=2)
 
 
 def to_markdown(table: Table) -> str:
@@ -73,12 +77,19 @@ def show(tables: Sequence[Table]) -> None:
         console.print()
 
 
+_FOLDED = 9  # characters: the shortest line of a text cell that is folded
+
+
 def _fitting_parts(table: Table, width: int) -> Iterator[Table]:
     """The table in parts at most `width` wide, each with the text columns and at least one more."""
     widths = [
         max(len(line) for text in (_stacked(name), *(row[column] for row in table.rows)) for line in text.split("\n"))
         for column, name in enumerate(table.header)
     ]
+    if table.fold_text:
+        widths = [
+            min(needed, _FOLDED) if column < table.text_columns else needed for column, needed in enumerate(widths)
+        ]
     text = list(range(table.text_columns))
     part = text.copy()
     for column in range(table.text_columns, len(table.header)):
@@ -91,7 +102,8 @@ def _fitting_parts(table: Table, width: int) -> Iterator[Table]:
 
 def _select(table: Table, columns: list[int]) -> Table:
     rows = [[row[column] for column in columns] for row in table.rows]
-    return Table(table.title, [table.header[column] for column in columns], rows, table.text_columns)
+    header = [table.header[column] for column in columns]
+    return Table(table.title, header, rows, table.text_columns, fold_text=table.fold_text)
 
 
 def _rich(table: Table) -> RichTable:
@@ -125,39 +137,110 @@ def labels(paths: Sequence[str]) -> list[str]:
     return [path if short.count(name) > 1 else name for name, path in zip(short, paths, strict=True)]
 
 
-def _accuracy(record: Record, names: dict[str, str]) -> Table:
-    rows = [
-        [names[row["model"]], row["network"], row["precision"], *(decimal(row["metrics"][key]) for key in METRICS)]
-        for row in record["rows"]
+def _opening(record: BenchRecord, names: dict[str, str]) -> Table:
+    """The table that deployers know: each model with its cost, its accuracy, and the difference to the baseline."""
+    baseline = record.rows[0]
+    headline = [metric for metric in METRICS.values() if metric.is_headline]
+    precisions = _precisions(record.rows, names)
+    rows = []
+    for row, precision in zip(record.rows, precisions, strict=True):
+        costs = [_digits(row.published.flops_g), _digits(row.published.params_m)]
+        scores = [decimal(row.metrics[metric.key]) for metric in headline]
+        if row is not baseline:
+            changes = (decimal(row.delta[metric.key].value, signed=True) for metric in headline)
+            scores = [f"{score} {change}" for score, change in zip(scores, changes, strict=True)]
+        rows.append([row.network, precision, *costs, *scores, "x".join(map(str, row.input_shape[1:]))])
+    difference = [f"second number: difference to {baseline.network} {precisions[0]}"] if len(rows) > 1 else []
+    caption = [
+        *difference,
+        "FLOPs: 2 x multiply-accumulates of convolutions and matrix products, for one image",
+        *_parameters_in_words(record.rows),
+        *([left_out_in_words(record.left_out)] if record.left_out else []),
     ]
     return Table(
-        f"Accuracy on {record['dataset']}, {record['images']} images",
-        ["model", "network", "precision", *(metric.label for metric in METRICS.values())],
+        f"{record.dataset}, {record.images} images",
+        ["network", "precision", "FLOPs (G)", "params (M)", *(metric.label for metric in headline), "input"],
+        rows,
+        text_columns=2,
+        caption="\n".join(caption),
+        fold_text=True,
+    )
+
+
+def _precisions(rows: Sequence[Row], names: dict[str, str]) -> list[str]:
+    """The precision of each row, with its calibration method, and with its target or file where two would be equal."""
+
+    texts = [f"{row.precision} ({row.method})" if row.method else row.precision for row in rows]
+    for further in ([row.target for row in rows], [names[row.model] for row in rows]):
+        keys = [(row.network, *row.input_shape[1:], text) for row, text in zip(rows, texts, strict=True)]
+        texts = [
+            f"{text} {more}".rstrip() if keys.count(key) > 1 else text
+            for text, more, key in zip(texts, further, keys, strict=True)
+        ]
+    return texts
+
+
+def _parameters_in_words(rows: Sequence[Row]) -> Iterator[str]:
+    """How the parameters in the opening table were counted, where they are known."""
+    for how, words in (
+        ("published", "as published, batch norms included"),
+        ("graph", "counted in the graph, where batch norms may be folded into convolutions"),
+    ):
+        networks = dict.fromkeys(
+            row.network for row in rows if row.published.params_as == how and row.published.params_m is not None
+        )
+        if networks:
+            yield f"params of {', '.join(networks)}: {words}"
+    if unknown := dict.fromkeys(row.network for row in rows if row.published.flops_g is None):
+        yield f"-: not known for an engine of {', '.join(unknown)} alone; give its ONNX file too"
+
+
+def _digits(value: float | None) -> str:
+    """Four significant digits; - for an unknown value."""
+    if value is None:
+        return "-"
+    if value < 0.001:
+        return f"{value:.1e}" if value else "0"
+    return f"{value:.{max(0, 3 - math.floor(math.log10(value)))}f}"
+
+
+def _labels_of_metrics() -> list[str]:
+    return [metric.label for metric in METRICS.values()]
+
+
+def _accuracy(record: BenchRecord, names: dict[str, str]) -> Table:
+    rows = [
+        [names[row.model], row.network, row.precision, *(decimal(row.metrics[key]) for key in METRICS)]
+        for row in record.rows
+    ]
+    return Table(
+        f"Accuracy on {record.dataset}, {record.images} images",
+        ["model", "network", "precision", *_labels_of_metrics()],
         rows,
         text_columns=3,
         caption="\n".join(_calibration_warnings(record, names)),
     )
 
 
-def _calibration_warnings(record: Record, names: dict[str, str]) -> list[str]:
+def _calibration_warnings(record: BenchRecord, names: dict[str, str]) -> list[str]:
     return [
-        f"{names[row['model']]} was calibrated on {row['calibrated_on']} of these images: its scores flatter it"
-        for row in record["rows"]
-        if row["calibrated_on"]
+        f"{names[row.model]} was calibrated on {row.calibrated_on} of these images: its scores flatter it"
+        for row in record.rows
+        if row.calibrated_on
     ]
 
 
-def _deltas(record: Record, names: dict[str, str]) -> Table:
-    baseline, *others = record["rows"]
+def _deltas(record: BenchRecord, names: dict[str, str]) -> Table:
+    baseline, *others = record.rows
     rows = [
-        [metric.label, decimal(baseline["metrics"][key]), *(interval(row["delta"][key]) for row in others)]
+        [metric.label, decimal(baseline.metrics[key]), *(interval(row.delta[key]) for row in others)]
         for key, metric in METRICS.items()
     ]
-    has_interval = all(delta["ci95"] for row in others for delta in row["delta"].values())
+    has_interval = all(delta.ci95 for row in others for delta in row.delta.values())
     how = "with 95 % interval (paired bootstrap over images)" if has_interval else "without interval"
     return Table(
-        f"Difference to {names[baseline['model']]}, {how}",
-        ["metric", "baseline", *(names[row["model"]] for row in others)],
+        f"Difference to {names[baseline.model]}, {how}",
+        ["metric", "baseline", *(names[row.model] for row in others)],
         rows,
         caption="* the interval excludes zero: the difference is more than chance on images like these"
         if has_interval
@@ -165,32 +248,32 @@ def _deltas(record: Record, names: dict[str, str]) -> Table:
     )
 
 
-def interval(delta: Record) -> str:
+def interval(delta: Difference) -> str:
     """A difference {value, ci95} as `+.0012 [-.0003, +.0027]`, with a * before it if the interval excludes zero."""
-    if delta["ci95"] is None:
-        return decimal(delta["value"], signed=True)
-    value, low, high = (decimal(number, signed=True) for number in (delta["value"], *delta["ci95"]))
+    if delta.ci95 is None:
+        return decimal(delta.value, signed=True)
+    value, low, high = (decimal(number, signed=True) for number in (delta.value, *delta.ci95))
     mark = "* " if low.startswith("+") or high.startswith("-") else ""  # as shown: what rounds to 0 is no difference
     return f"{mark}{value} [{low}, {high}]"
 
 
-def _cost(record: Record, names: dict[str, str]) -> Table:
+def _cost(record: BenchRecord, names: dict[str, str]) -> Table:
     stages = {"pre": "pre", "infer": "inference", "post": "post", "total": "total"}
     rows = []
-    for row in record["rows"]:
-        counts = ["-" if row[key] is None else f"{row[key]:.3f}" for key in ("params_m", "macs_g")]
-        shape = "x".join(map(str, row["input_shape"]))
-        spread = [_spread(row["latency_ms"][stage]) for stage in stages]
-        rows.append([names[row["model"]], row["device"], *counts, shape, f"{row['size_mib']:.2f}", *spread])
-    threads = f"{record['threads']} CPU thread{'s' if record['threads'] > 1 else ''}"
-    caption = f"p50 / p90 / p99 in ms per image over {record['images']} images, models in turn, decoding not counted"
+    for row in record.rows:
+        counts = ["-" if count is None else f"{count:.3f}" for count in (row.params_m, row.macs_g)]
+        shape = "x".join(map(str, row.input_shape))
+        spread = [_spread(row.latency_ms[stage]) for stage in stages]
+        rows.append([names[row.model], row.device, *counts, shape, f"{row.size_mib:.2f}", *spread])
+    threads = f"{record.threads} CPU thread{'s' if record.threads > 1 else ''}"
+    caption = f"p50 / p90 / p99 in ms per image over {record.images} images, models in turn, decoding not counted"
     batches = [
-        f"{names[row['model']]} computes {row['input_shape'][0]} images whenever it is given one"
-        for row in record["rows"]
-        if row["input_shape"][0] not in (1, "N")
+        f"{names[row.model]} computes {row.input_shape[0]} images whenever it is given one"
+        for row in record.rows
+        if row.input_shape[0] not in (1, "N")
     ]
     return Table(
-        f"Cost on {record['hardware']}, {threads}",
+        f"Cost on {record.hardware}, {threads}",
         ["model", "device", "params (M)", "MACs (G)", "input", "size (MiB)", *stages.values()],
         rows,
         text_columns=2,
@@ -198,25 +281,25 @@ def _cost(record: Record, names: dict[str, str]) -> Table:
     )
 
 
-def _on_gpu(record: Record, names: dict[str, str]) -> Table:
+def _on_gpu(record: BenchRecord, names: dict[str, str]) -> Table:
     """What the cost table has no room for: copies, the CPU's share, and all images in batches."""
     stages = ("host", "upload", "download")
     rows = [
         [
-            names[row["model"]],
-            *(_spread(row["latency_ms"][stage]) for stage in stages),
-            f"{row['images_per_s']:.1f}",
-            f"{row['device_memory_mib']:.0f}",
+            names[row.model],
+            *(_spread(row.latency_ms[stage]) for stage in stages),
+            f"{row.images_per_s:.1f}",
+            f"{row.device_memory_mib:.0f}",
         ]
-        for row in record["rows"]
-        if row["device"] == "cuda"
+        for row in record.rows
+        if row.device == "cuda"
     ]
     caption = [
         "upload, pre, inference, post and download are GPU time; host is the CPU's, copying and enqueueing; total is "
         "from an image in memory to its map there",
-        f"images/s are those of the pipeline in batches of {record['batch']}, reading counted",
+        f"images/s are those of the pipeline in batches of {record.batch}, reading counted",
     ]
-    before, after = record["gpu"]["before"], record["gpu"]["after"]
+    before, after = record.gpu.before, record.gpu.after
     if before:
         caption.append("; ".join(f"{key} {value} -> {after.get(key, '?')}" for key, value in before.items()))
     return Table(
@@ -227,6 +310,6 @@ def _on_gpu(record: Record, names: dict[str, str]) -> Table:
     )
 
 
-def _spread(times: Record) -> str:
-    values = (times[key] for key in ("p50", "p90", "p99"))
+def _spread(times: Percentiles) -> str:
+    values = (times.p50, times.p90, times.p99)
     return " / ".join(f"{value:.2f}" if value < 10 else f"{value:.1f}" for value in values)

@@ -14,6 +14,7 @@ from sodeploy.errors import UserError
 from sodeploy.runtime.bench import bench
 from sodeploy.runtime.measure.differences import FEWEST_IMAGES
 from sodeploy.runtime.measure.metrics import METRICS
+from sodeploy.runtime.measure.record import Difference, GpuStates, to_json
 from sodeploy.runtime.measure.report import bench_tables, decimal, labels, to_markdown
 
 pytest.importorskip("onnxruntime")
@@ -52,37 +53,37 @@ def models(save_model):
 
 def test_the_record_holds_what_is_documented(models, data):
     record = bench(models, data, threads=1, workers=1)
-    good, bad = record["rows"]
-    assert (record["dataset"], record["images"], record["threads"]) == ("discs", IMAGES, 1)
-    assert [row["model"] for row in record["rows"]] == [str(model) for model in models]
-    assert [row["precision"] for row in record["rows"]] == ["fp32", "int8"]
-    assert good["input_shape"] == [1, 3, 16, 24]
-    assert good["device"] == "cpu"
-    assert good["params_m"] == pytest.approx(4e-6)
-    assert good["macs_g"] == pytest.approx(3 * 16 * 24 / 1e9)
-    assert good["calibrated_on"] is None
-    for row in record["rows"]:
-        assert set(row["metrics"]) == set(row["delta"]) == set(METRICS)
-        latency = row["latency_ms"]
+    good, bad = record.rows
+    assert (record.dataset, record.images, record.threads) == ("discs", IMAGES, 1)
+    assert [row.model for row in record.rows] == [str(model) for model in models]
+    assert [row.precision for row in record.rows] == ["fp32", "int8"]
+    assert good.input_shape == [1, 3, 16, 24]
+    assert good.device == "cpu"
+    assert good.params_m == pytest.approx(4e-6)
+    assert good.macs_g == pytest.approx(3 * 16 * 24 / 1e9)
+    assert good.calibrated_on is None
+    for row in record.rows:
+        assert set(row.metrics) == set(row.delta) == set(METRICS)
+        latency = row.latency_ms
         assert set(latency) == {"pre", "infer", "post", "total"}
-        assert all(0 < times["p50"] <= times["p90"] <= times["p99"] for times in latency.values())
-        assert latency["total"]["p50"] >= max(latency[stage]["p50"] for stage in ("pre", "infer", "post"))
-    assert all(delta == {"value": 0, "ci95": None} for delta in good["delta"].values())
-    assert bad["delta"]["mae"]["value"] == pytest.approx(bad["metrics"]["mae"] - good["metrics"]["mae"])
-    assert bad["delta"]["mae"]["ci95"] is None  # too few images
-    assert good["time_ratio"] == {"value": 1, "ci95": [1, 1]}
-    assert (bad["images_per_s"], bad["device_memory_mib"], record["gpu"]) == (None, None, {"before": {}, "after": {}})
-    assert (record["recommendation"]["budget"], record["recommendation"]["model"]) == (None, None)
-    json.dumps(record, allow_nan=False)
+        assert all(0 < times.p50 <= times.p90 <= times.p99 for times in latency.values())
+        assert latency["total"].p50 >= max(latency[stage].p50 for stage in ("pre", "infer", "post"))
+    assert all(delta == Difference(value=0, ci95=None) for delta in good.delta.values())
+    assert bad.delta["mae"].value == pytest.approx(bad.metrics["mae"] - good.metrics["mae"])
+    assert bad.delta["mae"].ci95 is None  # too few images
+    assert good.time_ratio == Difference(value=1, ci95=(1, 1))
+    assert (bad.images_per_s, bad.device_memory_mib, record.gpu) == (None, None, GpuStates(before={}, after={}))
+    assert (record.recommendation.budget, record.recommendation.model) == (None, None)
+    json.loads(to_json(record), parse_constant=pytest.fail)
 
 
 def test_scores_do_not_depend_on_the_company_or_the_workers(models, data):
-    together = bench(models, data, threads=1, workers=2)["rows"][1]["metrics"]
-    assert together == bench(models[1:], data, threads=1, workers=1)["rows"][0]["metrics"]
+    together = bench(models, data, threads=1, workers=2).rows[1].metrics
+    assert together == bench(models[1:], data, threads=1, workers=1).rows[0].metrics
 
 
 def test_only_the_first_images(models, data):
-    assert bench(models[:1], data, images=2, threads=1, workers=1)["images"] == 2
+    assert bench(models[:1], data, limit=2, threads=1, workers=1).images == 2
 
 
 def test_images_it_was_calibrated_on_are_refused_or_told(save_model, data):
@@ -94,8 +95,8 @@ def test_images_it_was_calibrated_on_are_refused_or_told(save_model, data):
     with pytest.raises(UserError, match=r"tiny\.onnx was calibrated on 3 of the 6 images"):
         bench([model], data, threads=1, workers=1)
     record = bench([model], data, threads=1, workers=1, allow_overlap=True)
-    assert record["rows"][0]["calibrated_on"] == 3
-    assert "calibrated on 3 of these images" in to_markdown(bench_tables(record)[0])
+    assert record.rows[0].calibrated_on == 3
+    assert "calibrated on 3 of these images" in to_markdown(bench_tables(record)[1])
 
 
 def test_what_is_within_the_budget_is_recommended(save_model, models, tmp_path):
@@ -103,18 +104,18 @@ def test_what_is_within_the_budget_is_recommended(save_model, models, tmp_path):
     budget = {"s": 0.5, "mae": 0.001}
     record = bench([*models, save_model("sim.onnx", (1.2, 0, 0), metadata={"sodeploy.dialect": "simulation"})], data,
                    threads=1, workers=1, budget=budget)  # fmt: skip
-    advice = record["recommendation"]
-    assert (advice["budget"], advice["model"]) == (budget, str(models[0]))
-    assert advice["text"][0] == "Recommended: good. Nothing that keeps to the budget (S .5000, MAE .0010) is faster."
-    assert "loses too much: " in advice["text"][1]
-    assert advice["text"][-1] == "sim simulates an engine, so its time says nothing; it keeps to the budget."
-    assert [row["stand_in"] for row in record["rows"]] == ["", "", "simulates an engine"]
+    advice = record.recommendation
+    assert (advice.budget, advice.model) == (budget, str(models[0]))
+    assert advice.text[0] == "Recommended: good. Nothing that keeps to the budget (S .5000, MAE .0010) is faster."
+    assert "loses too much: " in advice.text[1]
+    assert advice.text[-1] == "sim simulates an engine, so its time says nothing; it keeps to the budget."
+    assert [row.stand_in for row in record.rows] == ["", "", "simulates an engine"]
 
 
 def test_few_images_promise_nothing(models, data):
     record = bench(models, data, threads=1, workers=1, budget={"s": 0.5})
-    assert record["recommendation"]["model"] is None
-    assert record["recommendation"]["text"][0] == "A loss on 6 images cannot be judged at 95 %; give 20 or more."
+    assert record.recommendation.model is None
+    assert record.recommendation.text[0] == "A loss on 6 images cannot be judged at 95 %; give 20 or more."
     tables = "".join(map(to_markdown, bench_tables(record)))
     assert "*" not in tables.replace("**", "")
     assert "[" not in tables
@@ -125,16 +126,16 @@ def test_a_mask_without_a_score_is_named_and_left_out(models, data, capsys):
     corner[-1, -1] = 255
     cv2.imwrite(str(data / "masks" / "0.png"), corner)
     record = bench(models, data, threads=1, workers=1)
-    assert (record["images"], record["left_out"]) == (IMAGES - 1, ["0"])
+    assert (record.images, record.left_out) == (IMAGES - 1, ["0"])
     assert "discs: 1 mask is left out of all scores, because a metric is undefined (NaN) there: 0" in (
         " ".join(capsys.readouterr().err.split())
     )
-    json.dumps(record, allow_nan=False)
+    json.loads(to_json(record), parse_constant=pytest.fail)
 
 
 def test_the_pipeline_of_a_cpu_cannot_be_shown(models, data, tmp_path):
     with pytest.raises(UserError, match="choose the device cuda, or leave it out"):
-        bench(models, data, profile=tmp_path / "trace.json")
+        bench(models, data, timeline=tmp_path / "trace.json")
 
 
 def test_a_broken_output_names_model_and_image(save_model, data):

@@ -38,19 +38,19 @@ def test_everything_on_the_gpu(
 ) -> None:
     """Everything runs through the kernels and the pipeline; the figures mean nothing here."""
     models = [save_model(batch=None), save_engine()]
-    record = bench(models, data, device="cuda", threads=1, workers=1, batch=2, profile=tmp_path / "trace.json")
-    on_cpu = bench(models[:1], data, threads=1, workers=1)["rows"][0]
-    assert record["gpu"]["after"] == {"clocks.sm": "1980", "temperature.gpu": "52"}
-    assert record["hardware"].endswith("and NVIDIA L4")
-    for row in record["rows"]:
-        assert row["device"] == "cuda"
-        assert list(row["latency_ms"]) == ["host", "upload", "pre", "infer", "post", "download", "total"]
-        assert all(0 < times["p50"] <= times["p99"] for times in row["latency_ms"].values())
-        parts = sum(row["latency_ms"][stage]["p50"] for stage in ("upload", "pre", "infer", "post", "download"))
-        assert parts < 2 * row["latency_ms"]["total"]["p99"]
-        assert row["images_per_s"] > 0
-        assert 0 < row["device_memory_mib"] < 1024
-        assert row["metrics"] == pytest.approx(on_cpu["metrics"], abs=0.02)  # maps are within one grey level
+    record = bench(models, data, device="cuda", threads=1, workers=1, batch=2, timeline=tmp_path / "trace.json")
+    on_cpu = bench(models[:1], data, threads=1, workers=1).rows[0]
+    assert record.gpu.after == {"clocks.sm": "1980", "temperature.gpu": "52"}
+    assert record.hardware.endswith("and NVIDIA L4")
+    for row in record.rows:
+        assert row.device == "cuda"
+        assert list(row.latency_ms) == ["host", "upload", "pre", "infer", "post", "download", "total"]
+        assert all(0 < times.p50 <= times.p99 for times in row.latency_ms.values())
+        parts = sum(row.latency_ms[stage].p50 for stage in ("upload", "pre", "infer", "post", "download"))
+        assert parts < 2 * row.latency_ms["total"].p99
+        assert row.images_per_s > 0
+        assert 0 < row.device_memory_mib < 1024
+        assert row.metrics == pytest.approx(on_cpu.metrics, abs=0.02)  # maps are within one grey level
     (table,) = (table for table in bench_tables(record) if table.title == "On the GPU")
     assert [cells[0] for cells in table.rows] == list(map(str, models))  # both are called tiny
     assert "in batches of 2" in table.caption
@@ -64,8 +64,8 @@ def test_an_engine_runs_on_the_gpu_beside_a_model_on_the_cpu(
     gpu: Any, save_model: SaveModel, save_engine: SaveModel, data: Path
 ) -> None:
     record = bench([save_model(), save_engine()], data, threads=1, workers=1)
-    assert [row["device"] for row in record["rows"]] == ["cpu", "cuda"]
-    assert [row["images_per_s"] is None for row in record["rows"]] == [True, False]
+    assert [row.device for row in record.rows] == ["cpu", "cuda"]
+    assert [row.images_per_s is None for row in record.rows] == [True, False]
     assert len(bench_tables(record)[-1].rows) == 1
 
 

@@ -1,10 +1,27 @@
 """Tables keep every digit, whatever the width."""
 
+import json
+from pathlib import Path
+
 import pytest
+from pydantic import ValidationError
 from rich.console import Console
 
+from sodeploy.errors import UserError
 from sodeploy.runtime.measure import report
 from sodeploy.runtime.measure.metrics import METRICS
+from sodeploy.runtime.measure.record import (
+    Advice,
+    BenchRecord,
+    Difference,
+    GpuStates,
+    Percentiles,
+    Published,
+    Row,
+    bench_schema,
+    read_bench,
+    to_json,
+)
 from sodeploy.runtime.measure.report import Table, bench_tables, show, to_markdown
 
 TABLE = Table(
@@ -47,14 +64,82 @@ def test_markdown_is_a_table_under_a_title():
     ],
 )
 def test_only_a_difference_that_shows_is_marked(value: float, low: float, high: float, shown: str) -> None:
-    row = {"model": "a.onnx", "metrics": dict.fromkeys(METRICS, 0.5), "calibrated_on": None}
-    delta = {key: {"value": value, "ci95": [low, high]} for key in METRICS}
-    record = {"rows": [{**row, "delta": delta}, {**row, "model": "b.onnx", "delta": delta}]}
-    for row in record["rows"]:
-        row |= {"network": "n", "precision": "fp32", "device": "cpu", "params_m": 1, "macs_g": 1, "size_mib": 1}
-        row |= {
-            "input_shape": [1],
-            "latency_ms": {stage: {"p50": 1, "p90": 1, "p99": 1} for stage in ("pre", "infer", "post", "total")},
-        }
-    (_, difference, _) = bench_tables({**record, "dataset": "d", "images": 3, "threads": 1, "hardware": "h"})
+    delta = dict.fromkeys(METRICS, Difference(value=value, ci95=(low, high)))
+    (_, _, difference, _) = bench_tables(record_of(row("a.onnx"), row("b.onnx", delta=delta)))
     assert {cells[2] for cells in difference.rows} == {shown}
+
+
+def row(model: str, **fields: object) -> Row:
+    """A row of a record with figures as of U²-Netp."""
+    once = Percentiles(p50=1, p90=1, p99=1)
+    usual = {
+        "model": model, "network": "u2netp", "precision": "fp32", "method": None, "target": "", "device": "cpu",
+        "published": Published(params_m=1.131181, flops_g=39.5121792, params_as="published"), "params_m": 1.125,
+        "macs_g": 19.756, "input_shape": [1, 3, 320, 320], "size_mib": 4.5, "metrics": dict.fromkeys(METRICS, 0.8373),
+        "delta": dict.fromkeys(METRICS, Difference(value=-0.0012, ci95=(-0.002, 0.001))),
+        "latency_ms": dict.fromkeys(("pre", "infer", "post", "total"), once),
+        "time_ratio": Difference(value=1, ci95=None), "stand_in": "", "images_per_s": None, "device_memory_mib": None,
+        "calibrated_on": None, "images": 300, "dataset": "eval",
+    }  # fmt: skip
+    return Row.model_validate(usual | fields)
+
+
+def record_of(*rows: Row) -> BenchRecord:
+    return BenchRecord(
+        rows=list(rows), dataset="eval", images=300, left_out=[], threads=2, batch=8, hardware="a CPU",
+        gpu=GpuStates(before={}, after={}), versions={},
+        recommendation=Advice(budget=None, model=None, int8_pays=None, text=[]),
+    )  # fmt: skip
+
+
+def test_the_opening_table_is_what_deployers_know_and_fits_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = Published(params_m=44.04679, flops_g=31.1858, params_as="published")
+    wide = {"network": "isnet_dis", "published": large, "input_shape": [1, 3, 1024, 1024]}
+    rows = [row("a.onnx", **wide), row("a.fp16.sim.onnx", precision="fp16", target="sim", **wide)]
+    for target in ("sim", "cpu"):
+        rows.append(row(f"a.int8.{target}.onnx", precision="int8", method="kl", target=target, **wide))
+    opening = bench_tables(record_of(*rows))[0]
+    assert opening.header == ["network", "precision", "FLOPs (G)", "params (M)", "MAE", "mean F", "S", "input"]
+    assert opening.rows[0] == ["isnet_dis", "fp32", "31.19", "44.05", ".8373", ".8373", ".8373", "3x1024x1024"]
+    assert opening.rows[1][:2] == ["isnet_dis", "fp16"]
+    assert opening.rows[1][4] == ".8373 -.0012"
+    assert [cells[1] for cells in opening.rows[2:]] == ["int8 (kl) sim", "int8 (kl) cpu"]
+    assert "difference to isnet_dis fp32" in opening.caption
+    assert "2 x multiply-accumulates" in opening.caption
+    console = Console(width=100, record=True, file=open("/dev/null", "w"), force_terminal=True)  # noqa: SIM115
+    monkeypatch.setattr(report.terminal, "results", console)
+    show([opening])
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= 100 for line in lines)
+    assert sum("31.19" in line and "3x1024x1024" in line for line in lines) == len(rows)  # one table, not two parts
+    plain = to_markdown(bench_tables(record_of(rows[0], rows[1], row("b", precision="int8", method="kl", **wide)))[0])
+    assert all(len(line) <= 100 for line in plain.splitlines())
+
+
+def test_rows_stay_distinguishable() -> None:
+    same = [row("x/a.onnx"), row("x/b.onnx")]
+    assert [cells[1] for cells in bench_tables(record_of(*same))[0].rows] == ["fp32 a", "fp32 b"]
+
+
+def test_an_engine_alone_has_unknown_flops() -> None:
+    unknown = Published(params_m=None, flops_g=None, params_as="graph")
+    opening = bench_tables(record_of(row("a.engine", published=unknown)))[0]
+    assert opening.rows[0][2:4] == ["-", "-"]
+    assert "not known for an engine of u2netp alone" in opening.caption
+
+
+def test_the_schema_in_the_docs_is_current(repository: Path) -> None:
+    """Write it anew: python runtime/measure/record.py > docs/bench-record.schema.json"""
+    written = json.loads((repository / "docs" / "bench-record.schema.json").read_text())
+    assert written == bench_schema()
+
+
+def test_a_record_is_read_back_or_refused(tmp_path: Path) -> None:
+    record = record_of(row("a.onnx"))
+    (tmp_path / "bench.json").write_text(to_json(record))
+    assert read_bench(tmp_path / "bench.json") == record
+    (tmp_path / "bench.json").write_text('{"format": 1}')
+    with pytest.raises(UserError, match=r"bench\.json: record field rows: Field required"):
+        read_bench(tmp_path / "bench.json")
+    with pytest.raises(ValidationError):
+        row("a.onnx", metrics={"mae": float("nan")})
