@@ -9,7 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from sodeploy import artifacts
-from sodeploy.calib_data.images import read_image, read_mask
+from sodeploy.calib_data.images import read_image
+from sodeploy.calib_data.mask_reading import read_mask
 from sodeploy.errors import UserError
 
 

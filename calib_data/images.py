@@ -1,87 +1,119 @@
-"""Images and masks from files, whatever variety of file they are."""
+"""Images: decoding photographs of every kind that people have, and writing pictures."""
 
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from sodeploy import artifacts
+from sodeploy.calib_data.headers import Header, read_header
 from sodeploy.errors import UserError
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+MOST_PIXELS = 178_956_970  # an image beyond is refused before it is decoded: half a gigabyte as 8-bit RGB
 
-# What went wrong is said by our own errors, with the file's name, which OpenCV's log does not know.
+# Our own errors say what went wrong and name the file, which OpenCV's log does not know.
 _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # moved after OpenCV 4.10
 _set_log_level(0)
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """Read a photograph the way a viewer shows it.
 
-    Grey and palette files become RGB, 16 bits become 8, an EXIF orientation is applied, and alpha is dropped, as the
-    networks' own training code does.
+    Grey, palette and CMYK files become RGB, 16 bits become 8, an EXIF orientation is applied, and alpha is dropped, as
+    the networks' own training code does.
+
+    Args:
+        most_pixels: the largest width x height that is decoded; the file's header tells it.
 
     Returns:
         (H, W, 3) uint8 RGB.
 
     Raises:
-        UserError: the file is missing, empty, broken, or no image.
+        UserError: the file is missing, empty, broken, too large, an animation, or no image.
     """
-    return decode_image(_bytes_of(path), path)
+    return decode_image(bytes_of(path), path, most_pixels)
 
 
-def decode_image(data: bytes, name: str | Path) -> np.ndarray:
-    """The image in an encoded file's bytes, as `read_image` gives it; `name` stands in the error."""
-    image = _decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, name)
+def decode_image(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+    """Decode the bytes of an encoded image, as `read_image` does; `name` stands in the error."""
+    check_header(data, name, most_pixels)
+    image = decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, name)
     if image.dtype == np.uint16:
-        image = _to_8_bits(image)
+        image = cv2.convertScaleAbs(image, alpha=1 / 257)  # 65535 = 255 * 257, rounded
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def read_mask(path: str | Path) -> np.ndarray:
-    """Read a ground-truth mask: 0 background, 255 object, in between where the annotation is soft.
-
-    Masks stored as RGB are read as grey. Which full scale a file means is told by its brightest value: 1 is a mask of
-    {0, 1}, up to 255 one of 8 bits, more one of 16 bits.
-
-    Returns:
-        (H, W) uint8.
+def check_header(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) -> Header:
+    """The header of an encoded image that may be decoded.
 
     Raises:
-        UserError: the file is missing, empty, broken, or no image.
+        UserError: no image, too large, or an animation.
     """
-    mask = _decode(_bytes_of(path), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, path)
-    brightest = mask.max()
-    if brightest == 1:
-        return mask.astype(np.uint8) * np.uint8(255)
-    if brightest > 255:
-        return _to_8_bits(mask)
-    return mask.astype(np.uint8, copy=False)
+    try:
+        header = read_header(data)
+    except ValueError as error:
+        raise UserError(f"{name} is broken or no image ({error}); replace or remove it") from None
+    if header.pixels > most_pixels:
+        raise UserError(
+            f"{name} is {header.width} x {header.height} pixels, {header.pixels / 1e6:.0f} megapixels; the limit is "
+            f"{most_pixels / 1e6:.0f}: make it smaller or remove it, or, in infer, raise --max-megapixels"
+        )
+    if header.animated:
+        raise UserError(f"{name} is an animated {header.kind}; save the picture that counts as a file of its own")
+    return header
 
 
-def _to_8_bits(image: np.ndarray) -> np.ndarray:
-    return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257, rounded
+def bytes_of(path: str | Path) -> bytes:
+    """The content of a file that is not empty.
 
-
-def _bytes_of(path: str | Path) -> bytes:
+    Raises:
+        UserError: missing, empty, a folder, or not readable.
+    """
     try:
         data = Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; correct the path or remove it from the data set") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); mend it or remove it from the data set") from None
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or "not enough memory"
+        raise UserError(f"{path} cannot be read ({reason}); mend it or remove it from the data set") from None
     if not data:
         raise UserError(f"{path} is an empty file; replace it or remove it from the data set")
     return data
 
 
-def _decode(data: bytes, flags: int, name: str | Path) -> np.ndarray:
+def decode(data: bytes, flags: int, name: str | Path) -> np.ndarray:
+    """Decode the bytes of an encoded image with OpenCV's `flags`; uint8 or uint16.
+
+    Raises:
+        UserError: OpenCV cannot, or there is too little memory.
+    """
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:  # for example more pixels than OpenCV's limit
+    except (cv2.error, MemoryError) as error:
+        if isinstance(error, MemoryError) or error.code == cv2.Error.StsNoMem:
+            raise UserError(f"{name} needs more memory than there is; make it smaller or remove it") from None
         image = None
     if image is None or image.dtype not in (np.uint8, np.uint16) or _is_cut_short(data):
         raise UserError(f"{name} is broken or not an 8 or 16 bit image that OpenCV reads; replace or remove it")
     return image
+
+
+def write_picture(path: Path, picture: np.ndarray) -> None:
+    """Write a picture in the format that the name ends with; the file is whole or absent.
+
+    Args:
+        picture: (H, W), (H, W, 3) RGB or (H, W, 4) RGBA, uint8.
+
+    Raises:
+        OSError: for example no space is left; names `path`.
+    """
+    if picture.ndim == 3:
+        picture = cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR)
+    encoded, data = cv2.imencode(path.suffix, picture)  # imwrite says True when the last flush fails
+    if not encoded:
+        raise UserError(f"{path}: OpenCV cannot encode a picture of {picture.shape} as {path.suffix}")
+    artifacts.write_bytes(path, data.tobytes())
 
 
 def _is_cut_short(data: bytes) -> bool:

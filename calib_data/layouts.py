@@ -54,11 +54,15 @@ def find_layout(root: Path) -> Layout:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files in a folder, sorted by name; an archive's doubled folder (`x/x/`) is looked through."""
+    """The image files in a folder, sorted by name; an archive's doubled folder (`x/x/`) is looked through once."""
+    files = _directly_in(folder)
+    doubled = folder / folder.resolve().name  # "." and "/" have no name of their own
+    return files if files or doubled == folder or not doubled.is_dir() else _directly_in(doubled)
+
+
+def _directly_in(folder: Path) -> list[Path]:
     entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))  # ._x.jpg: macOS's own
-    files = [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
-    doubled = folder / folder.name
-    return files if files or not doubled.is_dir() else image_files(doubled)
+    return [entry for entry in entries if entry.suffix.lower() in SUFFIXES]
 
 
 def _subfolder(root: Path, names: tuple[str, ...], ending: str) -> Path | None:

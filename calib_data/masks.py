@@ -6,11 +6,7 @@ Writes dilated/, eroded/, envelope/ and expanded/, a PNG of each for every mask,
 the same on the fly and needs no such folder; it serves other code, and eyes.
 """
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from itertools import repeat
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated
 
 import cv2
@@ -18,10 +14,13 @@ import numpy as np
 import typer
 
 from sodeploy import artifacts, terminal
-from sodeploy.calib_data.dataset import Dataset, Sample
+from sodeploy.calib_data.dataset import FileSample, Sample
+from sodeploy.calib_data.images import write_picture
 from sodeploy.calib_data.sources import open_dataset
 from sodeploy.errors import UserError
+from sodeploy.workers import parallel_map
 
+KINDS = ("dilated", "eroded", "envelope", "expanded")
 MARGIN = 5  # pixels, in a square neighbourhood, at the mask's own size
 
 _NEIGHBOURHOOD = np.ones((2 * MARGIN + 1, 2 * MARGIN + 1), np.uint8)
@@ -48,43 +47,54 @@ def margins(mask: np.ndarray) -> dict[str, np.ndarray]:
     return {"dilated": dilated, "eroded": eroded, "envelope": envelope, "expanded": cv2.add(envelope, mask)}
 
 
-def write_margins(data: str | Path, output: Path, workers: int) -> int:
+def write_margins(data: str | Path, output: Path, workers: int | None = None) -> int:
     """Write the four masks of every sample of `data` below `output`; returns how many samples.
 
+    Args:
+        workers: processes; one per usable core by default.
+
     Raises:
-        UserError: a mask is missing or cannot be read; what was written before is whole.
+        UserError: a mask is missing or cannot be read, a sample's name leads out of `output`, or an output would
+            overwrite a file of the data set; masks written before are whole.
     """
-    if workers < 1:
+    if workers is not None and workers < 1:
         raise UserError(f"--workers {workers} does nothing; give 1 or more")
+    artifacts.check_output_folder(output)
     dataset = open_dataset(data)
-    for _ in terminal.progress(_written(dataset, output, workers), "masks", total=len(dataset)):
-        pass
+    targets = [_target(output, sample.name) for sample in dataset]
+    files = [
+        path for sample in dataset if isinstance(sample, FileSample) for path in (sample.image_path, sample.mask_path)
+    ]
+    artifacts.check_apart(
+        [_of_kind(target, kind) for target in targets for kind in KINDS], [path for path in files if path]
+    )
+    with parallel_map(workers) as mapped:
+        for _ in terminal.progress(mapped(_write, dataset, targets), "masks", total=len(dataset)):
+            pass
     return len(dataset)
 
 
-def _written(dataset: Dataset, output: Path, workers: int) -> Iterator[None]:
-    if workers == 1:
-        yield from map(_write, dataset, repeat(output))
-        return
-    with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-        try:
-            yield from pool.map(_write, dataset, repeat(output), chunksize=16)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+def _target(output: Path, name: str) -> tuple[Path, str]:
+    """The folder and the name of a sample's files, which stay inside that folder."""
+    if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
+        raise UserError(f"the sample {name} would be written outside {output}; give a list of names below one folder")
+    return output, name
 
 
-def _write(sample: Sample, output: Path) -> None:
+def _of_kind(target: tuple[Path, str], kind: str) -> Path:
+    output, name = target
+    return output / kind / f"{name}.png"
+
+
+def _write(sample: Sample, target: tuple[Path, str]) -> None:
     for kind, mask in margins(sample.mask()).items():
-        with artifacts.atomic_write(output / kind / f"{sample.name}.png") as path:
-            if not cv2.imwrite(str(path), mask):
-                raise OSError(f"{path} could not be written")
+        write_picture(_of_kind(target, kind), mask)
 
 
 def main(
     data: Annotated[str, typer.Argument(help="a data set with masks")],
     output: Annotated[Path, typer.Option(help="the folder that the four folders are made in")],
-    workers: Annotated[int, typer.Option(help="processes")] = os.cpu_count() or 1,
+    workers: Annotated[int | None, typer.Option(help="processes; one per core by default")] = None,
 ) -> None:
     """Write the masks that surround each mask of a data set."""
     count = write_margins(data, output, workers)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from sodeploy.artifacts import one_line, read_bytes
 from sodeploy.calib_data import synthetic
 from sodeploy.calib_data.dataset import Dataset, FileSample
 from sodeploy.calib_data.images import SUFFIXES
@@ -72,22 +73,24 @@ def _parts(root: Path) -> str:
 
 def _list_samples(path: Path, masks: bool) -> list[FileSample]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = read_bytes(path, "give a list with one image per line", most=1 << 28).decode("utf-8-sig")
+        lines = text.splitlines()
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; give a list with one image per line") from None
     layout_of = cache(find_layout)  # a list names the same few folders again and again
     samples: list[FileSample] = []
     outside: list[tuple[FileSample, Path]] = []  # with the root of its data set
     line_of: dict[Path, int] = {}
-    for number, text in enumerate(lines, 1):
-        line = text.strip()
+    for number, line in enumerate(map(str.strip, lines), 1):
         if not line or line.startswith("#"):
             continue
-        where = f"{path}, line {number}: {line}"
+        where = f"{path}, line {number}: {one_line(line)}"
         try:
             sample, root = _listed_sample(path.parent, line, masks, layout_of)
         except LookupError as error:
             raise UserError(f"{where}: {error.args[0]}") from None
+        except (OSError, ValueError) as error:  # a name that no file can have: too long, or with a zero byte
+            raise UserError(f"{where}: {getattr(error, 'strerror', None) or error}; correct it") from None
         if (first := line_of.setdefault(sample.image_path, number)) != number:
             raise UserError(f"{where} already stands in line {first}; remove one")
         samples.append(sample)

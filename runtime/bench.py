@@ -23,6 +23,7 @@ import typer
 
 from sodeploy import artifacts, terminal
 from sodeploy.calib_data import Dataset, Sample, open_dataset
+from sodeploy.calib_data.mask_reading import check_masks
 from sodeploy.errors import UserError
 from sodeploy.runtime.gpu.device import Device as Gpu
 from sodeploy.runtime.gpu.driver import current_gpu, gpu_state
@@ -85,6 +86,7 @@ def bench(
     dataset = Dataset(dataset.name, [dataset[index] for index in range(min(len(dataset), limit or len(dataset)))])
     if not len(dataset):
         raise UserError(f"{data} has no images; give a data set with images and masks")
+    check_masks(dataset, dataset.name)
     threads = threads or metrics.usable_cores()
     with contextlib.ExitStack() as stack:
         tested = _open(models, on_gpu, threads, dataset[0], stack)

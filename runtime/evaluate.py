@@ -19,8 +19,9 @@ import typer
 from sodeploy import artifacts, terminal
 from sodeploy.calib_data import open_dataset
 from sodeploy.calib_data.dataset import FileSample
-from sodeploy.calib_data.images import SUFFIXES, read_mask
+from sodeploy.calib_data.images import SUFFIXES
 from sodeploy.calib_data.layouts import find_layout
+from sodeploy.calib_data.mask_reading import check_masks, read_map, read_mask
 from sodeploy.errors import UserError
 from sodeploy.runtime.measure import metrics
 from sodeploy.runtime.measure.curves import draw_curves, require_drawable
@@ -43,11 +44,11 @@ class MaskFile:
     """A mask whose image nobody needs."""
 
     name: str
-    path: Path
+    mask_path: Path
 
     def mask(self) -> np.ndarray:
         """(H, W) uint8."""
-        return read_mask(self.path)
+        return read_mask(self.mask_path)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ def evaluate(
 ) -> list[Evaluation]:
     """Score every method on every data set, in parallel processes.
 
-    Maps are read as 8-bit grey; one that is not as large as its mask is first resized to it, bilinearly.
+    Maps are read as 8-bit grey, cut-outs by their alpha channel; a map that is not as large as its mask is first
+    resized to it, bilinearly.
 
     Args:
         predictions: a folder of maps per method.
@@ -88,6 +90,8 @@ def evaluate(
         for folder in map(Path, predictions)
     ]
     pairs = [pair for job in jobs for pair in job]
+    for name, masks in datasets:
+        check_masks(masks, name)
     with metrics.parallel_map(workers) as mapped:
         scored = iter(list(terminal.progress(mapped(_score, *zip(*pairs, strict=True)), "scoring", total=len(pairs))))
     evaluations = []
@@ -163,7 +167,7 @@ def _maps(folder: Path, dataset: str, masks: Sequence[Truth]) -> list[Path]:
 
 
 def _score(truth: Truth, path: Path) -> tuple[metrics.Scores, bool]:
-    mask, saliency = truth.mask(), read_mask(path)
+    mask, saliency = truth.mask(), read_map(path)
     resized = saliency.shape != mask.shape
     if resized:
         saliency = cv2.resize(saliency, mask.shape[::-1], interpolation=cv2.INTER_LINEAR)

@@ -1,14 +1,19 @@
 """Files that are either whole or absent, and the manifest that says how each came to be."""
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
 import os
+import platform
+import re
 import shlex
+import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +39,192 @@ _PACKAGES = (
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces `path` when the block ends well.
 
-    If the block raises, or the process dies, whatever stood at `path` before is untouched. Missing folders are made.
+    If the block raises, or the process dies, the former content of `path` is untouched. The content is on the disk
+    before it gets its name. Missing folders are made. A link is written through: its target is replaced. A device or a
+    pipe is not replaced: the content is copied into it. Temporary files that killed runs left here are removed.
+
+    Raises:
+        UserError: `path` is a folder, or one of the folders above it is a file.
+        OSError: for example no space is left; names `path`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffixes stay at the end: cv2 and numpy choose a format, or append one, by what the name ends with.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=f".partial{path.suffix}")
+    check_output(path)
+    streams = _is_stream(path)
+    target = Path(os.path.realpath(path)) if path.is_symlink() and not streams else path
+    folder = Path(tempfile.gettempdir()) if streams else target.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(folder)
+    # The suffix stays at the end: cv2 and numpy choose a format, or append one, by the name's end.
+    begin = f".{target.stem[:40]}.{_PLACE}-{os.getpid()}-"
+    try:
+        handle, name = tempfile.mkstemp(dir=folder, prefix=begin, suffix=f".partial{target.suffix}")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
-        temporary.replace(path)
+        try:
+            yield temporary
+            _flush(temporary)
+            if streams:
+                with open(temporary, "rb") as content, open(path, "ab") as stream:
+                    shutil.copyfileobj(content, stream)
+            else:
+                os.chmod(temporary, 0o666 & ~_umask())
+                temporary.replace(target)
+        except OSError as error:
+            if error.filename not in (None, str(temporary)):
+                raise
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a whole text file, atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a whole file, atomically."""
     with atomic_write(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_bytes(data)
+
+
+def check_output(path: str | Path) -> None:
+    """Refuse a place where no file can be written, before any work is done for it.
+
+    Raises:
+        UserError: `path` is a folder, or one of the folders above it is a file.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, and a file is to be written there; give the name of a file")
+    check_output_folder(path.parent, path)
+
+
+def check_output_folder(folder: str | Path, output: str | Path | None = None) -> None:
+    """Refuse a folder that cannot be made, because it or a folder above it is a file.
+
+    Raises:
+        UserError: that is so; `output`, the folder itself by default, is named.
+    """
+    folder = Path(folder)
+    for place in (folder, *folder.parents):
+        if place.is_dir():
+            return
+        if place.exists() or place.is_symlink():
+            kind = "a file" if place.exists() else "a link that leads nowhere"
+            raise UserError(
+                f"{output or folder} cannot be written: {place} is {kind}, not a folder; choose another output"
+            )
+
+
+def check_apart(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:
+    """Refuse an output that would overwrite an input, whatever links, spellings or hard links lead there.
+
+    Raises:
+        UserError: both are one file, or their names differ in case alone, in one folder.
+    """
+    known: dict[object, str | Path] = {}
+    for file in inputs:
+        known.update(dict.fromkeys(_identities(Path(file)), file))
+    for file in outputs:
+        if same := next((known[key] for key in _identities(Path(file)) if key in known), None):
+            raise UserError(f"{file} would overwrite the input {same}; choose another output")
+
+
+@contextlib.contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Hold `folder` for this run alone, so that two runs do not mix their files in it; the folder is made.
+
+    The system frees the lock when the process ends, however it ends. Nothing is left in the folder.
+
+    Raises:
+        UserError: another run holds the folder.
+    """
+    folder = Path(folder)
+    check_output_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another run is writing into {folder}; wait until it has ended, or choose another output folder"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _identities(file: Path) -> list[object]:
+    """The keys by which two spellings of one file agree."""
+    folder = os.path.realpath(file.parent)
+    keys: list[object] = [os.path.join(folder, file.name).casefold(), os.path.realpath(file)]
+    with contextlib.suppress(OSError):
+        status = file.stat()
+        if stat.S_ISREG(status.st_mode):
+            keys.append((status.st_dev, status.st_ino))
+    return keys
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether `path` is a device, a pipe, or another file that cannot be replaced."""
+    if path.is_absolute() and path.parts[1:2] in (("dev",), ("proc",)) and path.parts[:3] != ("/", "dev", "shm"):
+        return True
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's content is on the disk; some systems say only then that there was no space."""
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _place() -> str:
+    """Where this process's number means something: the host, and on Linux the container."""
+    name = platform.node()
+    with contextlib.suppress(OSError):
+        name += os.readlink("/proc/self/ns/pid")
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+_PLACE = _place()
+_LEFTOVER = re.compile(rf"\..*\.{_PLACE}-(\d+)-\w+\.partial(\..*)?")
+
+
+@functools.lru_cache(maxsize=1024)
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files of runs on this machine that were killed; once per folder and process."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            match = _LEFTOVER.fullmatch(entry.name)
+            if match and not _is_running(int(match[1])):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it runs, as another user
+        return True
+    return True
 
 
 def sha256(path: str | Path) -> str:
@@ -106,16 +277,56 @@ def read_manifest(artifact: str | Path) -> dict[str, Any]:
     """The manifest beside `artifact`, or {} where there is none.
 
     Raises:
-        UserError: the manifest is not JSON.
+        UserError: the manifest is not a JSON object.
     """
     path = manifest_path(artifact)
+    return read_json(path, f"make {Path(artifact).name} again") if path.exists() else {}
+
+
+def read_json(path: str | Path, remedy: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: missing, larger than 1 GiB, or no JSON object; the message ends with `remedy`.
+    """
+    return parse_json(read_bytes(path, remedy), path, remedy)
+
+
+def parse_json(text: str | bytes, source: str | Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in `text`.
+
+    Raises:
+        UserError: it is none; the message names `source` and ends with `remedy`.
+    """
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(f"{path} is not a manifest ({error}); make {Path(artifact).name} again") from None
-    return record
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source} is not JSON ({one_line(error)}); {remedy}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{source} holds a JSON {type(content).__name__}, not an object with keys; {remedy}")
+    return content
+
+
+def read_bytes(path: str | Path, remedy: str, most: int = 1 << 30) -> bytes:
+    """The content of a file of at most `most` bytes.
+
+    Raises:
+        UserError: missing, a folder, larger, or not readable; the message ends with `remedy`.
+    """
+    path = require_file(path, remedy)
+    try:
+        if (size := path.stat().st_size) > most:
+            raise UserError(f"{path} has {size} bytes, more than such a file can have ({most}); {remedy}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {remedy}") from None
+
+
+def one_line(text: object, most: int = 200) -> str:
+    """A message of others on one line, without control characters, cut to `most` characters."""
+    words = " ".join(str(text).split())
+    escaped = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in words)
+    return escaped if len(escaped) <= most else f"{escaped[: most - 3]}..."
 
 
 def versions() -> dict[str, str]:

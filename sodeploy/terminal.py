@@ -11,9 +11,12 @@ import functools
 import inspect
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from types import FrameType
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import typer
@@ -29,6 +32,8 @@ T = TypeVar("T")
 
 _INTERRUPTED = "interrupted; finished artifacts are intact, unfinished ones were removed"
 _LINE_EVERY_S = 5.0  # without a terminal
+_TERMINATED = "terminated; finished artifacts are intact, unfinished ones were removed"
+_TERMINATED_STATUS = 128 + signal.SIGTERM
 
 # Without emoji: rich would replace the ":train:" in "synthetic:train:64".
 notes = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
@@ -40,6 +45,10 @@ _OS_REMEDIES = {
     errno.EDQUOT: "free some space or choose another output folder",
     errno.EACCES: "choose a place you may write to, or correct the permissions",
     errno.EROFS: "choose a place you may write to",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "correct the link",
+    errno.EIO: "check the disk",
+    errno.ENOMEM: "end other processes, or give less at a time",
 }
 
 # The extra that brings a module, for an import that fails.
@@ -321,6 +330,8 @@ def errors_in_one_line(stage: str | None = None) -> Iterator[None]:
     Args:
         stage: the stage that runs, to name its extras where a module is missing.
     """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _end)
     try:
         yield
     except UserError as error:
@@ -330,6 +341,8 @@ def errors_in_one_line(stage: str | None = None) -> Iterator[None]:
     except SystemExit as end:
         if end.code == 130:  # typer's answer to an interrupt, without a word
             fail(_INTERRUPTED, status=130)
+        if end.code == _TERMINATED_STATUS:
+            fail(_TERMINATED, status=_TERMINATED_STATUS)
         raise
     except BrokenPipeError:  # the reader of our stdout left, for example `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -342,6 +355,10 @@ def errors_in_one_line(stage: str | None = None) -> Iterator[None]:
         if error.errno not in _OS_REMEDIES:
             raise
         fail(f"{error.filename or 'output'}: {error.strerror}; {_OS_REMEDIES[error.errno]}")
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    sys.exit(_TERMINATED_STATUS)
 
 
 def install_command(module: str, stage: str | None = None) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import cv2
 import numpy as np
 import torch
 
 from sodeploy import artifacts
+from sodeploy.calib_data.images import write_picture
 from sodeploy.training.processes import Process
 
 T = TypeVar("T")
@@ -41,8 +41,7 @@ class Journal:
     def scores(self, step: int, values: Mapping[str, float], picture: np.ndarray) -> None:
         """One line of scores.csv: the metrics of a validation; and its picture, (H, W, 3) uint8 RGB."""
         self._write("scores", step, values)
-        with artifacts.atomic_write(self.folder / "pictures" / f"step-{step:07}.jpg") as path:
-            cv2.imwrite(str(path), cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        write_picture(self.folder / "pictures" / f"step-{step:07}.jpg", picture)
 
     def close(self) -> None:
         if self._board is not None:

@@ -5,9 +5,10 @@ samples `s * batch` to `(s + 1) * batch - 1`, so a batch may span two epochs and
 augmentation takes follows from the seed, the epoch and the sample. To resume, one begins at another step.
 """
 
-import signal
+import os
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from types import TracebackType
 
 import cv2
@@ -21,6 +22,7 @@ from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.processing import preprocess
 from sodeploy.training.augment import Augmentation
+from sodeploy.workers import interrupts_held_back, start_worker
 
 Place = tuple[int, int]  # epoch, index
 Item = tuple[torch.Tensor, torch.Tensor]
@@ -104,10 +106,23 @@ def batches(
         num_workers=workers,
         collate_fn=_collate,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, os.getpid()),
         prefetch_factor=4 if workers else None,
     )
-    for batch in loader:
+    with interrupts_held_back():
+        loaded = iter(loader)
+    while True:
+        try:
+            batch = next(loaded, None)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                "a process that loads data was killed, most likely for memory; free some, or load in this process: "
+                "--set workers=0"
+            ) from None
+        if batch is None:
+            return
         if isinstance(batch, UserError):
             raise batch
         yield batch
@@ -136,9 +151,9 @@ def _collate(items: list[Item | UserError]) -> Item | UserError:
     return torch.stack([image for image, _ in pairs]), torch.stack([mask for _, mask in pairs])
 
 
-def _start_worker(_: int) -> None:
+def _start_worker(parent: int, _: int) -> None:
+    start_worker(parent)
     cv2.setNumThreads(0)  # the workers are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends us
     sys.excepthook = _report_unless_the_parent_is_gone
 
 

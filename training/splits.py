@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sodeploy.calib_data import Dataset, open_dataset
+from sodeploy.calib_data.mask_reading import check_masks
 from sodeploy.errors import UserError
 from sodeploy.training.recipe import Validation
 
@@ -25,11 +26,13 @@ def open_splits(rule: Validation, source: str | Path, seed: int) -> Splits:
     """The training set at `source`, and what the rule says to validate on.
 
     Raises:
-        UserError: a data set cannot be opened, or all of it would be held out.
+        UserError: a data set cannot be opened, its masks say nothing, or all of it would be held out.
     """
     dataset = open_dataset(source)
+    check_masks(dataset, dataset.name)
     if rule.data is not None:
         other = open_dataset(rule.data)
+        check_masks(other, other.name)
         return Splits(dataset, range(len(dataset)), other, range(len(other)))
     held_out = rule.hold_out
     if held_out >= len(dataset):

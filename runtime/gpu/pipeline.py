@@ -250,6 +250,8 @@ def _read(read: Callable[[Source], np.ndarray], source: Source, timeline: Timeli
             return read(source)
     except UserError as error:
         return error
+    except MemoryError:
+        return UserError(f"{source} needs more memory than there is; make it smaller or remove it")
 
 
 def _first(items: Iterator[Source], count: int) -> Iterator[Source]:

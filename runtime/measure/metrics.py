@@ -8,14 +8,8 @@ thresholds; a score over a set is the mean over its images; max F and max E are 
 A new metric is one entry in `METRICS`; nothing else lists metrics, their labels or their directions.
 """
 
-import contextlib
-import multiprocessing
-import os
-import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -23,6 +17,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from sodeploy.errors import UserError
+from sodeploy.workers import parallel_map as parallel_map
+from sodeploy.workers import usable_cores as usable_cores
 
 
 class Pair:
@@ -257,41 +253,3 @@ def left_out_in_words(left_out: Sequence[str]) -> str:
     shown = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
     masks = "1 mask is" if len(left_out) == 1 else f"{len(left_out)} masks are"
     return f"{masks} left out of all scores, because a metric is undefined (NaN) there: {shown}"
-
-
-@contextlib.contextmanager
-def parallel_map(workers: int | None = None) -> Iterator[Callable[..., Iterator[Any]]]:
-    """A `map` over processes to score in: weighted F alone takes 10 ms for 400x300 pixels.
-
-    What it is given must be picklable. An interrupt, or an error in one call, ends all of them quietly.
-
-    Args:
-        workers: one per usable core by default; 1: in this process, without the seconds that starting others takes.
-
-    Raises:
-        UserError: a process was killed from outside.
-    """
-    if workers == 1:
-        yield map
-        return
-    # Not forked: onnxruntime's and CUDA's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers or usable_cores(), mp_context=context, initializer=_start_worker)
-    try:
-        yield pool.map
-    except BrokenProcessPool:
-        raise UserError("a scoring process was killed, most likely for memory; free some, or use --workers 1") from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def usable_cores() -> int:
-    """How many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _start_worker() -> None:
-    import cv2
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends us
-    cv2.setNumThreads(1)
