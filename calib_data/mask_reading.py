@@ -143,8 +143,8 @@ def understand_mask(path: str | Path) -> MaskReading:
         rule = next((rule for rule in RULES if rule.fits(levels, counts)), None)
         if rule is None:
             raise _Unclear(
-                f"its values go from {levels[0]} to {levels[-1]} in {len(levels)} steps, so that none is above "
-                f"{FOREGROUND}, where a mask's object begins, and they are not labels either; store the object as 255"
+                f"its {len(levels)} values go from {levels[0]} to {levels[-1]}: none is above half of the scale, where "
+                "the object of a soft mask begins, and they are no labels with background 0; store the object as 255"
             )
     except _Unclear as reason:
         raise UserError(f"mask {path} cannot be understood: {reason}") from None

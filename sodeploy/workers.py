@@ -60,10 +60,10 @@ def interrupts_held_back() -> Iterator[None]:
     finally:
         if mask is not None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in received[:1]:
-            signal.raise_signal(number)
+        for which, handler in handlers.items():
+            signal.signal(which, handler)
+        for which in received[:1]:
+            signal.raise_signal(which)
 
 
 class _Process(SpawnProcess):

@@ -1,5 +1,6 @@
 """Every variety of image file comes out as the picture a viewer shows; a broken one is named."""
 
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -9,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from sodeploy.calib_data.images import read_image, read_mask
+from sodeploy.calib_data.images import read_image, write_picture
+from sodeploy.calib_data.mask_reading import read_map, read_mask
 from sodeploy.errors import UserError
 
 Reader = Callable[[Path], np.ndarray]
@@ -17,9 +19,6 @@ Reader = Callable[[Path], np.ndarray]
 # Left half orange, right half blue, a dark bar on top: tells every flip, rotation and channel swap.
 PICTURE = np.zeros((48, 64, 3), np.uint8)
 PICTURE[:, :32], PICTURE[:, 32:], PICTURE[:8] = (240, 120, 20), (20, 60, 200), (30, 30, 30)
-
-MASK = np.zeros((48, 64), np.uint8)
-MASK[10:30, 20:50] = 255
 
 # What is stored so that a viewer, obeying the orientation, shows the picture (EXIF 2.32, table "Orientation").
 ORIENTATIONS = {
@@ -113,37 +112,7 @@ def test_exif_orientation_of_png(tmp_path: Path, orientation: int) -> None:
     np.testing.assert_array_equal(read_image(path), PICTURE)
 
 
-@pytest.mark.parametrize(
-    "stored",
-    [
-        MASK,
-        np.repeat(MASK[..., None], 3, axis=2),
-        np.concatenate([np.repeat(MASK[..., None], 3, axis=2), np.full((48, 64, 1), 255, np.uint8)], axis=2),
-        MASK.astype(np.uint16) * 257,
-        MASK.astype(np.uint16),
-        MASK // 255,
-        (MASK // 255).astype(np.uint16),
-    ],
-    ids=["grey", "rgb", "rgba", "16 bit", "8 bit in 16", "zero-one", "zero-one in 16"],
-)
-def test_masks(tmp_path: Path, stored: np.ndarray) -> None:
-    mask = read_mask(encode(tmp_path / "mask.png", stored))
-    assert mask.dtype == np.uint8
-    np.testing.assert_array_equal(mask, MASK)
-
-
-def test_one_bit_mask(tmp_path: Path) -> None:
-    path = encode(tmp_path / "mask.png", MASK, cv2.IMWRITE_PNG_BILEVEL, 1)
-    np.testing.assert_array_equal(read_mask(path), MASK)
-
-
-def test_soft_and_empty_masks_keep_their_values(tmp_path: Path) -> None:
-    soft = MASK // 3
-    np.testing.assert_array_equal(read_mask(encode(tmp_path / "soft.png", soft)), soft)
-    assert not read_mask(encode(tmp_path / "empty.png", MASK * 0)).any()
-
-
-@pytest.mark.parametrize("read", [read_image, read_mask])
+@pytest.mark.parametrize("read", [read_image, read_mask, read_map])
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif"])
 @pytest.mark.parametrize("share", [0.3, 0.8, 0.97])
 def test_truncated_file_is_named(tmp_path: Path, read: Reader, suffix: str, share: float) -> None:
@@ -167,7 +136,7 @@ def test_truncated_jpeg_with_a_whole_thumbnail_is_named(tmp_path: Path) -> None:
         read_image(path)
 
 
-@pytest.mark.parametrize("read", [read_image, read_mask])
+@pytest.mark.parametrize("read", [read_image, read_mask, read_map])
 def test_what_is_no_image_is_named(tmp_path: Path, read: Reader) -> None:
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.png").write_text("<html>404</html>")
@@ -184,3 +153,44 @@ def test_what_is_no_image_is_named(tmp_path: Path, read: Reader) -> None:
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="cannot be read"):
         read(tmp_path)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG that declares its size and holds next to nothing."""
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", b"") + png_chunk(b"IEND", b"")
+
+
+def test_the_declared_size_is_checked_before_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    (tmp_path / "bomb.png").write_bytes(bomb(20000, 20000))
+    with pytest.raises(UserError, match=r"bomb.png is 20000 x 20000 pixels, 400 megapixels; the limit is 179"):
+        read_image(tmp_path / "bomb.png")
+    with pytest.raises(UserError, match=r"bomb.png is 20000 x 20000 pixels"):
+        read_mask(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".webp", ".jpg", ".pnm", ".jp2"])
+def test_the_size_is_known_of_every_format(tmp_path: Path, suffix: str) -> None:
+    path = encode(tmp_path / f"a{suffix}", PICTURE)
+    assert read_image(path, most_pixels=64 * 48).shape == PICTURE.shape
+    with pytest.raises(UserError, match="is 64 x 48 pixels"):
+        read_image(path, most_pixels=64 * 48 - 1)
+
+
+def test_an_animation_is_refused(tmp_path: Path) -> None:
+    plain = encode(tmp_path / "a.png", PICTURE).read_bytes()
+    animated = plain[:33] + png_chunk(b"acTL", struct.pack(">II", 3, 0)) + plain[33:]
+    (tmp_path / "a.png").write_bytes(animated)
+    with pytest.raises(UserError, match=r"a.png is an animated PNG"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_full_disk_leaves_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"a.png"):
+        write_picture(tmp_path / "a.png", PICTURE)
+    assert not list(tmp_path.iterdir())

@@ -8,7 +8,6 @@ import pytest
 from golden_values import Golden
 
 from sodeploy.calib_data import open_dataset
-from sodeploy.calib_data.images import read_mask
 from sodeploy.calib_data.masks import margins, write_margins
 from sodeploy.errors import UserError
 
@@ -38,10 +37,37 @@ def test_every_sample_of_a_data_set_is_written(tmp_path: Path, workers: int) -> 
     assert write_margins(source, tmp_path, workers) == 5
     for sample in open_dataset(source):
         for kind, mask in margins(sample.mask()).items():
-            np.testing.assert_array_equal(read_mask(tmp_path / kind / f"{sample.name}.png"), mask)
+            stored = cv2.imread(str(tmp_path / kind / f"{sample.name}.png"), cv2.IMREAD_UNCHANGED)
+            np.testing.assert_array_equal(stored, mask)
     assert not [path for path in tmp_path.rglob("*") if "partial" in path.name]
 
 
 def test_no_workers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--workers 0"):
         write_margins("synthetic:val:2:48", tmp_path, 0)
+
+
+def test_nothing_is_written_outside_the_output(tmp_path: Path) -> None:
+    data = tmp_path / "set"
+    for folder in ("images", "masks"):
+        (data / folder).mkdir(parents=True)
+        cv2.imwrite(str(data / folder / "a.png"), np.eye(20, dtype=np.uint8) * 255)
+    before = {path: path.read_bytes() for path in data.rglob("*.png")}
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for number, line in enumerate((str(data / "images" / "a.png"), "../set/a", "../set/images/a.png")):
+        (lists / f"{number}.txt").write_text(f"{line}\n")
+        output = tmp_path / f"out{number}"
+        assert write_margins(lists / f"{number}.txt", output, 1) == 1
+        assert len(list(output.rglob("*.png"))) == 4
+    assert {path: path.read_bytes() for path in data.rglob("*.png")} == before
+
+
+def test_a_mask_is_never_overwritten(tmp_path: Path) -> None:
+    for folder in ("images", "eroded"):
+        (tmp_path / folder).mkdir()
+    cv2.imwrite(str(tmp_path / "images" / "a.jpg"), np.zeros((20, 20, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "images" / "a.png"), np.eye(20, dtype=np.uint8) * 255)
+    (tmp_path / "eroded" / "a.png").symlink_to(tmp_path / "images" / "a.png")
+    with pytest.raises(UserError, match=r"eroded/a.png would overwrite the input .*images/a.png"):
+        write_margins(tmp_path / "images", tmp_path, 1)

@@ -51,12 +51,11 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("style", ["map", "rgba", "green", "blur", "overlay"])
-def test_on_the_cpu(
-    save_model: SaveModel, make_contract: Any, photos: Path, capsys: pytest.CaptureFixture[str], style: Any
-) -> None:
+def test_on_the_cpu(save_model: SaveModel, make_contract: Any, photos: Path, style: Any) -> None:
     output = photos.parent / "out"
-    assert infer(save_model(), photos, output, style=style) == 5
-    assert "broken.jpg" in capsys.readouterr().err
+    outcome = infer(save_model(), photos, output, style=style)
+    assert outcome.written == 5
+    assert [path.name for path in outcome.failed] == ["broken.jpg"]
     assert sorted(path.name for path in output.iterdir()) == [f"{number}.png" for number in range(5)]
     difference = read(output / "3.png").astype(int) - picture(3, make_contract(), style)
     assert np.abs(difference).max() <= 1  # onnxruntime adds in another order
@@ -69,13 +68,13 @@ def test_on_cuda(
     make_contract: Any,
     photos: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     style: Any,
 ) -> None:
     monkeypatch.setattr(script, "open_on_device", lambda path: open_engine(path, device))
     output, profile = photos.parent / "out", photos.parent / "trace.json"
-    assert infer(save_engine(), photos, output, device="cuda", style=style, profile=profile) == 5
-    assert "broken.jpg" in capsys.readouterr().err
+    outcome = infer(save_engine(), photos, output, device="cuda", style=style, timeline=profile)
+    assert outcome.written == 5
+    assert [path.name for path in outcome.failed] == ["broken.jpg"]
     difference = read(output / "3.png").astype(int) - picture(3, make_contract(), style)
     assert np.abs(difference).max() <= 1
     assert json.loads(profile.read_text())["traceEvents"]
@@ -96,7 +95,7 @@ def test_what_only_a_gpu_can_do(save_model: SaveModel, photos: Path, tmp_path: P
     with pytest.raises(UserError, match="runs on a GPU; choose the device cuda"):
         infer("u2netp.engine", photos, tmp_path / "out")
     with pytest.raises(UserError, match="choose the device cuda, or leave it out"):
-        infer(save_model(), photos, tmp_path / "out", profile=tmp_path / "trace.json")
+        infer(save_model(), photos, tmp_path / "out", timeline=tmp_path / "trace.json")
 
 
 @pytest.mark.skipif(driver_problem() is None, reason="there is a GPU")
@@ -104,3 +103,52 @@ def test_without_a_gpu_cuda_is_an_error_not_the_cpu(save_model: SaveModel, photo
     with pytest.raises(UserError, match="a GPU is needed, but no NVIDIA driver is installed"):
         infer(save_model(), photos, tmp_path / "out", device="cuda")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("lead", ["same", "link", "dots", "linked file", "hard link", "other case"])
+def test_a_source_is_never_overwritten(save_model: SaveModel, photos: Path, tmp_path: Path, lead: str) -> None:
+    before = {path: path.read_bytes() for path in photos.iterdir()}
+    output = tmp_path / "out"
+    if lead == "same":
+        output = photos
+    elif lead == "link":
+        output.symlink_to(photos)
+    elif lead == "dots":
+        output = photos / ".." / photos.name
+    else:
+        output.mkdir()
+        if lead == "linked file":
+            (output / "3.png").symlink_to(photos / "3.png")
+        elif lead == "hard link":
+            (output / "3.png").hardlink_to(photos / "3.png")
+        else:
+            (photos / "a.PNG").write_bytes(before[photos / "3.png"])
+            cv2.imwrite(str(photos / "A.bmp"), image(3))
+    with pytest.raises(UserError, match=r"would overwrite the input|is the folder of the images|would both become"):
+        infer(save_model(), photos, output)
+    assert {path: path.read_bytes() for path in before} == before
+    assert (
+        not [path for path in output.glob("*.png") if not path.is_symlink()]
+        or output.samefile(photos)
+        or lead == "hard link"
+    )
+
+
+def test_the_timeline_is_no_input(save_model: SaveModel, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"3.png would overwrite the input"):
+        infer(save_model(), photos, tmp_path / "out", device="cuda", timeline=photos / "3.png")
+
+
+@pytest.mark.parametrize("place", ["file", "file/inside"])
+def test_an_output_that_cannot_be_is_refused_first(
+    save_model: SaveModel, photos: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot be written: .*file is a file, not a folder"):
+        infer("absent.onnx", photos, tmp_path / place)
+
+
+def test_a_failed_image_ends_with_status_1_and_a_summary(save_model: SaveModel, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^1 of 6 images have no picture: .*broken.jpg is broken"):
+        script.main(save_model(), photos, tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 5

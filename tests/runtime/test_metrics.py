@@ -188,5 +188,5 @@ def test_other_processes_score_as_this_one_does(workers):
 
 
 def test_a_killed_process_is_an_error_with_a_remedy():
-    with pytest.raises(UserError, match="scoring process was killed"), metrics.parallel_map(2) as mapped:
+    with pytest.raises(UserError, match="worker process was killed"), metrics.parallel_map(2) as mapped:
         list(mapped(os._exit, [1]))
