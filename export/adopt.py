@@ -39,7 +39,7 @@ from sodeploy.export.size_option import HELP, SizedCommand, parse_size
 from sodeploy.runtime.contract import PRECISION_KEY, Contract, annotate, embed
 from sodeploy.runtime.onnx_file import one_line
 
-_RAW_PIXELS = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255), "divide_by": "255"}
+_RAW_PIXELS: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255), "divide_by": "255"}
 
 
 def adopt(
@@ -73,7 +73,7 @@ def adopt(
     """
     foreign = open_foreign(model)
     if foreign.form.integer is not None:
-        if any(tuple(preprocessing[key]) != _RAW_PIXELS[key] for key in ("mean", "std")):
+        if not all(np.allclose(preprocessing[key], _RAW_PIXELS[key], atol=1e-6) for key in ("mean", "std")):
             terminal.warn(
                 f"{model} takes {np.dtype(foreign.form.integer).name}: pixels from 0 to 255 as they are, so mean and "
                 "std are left out of the contract"

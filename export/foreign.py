@@ -26,6 +26,7 @@ class Foreign:
     Attributes:
         original: the file as it is in plain onnxruntime.
         widened: the same weights in float32, for a file of another float type; else `original`.
+        given_ir: the version of ONNX's format in the file.
         remarks: what a person may want to know, a line each.
     """
 
@@ -34,7 +35,7 @@ class Foreign:
     form: adapters.InputForm
     original: Original
     widened: Original
-    runs_as_it_is: bool
+    given_ir: int
     remarks: list[str] = field(default_factory=list)
 
     @property
@@ -68,7 +69,7 @@ def open_foreign(path: str | Path) -> Foreign:
     upgrade.to_float32(wide)
     try:
         # A file in training mode does not compute what it will when it is deployed.
-        original, as_it_is = Original(model if trained else path, form), True
+        original = Original(model if trained else path, form)
         widened = Original(wide, form) if floats else original
     except Refused as refused:
         if not floats or floats == ["float16"]:
@@ -77,13 +78,12 @@ def open_foreign(path: str | Path) -> Foreign:
             original = widened = Original(wide, form)
         except Refused:
             raise UserError(str(refused)) from None
-        as_it_is = False
         remarks.append(
             f"onnxruntime does not run its {floats[0]} ({refused}); the same weights in float32 were compared"
         )
     if not form.is_plain:
         remarks.append(f"its input is {form}; the adopted graph takes (N, 3, H, W) float32")
-    return Foreign(path, model, form, original, widened, as_it_is, remarks)
+    return Foreign(path, model, form, original, widened, given.ir_version, remarks)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def understand(
         raise UserError(f"{path} takes {height}x{width} only; leave --dynamic-size out")
     _require_declared(foreign, batch, size)
     if 12 * (batch or 1) * size[0] * size[1] > _MOST_INPUT_BYTES:
-        raise UserError(f"--size {size[0]} {size[1]}: an input of that size takes more than 4 GiB; give a smaller one")
+        raise UserError(f"{path}: an input of {size[0]}x{size[1]} takes more than 4 GiB; give a smaller --size")
     outputs = chosen_output(foreign, output_tensor, first_output)
     declared = foreign.dims[0]
     batch = declared if isinstance(declared, int) else batch
@@ -159,7 +159,7 @@ def understand(
             else "give another --size or --batch"
         )
         raise UserError(
-            f"{path} does not take {shape[0]} images of {size[0]}x{size[1]}; {helps} (onnxruntime: {refused})"
+            f"{path} does not take a batch of {shape[0]} at {size[0]}x{size[1]}; {helps} (onnxruntime: {refused})"
         ) from None
     where = f"{path}: output {outputs}"
     if not np.isfinite(found.astype(np.float64)).all():

@@ -1,6 +1,6 @@
 """A foreign file as it is, run by plain onnxruntime: what the adopted graph must compute."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,11 +53,13 @@ class Original:
         Raises:
             Refused: the run fails, for example because the graph does not take this size.
         """
+        return self.run_all(batch, [output])[0]
+
+    def run_all(self, batch: np.ndarray, outputs: Sequence[str]) -> list[np.ndarray]:
+        """Several outputs for a batch. Errors as in `run`."""
+        given = {self._session.get_inputs()[0].name: self.form.to_file(batch).astype(self._dtype)}
         with _reasons():
-            (result,) = self._session.run(
-                [output], {self._session.get_inputs()[0].name: self.form.to_file(batch).astype(self._dtype)}
-            )
-        return np.asarray(result)
+            return [np.asarray(result) for result in self._session.run(list(outputs), given)]
 
     def takes(self, shape: tuple[int, int, int, int], output: str) -> bool:
         """Whether it runs on inputs of this shape."""

@@ -89,6 +89,12 @@ STAGES = {
         ("adopt", "cpu"),
         needs=(Need(("--mean --std", "--like")),),
     ),
+    "doctor": Stage(
+        "export.doctor",
+        "what an ONNX file is, and the adopt command for it",
+        ("theirs.onnx --data ECSSD",),
+        ("adopt", "cpu"),
+    ),
     "equalize": Stage(
         "quant.equalize",
         "ONNX -> the same function, with channels of one magnitude",
