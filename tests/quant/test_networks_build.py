@@ -116,7 +116,7 @@ def test_int8_engine_of_dynamic_batch(tmp_path: Path) -> None:
     checkpoint = weights("u2net_tiny", tmp_path)
     fp32 = to_onnx.export("u2net_tiny", checkpoint, tmp_path / "net.onnx", size=(SIZE, SIZE), batch=None)
     assert entry("u2net_tiny").contract.batch == 1
-    quantize(fp32, tmp_path, open_dataset("synthetic:calib:2", masks=False), engines=False)
+    quantize(fp32, tmp_path, Images(open_dataset("synthetic:calib:2", masks=False)), engines=False)
     shapes = Profile(*((batch, 3, SIZE, SIZE) for batch in (1, 4, 8)))
     for name in ("net.fp16.onnx", "net.int8.trt.onnx"):
         report = engine.build(tmp_path / name, tmp_path / "net.engine", "tensorrt_rtx", profile=shapes)
