@@ -14,7 +14,7 @@ from sodeploy.artifacts import require_file
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import DIALECT_KEY, PRECISION_KEY, Contract, contract_of
 from sodeploy.runtime.cpu import saturates_int8
-from sodeploy.runtime.gpu.device import DeviceError, OutOfDeviceMemory
+from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
 from sodeploy.runtime.onnx_session import session_options, start_session
 
 if TYPE_CHECKING:

@@ -168,6 +168,7 @@ STAGES = {
         "a folder of images -> saliency maps or cut-outs",
         ("out/u2netp.onnx --images photos --output out/maps",),
         ("cpu",),
+        renamed={"--profile": "--timeline"},
     ),
     "evaluate": Stage(
         "runtime.evaluate",

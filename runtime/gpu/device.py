@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from sodeploy.errors import UserError
+from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
 from sodeploy.runtime.gpu.driver import driver_problem
 from sodeploy.runtime.gpu.kernels import MODULES, cubin, kernel_names
 
@@ -19,14 +20,6 @@ _INSTALL = (
     "pip install 'sodeploy[tensorrt]' (pycuda is compiled on installation: CUDA's nvcc must be on PATH, for example "
     "PATH=/usr/local/cuda/bin:$PATH)"
 )
-
-
-class OutOfDeviceMemory(UserError):
-    """The GPU has no room for what was asked."""
-
-
-class DeviceError(UserError):
-    """The GPU failed at something enqueued earlier, for example a kernel or an engine that wrote out of bounds."""
 
 
 class Memory:

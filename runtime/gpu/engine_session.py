@@ -16,8 +16,9 @@ import numpy as np
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import CALIBRATION_KEY, PRECISION_KEY, Contract
+from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
 from sodeploy.runtime.gpu.buffers import Buffer
-from sodeploy.runtime.gpu.device import Device, DeviceError, Graph, OutOfDeviceMemory
+from sodeploy.runtime.gpu.device import Device, Graph
 from sodeploy.runtime.gpu.engine_record import Builder, EngineRecord, check_engine
 from sodeploy.terminal import note, warn
 

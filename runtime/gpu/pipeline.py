@@ -17,7 +17,7 @@ import numpy as np
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.composition import Style
-from sodeploy.runtime.gpu.device import DeviceError, OutOfDeviceMemory
+from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
 from sodeploy.runtime.gpu.processing import CudaProcessing
 from sodeploy.runtime.gpu.session import DeviceSession
 from sodeploy.runtime.gpu.timeline import Timeline

@@ -15,9 +15,10 @@ from emulated_device import imitated_driver, peek, poke
 from research_data import ResearchFile
 
 from sodeploy.errors import UserError
+from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
 from sodeploy.runtime.gpu import device as device_module
 from sodeploy.runtime.gpu.buffers import Buffer
-from sodeploy.runtime.gpu.device import Device, DeviceError, OutOfDeviceMemory
+from sodeploy.runtime.gpu.device import Device
 from sodeploy.runtime.gpu.driver import driver_problem
 
 needs_gpu = pytest.mark.skipif(driver_problem() is not None, reason=f"no GPU: {driver_problem()}")

@@ -15,8 +15,9 @@ import pytest
 from sodeploy.artifacts import write_manifest
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
 from sodeploy.runtime.gpu import engine_record, engine_session
-from sodeploy.runtime.gpu.device import Device, DeviceError, OutOfDeviceMemory
+from sodeploy.runtime.gpu.device import Device
 from sodeploy.runtime.gpu.driver import Gpu, driver_problem
 from sodeploy.runtime.gpu.engine_session import Engine, EngineSession, open_engine
 from sodeploy.runtime.session import open_session

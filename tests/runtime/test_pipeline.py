@@ -12,8 +12,8 @@ from test_engine_session import device, imitation, save_engine  # noqa: F401  (f
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
 from sodeploy.runtime.gpu import pipeline
-from sodeploy.runtime.gpu.device import DeviceError, OutOfDeviceMemory
 from sodeploy.runtime.gpu.engine_session import EngineSession, open_engine
 from sodeploy.runtime.gpu.pipeline import pictures
 from sodeploy.runtime.gpu.timeline import Timeline
