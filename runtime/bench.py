@@ -25,7 +25,7 @@ from sodeploy import artifacts, terminal
 from sodeploy.calib_data import Dataset, Sample, open_dataset
 from sodeploy.calib_data.mask_reading import check_masks
 from sodeploy.errors import UserError
-from sodeploy.runtime.gpu.device import Device as Gpu
+from sodeploy.runtime.gpu.device import Device
 from sodeploy.runtime.gpu.driver import current_gpu, gpu_state
 from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.measure import metrics
@@ -38,7 +38,7 @@ from sodeploy.runtime.measure.report import bench_tables, labels, show, to_markd
 from sodeploy.runtime.measure.runners import CpuRunner, GpuRunner
 from sodeploy.runtime.measure.throughput import throughput
 from sodeploy.runtime.measure.under_test import ModelUnderTest
-from sodeploy.runtime.session import Device
+from sodeploy.runtime.session import DeviceName
 
 _WARMUP = 3  # runs of each model before the first run that counts
 _CHUNK = 16  # images between two rounds of scoring: this many maps of each model wait in memory
@@ -48,7 +48,7 @@ def bench(
     models: Sequence[str | Path],
     data: str | Path,
     limit: int | None = None,
-    device: Device = "cpu",
+    device: DeviceName = "cpu",
     threads: int | None = None,
     workers: int | None = None,
     allow_overlap: bool = False,
@@ -119,7 +119,7 @@ def _open(
     models: Sequence[str | Path], on_gpu: Sequence[bool], threads: int, first: Sample, stack: contextlib.ExitStack
 ) -> list[ModelUnderTest]:
     """Each model, ready to run."""
-    gpu = Gpu() if any(on_gpu) else None
+    gpu = Device() if any(on_gpu) else None
     if gpu is not None:
         stack.enter_context(gpu.current())
     tested = []
@@ -312,7 +312,7 @@ def main(
     models: Annotated[list[Path], typer.Argument(help="models; the first is the baseline", show_default=False)],
     data: Annotated[str, typer.Option(help="images with masks: a folder, a .txt list or synthetic:eval")],
     limit: Annotated[int | None, typer.Option(min=1, help="use only the first so many images")] = None,
-    device: Annotated[Device, typer.Option(help="where ONNX models run; engines run on the GPU")] = "cpu",
+    device: Annotated[DeviceName, typer.Option(help="where ONNX models run; engines run on the GPU")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core by default")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="processes that score; one per core by default")] = None,
     max_drop: Annotated[

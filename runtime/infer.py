@@ -26,7 +26,7 @@ from sodeploy.runtime.gpu.pipeline import Picture, pictures
 from sodeploy.runtime.gpu.session import open_on_device
 from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.processing import predict
-from sodeploy.runtime.session import Device, Session, open_session
+from sodeploy.runtime.session import DeviceName, Session, open_session
 from sodeploy.workers import usable_cores
 
 
@@ -48,7 +48,7 @@ def infer(
     images: str | Path,
     output: str | Path,
     *,
-    device: Device = "cpu",
+    device: DeviceName = "cpu",
     style: Style = "map",
     batch: int = 8,
     timeline: str | Path | None = None,
@@ -154,7 +154,7 @@ def main(
     model: Annotated[Path, typer.Argument(help="an .onnx file; on cuda also an .engine", show_default=False)],
     images: Annotated[Path, typer.Option(help="folder of images", show_default=False)],
     output: Annotated[Path, typer.Option(help="folder for the pictures, PNG", show_default=False)],
-    device: Annotated[Device, typer.Option(help="where to run")] = "cpu",
+    device: Annotated[DeviceName, typer.Option(help="where to run")] = "cpu",
     style: Annotated[Style, typer.Option(help="the kind of picture")] = "map",
     batch: Annotated[int, typer.Option(help="cuda: images in one run of the network", min=1)] = 8,
     timeline: Annotated[

@@ -20,7 +20,7 @@ from sodeploy.runtime.onnx_session import session_options, start_session
 if TYPE_CHECKING:
     import onnxruntime
 
-Device = Literal["cpu", "cuda"]
+DeviceName = Literal["cpu", "cuda"]
 
 
 class Session(Protocol):
@@ -49,7 +49,7 @@ class Session(Protocol):
     ) -> None: ...
 
 
-def open_session(path: str | Path, device: Device = "cpu", threads: int | None = None) -> Session:
+def open_session(path: str | Path, device: DeviceName = "cpu", threads: int | None = None) -> Session:
     """Open the model at `path`.
 
     Args:
@@ -74,7 +74,7 @@ class OnnxRuntimeSession:
     """An ONNX model in onnxruntime, on the CPU or on an NVIDIA GPU."""
 
     def __init__(
-        self, path: Path, device: Device = "cpu", threads: int | None = None, stream: int | None = None
+        self, path: Path, device: DeviceName = "cpu", threads: int | None = None, stream: int | None = None
     ) -> None:
         """See `open_session`; `stream`: handle of the CUDA stream to run on, one of its own by default."""
         self._path, self._device = path, device
@@ -169,7 +169,7 @@ class OnnxRuntimeSession:
 _HARMFUL_OPTIMIZERS = ["WeightBiasQuantization"]
 
 
-def _load(path: Path, device: Device, threads: int | None, stream: int | None) -> "onnxruntime.InferenceSession":
+def _load(path: Path, device: DeviceName, threads: int | None, stream: int | None) -> "onnxruntime.InferenceSession":
     try:
         import onnxruntime
     except ImportError:

@@ -25,7 +25,7 @@ SaveModel = Callable[..., Path]
 @pytest.fixture
 def gpu(device: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What bench takes for the GPU; onnxruntime's CPU provider stands for its CUDA provider."""
-    monkeypatch.setattr(script, "Gpu", lambda: device)
+    monkeypatch.setattr(script, "Device", lambda: device)
     monkeypatch.setattr(script, "current_gpu", lambda: Gpu("NVIDIA L4", "sm89"))
     states = iter([{"clocks.sm": "2040", "temperature.gpu": "41"}, {"clocks.sm": "1980", "temperature.gpu": "52"}])
     monkeypatch.setattr(script, "gpu_state", lambda: next(states))
