@@ -21,6 +21,7 @@ from sodeploy.artifacts import atomic_write, write_manifest
 from sodeploy.errors import UserError
 from sodeploy.export import adapters, upgrade
 from sodeploy.export.foreign import Foreign, flat_graph, open_foreign, understand
+from sodeploy.export.image_options import image_fields
 from sodeploy.export.operators import unknown_to_engines
 from sodeploy.export.original import Original, Refused
 from sodeploy.export.parity import (
@@ -229,20 +230,10 @@ def main(
         fields, native = preprocessing_like(like)
     elif mean is None or std is None:
         raise UserError("how the input is normalised is not in the file; give --mean and --std, or --like u2netp")
-    given = {
-        "network": network,
-        "mean": mean,
-        "std": std,
-        "divide_by": _one_of("--divide-by", divide_by, ("255", "max")),
-        "colour": _one_of("--colour", colour, ("RGB", "BGR")),
-        "interpolation": _one_of("--interpolation", interpolation, ("linear", "area")),
-        "stretch": stretch,
-    }
-    fields |= {field: value for field, value in given.items() if value is not None}
-    if 0.0 in fields["std"]:
-        raise UserError(
-            f"--std {' '.join(map(str, fields['std']))} has a zero to divide by; give three numbers above 0"
-        )
+    fields |= {"network": network} if network is not None else {}
+    fields |= image_fields(
+        mean=mean, std=std, divide_by=divide_by, colour=colour, interpolation=interpolation, stretch=stretch
+    )
     path = adopt(
         model,
         output,
@@ -256,12 +247,6 @@ def main(
         channel=channel,
     )
     terminal.results.print(str(path), soft_wrap=True)
-
-
-def _one_of(option: str, value: str | None, choices: tuple[str, ...]) -> str | None:
-    if value is not None and value not in choices:
-        raise UserError(f"{option} {value} is unknown; choose {' or '.join(choices)}")
-    return value
 
 
 if __name__ == "__main__":

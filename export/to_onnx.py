@@ -8,9 +8,12 @@ reports speak of layers.
 """
 
 import io
+import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from types import MappingProxyType
+from typing import Annotated, Any
 
 import numpy as np
 import onnx
@@ -18,12 +21,13 @@ import torch
 import typer
 
 from sodeploy import terminal
-from sodeploy.artifacts import atomic_write, require_file, write_manifest
+from sodeploy.artifacts import atomic_write, manifest_path, read_manifest, require_file, sha256, write_manifest
 from sodeploy.errors import UserError
+from sodeploy.export.image_options import Colour, DivideBy, Interpolation, Mean, Std, Stretch, image_fields
 from sodeploy.export.parity import Parity, Shape, compare, require, runner
 from sodeploy.export.simplify import simplify, strip_module_prefix
 from sodeploy.export.size_option import HELP, SizedCommand, parse_size
-from sodeploy.runtime.contract import PRECISION_KEY, Contract, annotate, embed
+from sodeploy.runtime.contract import PRECISION_KEY, Contract, annotate, embed, parse_contract
 from sodeploy.training.checkpoint import load_checkpoint
 from sodeploy.training.models import build, entry
 from sodeploy.training.models.network import SaliencyNetwork
@@ -52,17 +56,21 @@ def export(
     batch: int | None = 1,
     dynamic_size: bool = False,
     opset: int = OPSET,
+    image: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Write the ONNX of a registered network with the weights of `checkpoint`, and a manifest beside it.
 
     The graph is compared with PyTorch before anything is written (`sodeploy.export.parity`), on other batches and sizes
-    too
-    where it takes them. The same weights and options give the same bytes.
+    too where it takes them. The same weights and options give the same bytes.
 
     Args:
-        size: (height, width); by default the network's own. It stays the native one where `dynamic_size`.
-        batch: None for any.
+        size: (height, width) in pixels. By default the size that the manifest of the checkpoint names, else the
+            published one of the network. With `dynamic_size` it is the native size.
+        batch: images per run; None for any number.
         dynamic_size: heights and widths other than `size` work too.
+        opset: version of the ONNX operators, one of `OPSETS`.
+        image: fields of the contract that replace those of the network: mean, std, divide_by, colour, interpolation,
+            stretch.
 
     Raises:
         UserError: unknown network, a checkpoint that does not fit, a size the network cannot take, no parity.
@@ -74,11 +82,12 @@ def export(
         raise UserError(f"{model} sees masks, not images: it serves training only and is not deployed")
     network = build(model).eval()
     contract = entry(model).contract
-    height, width = size or (contract.height, contract.width)
+    height, width = size or _trained_size(checkpoint, model) or (contract.height, contract.width)
     network.check_size(height, width)
     load_checkpoint(checkpoint, network)
     contract = contract.model_copy(
         update={
+            **image,
             "batch": batch,
             "height": height,
             "width": width,
@@ -109,6 +118,16 @@ def export(
     return Path(output)
 
 
+def _trained_size(checkpoint: Path, model: str) -> tuple[int, int] | None:
+    """(height, width) in the manifest that training left beside a checkpoint; None without a manifest of this file."""
+    manifest = read_manifest(checkpoint)
+    if manifest.get("network") != model or "contract" not in manifest or manifest.get("sha256") != sha256(checkpoint):
+        return None
+    contract = parse_contract(json.dumps(manifest["contract"]), manifest_path(checkpoint))
+    terminal.note(f"{checkpoint} was trained at {contract.height}x{contract.width} and is exported at that size")
+    return contract.height, contract.width
+
+
 def trace(network: SaliencyNetwork, contract: Contract, opset: int = OPSET) -> onnx.ModelProto:
     """The graph as PyTorch exports it, not simplified yet; `network` is in eval mode."""
     dynamic: dict[int, str] = {0: "batch"} if contract.batch is None else {}
@@ -116,7 +135,8 @@ def trace(network: SaliencyNetwork, contract: Contract, opset: int = OPSET) -> o
         dynamic |= {2: "height", 3: "width"}
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # Of the exporter's deprecation and of traced Python values; a value wrongly frozen shows as lost parity.
+        # The exporter warns that it is deprecated, and about Python values that it freezes. The comparison with
+        # PyTorch finds a value that is frozen wrongly.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             Prediction(network).eval(),
@@ -158,21 +178,32 @@ def parity_shapes(contract: Contract, multiple: int) -> list[Shape]:
     return shapes
 
 
-app = terminal.application(help="Export a checkpoint to ONNX.")
+app = terminal.application()
 
 
 @app.command(cls=SizedCommand)
 def main(
-    model: Annotated[str, typer.Option(help="the network's name; `python training/networks.py` lists them")],
-    checkpoint: Annotated[Path, typer.Option(help="its weights, ours or the published ones")],
+    model: Annotated[str, typer.Option(help="the network's name; the stage `networks` lists them")],
+    checkpoint: Annotated[Path, typer.Option(help="the weights: a file of ours or a published one")],
     output: Annotated[Path, typer.Option(help="the .onnx file to write")],
-    size: Annotated[str | None, typer.Option(help=f"{HELP}; by default the network's own", metavar="H [W]")] = None,
+    size: Annotated[
+        str | None, typer.Option(help=f"{HELP}; by default the size of training, or the published one", metavar="H [W]")
+    ] = None,
     batch: Annotated[int, typer.Option(help="images per run", min=1)] = 1,
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="any number of images per run")] = False,
     dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="other heights and widths work too")] = False,
+    mean: Mean = None,
+    std: Std = None,
+    divide_by: DivideBy = None,
+    colour: Colour = None,
+    interpolation: Interpolation = None,
+    stretch: Stretch = None,
     opset: Annotated[int, typer.Option(help=f"ONNX opset, {OPSETS[0]} to {OPSETS[-1]}")] = OPSET,
 ) -> None:
-    """Export a checkpoint to ONNX."""
+    """Export a checkpoint to ONNX.
+
+    The options about the image replace the network's own values, in the contract that the ONNX file carries.
+    """
     if dynamic_batch and batch != 1:
         raise UserError(f"--batch {batch} and --dynamic-batch contradict each other; leave one out")
     path = export(
@@ -183,6 +214,9 @@ def main(
         batch=None if dynamic_batch else batch,
         dynamic_size=dynamic_size,
         opset=opset,
+        image=image_fields(
+            mean=mean, std=std, divide_by=divide_by, colour=colour, interpolation=interpolation, stretch=stretch
+        ),
     )
     terminal.results.print(str(path), soft_wrap=True)
 

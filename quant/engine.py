@@ -1,10 +1,10 @@
-"""An ONNX graph -> an engine and its record, by TensorRT 10.8 or newer, TensorRT 11, or TensorRT-RTX.
+"""An ONNX graph -> an engine and its record, by TensorRT 10.8 or newer or by TensorRT-RTX.
 
     python quant/engine.py out/u2netp.int8.trt.onnx --output out/u2netp.int8.engine [--builder tensorrt|tensorrt_rtx]
 
-The network is strongly typed: precision is what the graph says (quant/emit/tensorrt.py), no flag changes it. TensorRT
-times
-kernels on the GPU at hand and builds for that one; TensorRT-RTX compiles for compute capabilities without a GPU.
+The network is strongly typed: the graph decides the precision (quant/emit/tensorrt.py), and no flag changes it.
+TensorRT times kernels on the GPU at hand and builds for that GPU. TensorRT-RTX compiles for compute capabilities and
+needs no GPU.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ from sodeploy.artifacts import atomic_write, require_file, write_manifest
 from sodeploy.errors import UserError
 from sodeploy.quant.emit.checks import check_tensorrt, unequal_scales
 from sodeploy.quant.engines.builder import Options, compile_engine, load
-from sodeploy.quant.engines.kernels import Kernel, summary
+from sodeploy.quant.engines.kernels import Kernel, explanations, harmless, summary
 from sodeploy.quant.engines.shapes import Profile, checked_profile, parse_profile
 from sodeploy.runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY, Contract, contract_of
 from sodeploy.runtime.gpu.driver import current_gpu, driver_problem
@@ -38,12 +38,13 @@ TURING = "sm75"
 
 @dataclass(frozen=True)
 class EngineReport:
-    """What was built.
+    """An engine that was built.
 
     Attributes:
-        targets: compute capabilities the engine has code for, as "sm89".
+        targets: compute capabilities that the engine has code for, such as "sm89".
         gpu: the GPU that kernels were timed on; None for TensorRT-RTX.
-        warnings: what parser, builder and our check of the graph warned of.
+        bytes: size of the engine's file.
+        warnings: remarks of the parser, the compiler and our check of the graph.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class EngineReport:
     targets: tuple[str, ...]
     gpu: str | None
     seconds: float
+    bytes: int
     kernels: Sequence[Kernel]
     warnings: Sequence[str]
 
@@ -61,8 +63,18 @@ class EngineReport:
         convolutions = ", ".join(f"{count} {precision}" for precision, count in figures["convolutions"].items())
         return (
             f"{self.path}: {self.builder} {self.builder_version} for {', '.join(self.targets)}, {self.seconds:.1f} s; "
-            f"{figures['kernels']} kernels; convolutions: {convolutions}; {figures['converting']} only convert"
+            f"{self.bytes / 1e6:.2f} MB; {figures['kernels']} kernels; convolutions: {convolutions}; "
+            f"{figures['converting']} kernels only convert"
         )
+
+    def explanations(self) -> list[str]:
+        """The figures and the compiler's harmless remarks in plain words."""
+        remarks = [f"{remark} ({why})" for remark in self.warnings if (why := harmless(remark))]
+        return [*explanations(self.kernels), *remarks]
+
+    def serious(self) -> list[str]:
+        """The remarks of parser, compiler and our check that may need an action."""
+        return [remark for remark in self.warnings if harmless(remark) is None]
 
 
 def installed_builders() -> list[Builder]:
@@ -115,7 +127,7 @@ def build(
     Raises:
         UserError: the graph, the options or the machine do not allow it; nothing is written.
     """
-    onnx_path = require_file(onnx_path, "make it with quant/build_engine.py")
+    onnx_path = require_file(onnx_path, f"make it: {terminal.command('build_engine')}")
     graph = _read_graph(onnx_path)
     profile = checked_profile(profile, graph.dims, graph.contract, onnx_path)
     trt = load(builder)
@@ -157,9 +169,9 @@ def build(
         with atomic_write(cache_file) as temporary:
             temporary.write_bytes(compiled.timing_cache)
     flags = {"hardware-compatible": hardware_compatible, "version-compatible": version_compatible, "refit": refit}
-    rebuild = ["python", "quant/engine.py", str(onnx_path), "--output", str(engine_path), "--builder", builder]
+    rebuild = ["sodeploy", "engine", str(onnx_path), "--output", str(engine_path), "--builder", builder]
     rebuild += [f"--target={target}" for target in targets or ()]
-    rebuild += [f"--profile={profile}"] if profile else []
+    rebuild += [f"--shapes={profile}"] if profile else []
     rebuild += [f"--workspace={workspace_mib}"] if workspace_mib is not None else []
     rebuild += [f"--{flag}" for flag, on in flags.items() if on]
     write_manifest(
@@ -189,6 +201,7 @@ def build(
         built_for,
         gpu_name,
         seconds,
+        len(compiled.engine),
         compiled.kernels,
         warnings,
     )
@@ -208,11 +221,11 @@ def _read_graph(path: Path) -> _Graph:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's own types, undocumented
-        raise UserError(f"{path} is not an ONNX file ({error}); make it with quant/build_engine.py") from None
+        raise UserError(f"{path} is not an ONNX file ({error}); make it: {terminal.command('build_engine')}") from None
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     contract = contract_of(metadata, path)
     if metadata.get(DIALECT_KEY, "tensorrt") != "tensorrt":
-        raise UserError(f"{path} is quantised for {metadata[DIALECT_KEY]}; give the .int8.trt.onnx made with it")
+        raise UserError(f"{path} is quantized for {metadata[DIALECT_KEY]}; give the .int8.trt.onnx made with it")
     check_tensorrt(model, path)
     for tensor in model.graph.input:
         if tensor.name == contract.input_name:
@@ -220,7 +233,9 @@ def _read_graph(path: Path) -> _Graph:
             shape = [dim.dim_value or None for dim in dims]
             calibration = json.loads(metadata.get(CALIBRATION_KEY, "null"))
             return _Graph(contract, metadata.get(PRECISION_KEY, "fp32"), calibration, shape, unequal_scales(model))
-    raise UserError(f"{path} has no input {contract.input_name}, which its contract names; see export/adopt.py")
+    raise UserError(
+        f"{path} has no input {contract.input_name}, which its contract names; see {terminal.command('adopt')} --help"
+    )
 
 
 def _rtx_targets(targets: Sequence[str] | None, known: Any) -> tuple[str, ...]:
@@ -247,12 +262,21 @@ def main(
     model: Annotated[Path, typer.Argument(help="ONNX graph with a contract: fp32, .fp16.onnx or .int8.trt.onnx")],
     output: Annotated[Path, typer.Option(help="the engine to write")],
     builder: Annotated[str | None, typer.Option(help="tensorrt or tensorrt_rtx; default: what can build here")] = None,
-    target: Annotated[list[str] | None, typer.Option(help="tensorrt_rtx: compute capability, such as sm89")] = None,
-    profile: Annotated[str | None, typer.Option(help="min:opt:max shapes, 1x3x320x320:4x3x320x320:8x3x320x320")] = None,
-    workspace: Annotated[int | None, typer.Option(help="scratch memory a kernel may use, MiB", min=1)] = None,
-    hardware_compatible: Annotated[bool, typer.Option("--hardware-compatible", help="any GPU from Ampere on")] = False,
-    version_compatible: Annotated[bool, typer.Option("--version-compatible", help="later versions too")] = False,
-    refit: Annotated[bool, typer.Option("--refit", help="weights can be replaced")] = False,
+    target: Annotated[
+        list[str] | None, typer.Option(help="tensorrt_rtx: compute capability, such as sm89; repeatable")
+    ] = None,
+    shapes: Annotated[
+        str | None,
+        typer.Option(help="range of input shapes, min:opt:max, such as 1x3x320x320:4x3x320x320:8x3x320x320"),
+    ] = None,
+    workspace: Annotated[int | None, typer.Option(help="largest scratch memory of a kernel, MiB", min=1)] = None,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="tensorrt: for every GPU from Ampere on; somewhat slower")
+    ] = False,
+    version_compatible: Annotated[
+        bool, typer.Option("--version-compatible", help="tensorrt: for later versions too")
+    ] = False,
+    refit: Annotated[bool, typer.Option("--refit", help="the weights can be replaced later")] = False,
 ) -> None:
     """Build one engine from one ONNX graph."""
     name = builder or choose_builder()
@@ -263,15 +287,17 @@ def main(
         output,
         name,  # type: ignore[arg-type]
         targets=target,
-        profile=parse_profile(profile) if profile else None,
+        profile=parse_profile(shapes) if shapes else None,
         workspace_mib=workspace,
         hardware_compatible=hardware_compatible,
         version_compatible=version_compatible,
         refit=refit,
     )
-    for warning in report.warnings:
-        terminal.warn(warning)
+    for remark in report.serious():
+        terminal.warn(remark)
     terminal.results.print(str(report), soft_wrap=True)
+    for sentence in report.explanations():
+        terminal.note(sentence)
 
 
 if __name__ == "__main__":

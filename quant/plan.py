@@ -1,14 +1,17 @@
 """Show a plan, compare two, or edit one.
 
-python quant/plan.py show out/u2netp.plan.json
+python quant/plan.py show out/u2netp.plan.json [--only fp16] [--ranges]
 python quant/plan.py diff out/u2netp.plan.json edited.json
-python quant/plan.py edit out/u2netp.plan.json --set /stage1/Conv=fp16 --reason "outliers" --output edited.json
+python quant/plan.py edit out/u2netp.plan.json --set '/stage1/*=fp16' --reason "outliers" --output edited.json
 """
 
+import difflib
+import fnmatch
+import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import typer
@@ -37,11 +40,43 @@ from sodeploy.runtime.measure.report import Table, show
 
 app = terminal.application("Show a plan, compare two, or edit one.")
 
+_SET = "NODES=int8, NODES=fp16 or NODES=fp32; NODES is a name, or a glob of layers such as '/stage1/*'; repeatable"
+_SHOWN = 6  # reasons for each precision in the summary
 
-def tables(plan: Plan) -> list[Table]:
-    """What `show` prints: every layer with its reason, every range, in the order of the graph."""
-    counts = Counter(layer.precision for layer in plan.layers.values())
-    layers = [[name, layer.op, layer.precision, layer.reason] for name, layer in plan.layers.items()]
+
+def summary(plan: Plan) -> Table:
+    """How many layers have each precision, and why: of the plan, then of the graph of each target."""
+    reasons = Counter((layer.precision, layer.reason) for layer in plan.layers.values())
+    rows = _counted("all graphs", reasons)
+    for name, target in plan.targets.items():
+        rows += _counted(f"{name} only", Counter((_in_target(one), one.reason) for one in target.layers.values()))
+    return Table(_title(plan), ["graph", "precision", "layers", "reason"], rows, 4)
+
+
+def _counted(graph: str, reasons: Mapping[Any, int]) -> list[list[str]]:
+    """A row for each precision and reason, the most frequent first; reasons past `_SHOWN` share a row."""
+    rows = []
+    for precision in dict.fromkeys(sorted(precision for precision, _ in reasons)):
+        own = sorted(((count, reason) for (p, reason), count in reasons.items() if p == precision), reverse=True)
+        rows += [[graph, precision, str(count), reason] for count, reason in own[:_SHOWN]]
+        if rest := own[_SHOWN:]:
+            layers = sum(count for count, _ in rest)
+            rows.append([graph, precision, str(layers), f"{len(rest)} other reasons; --only {precision} lists them"])
+    return rows
+
+
+def layer_table(plan: Plan, only: Collection[str] = ()) -> Table:
+    """Every layer with its reason, in the order of the graph; of the precisions in `only` where it is not empty."""
+    rows = [
+        [name, layer.op, layer.precision, layer.reason]
+        for name, layer in plan.layers.items()
+        if not only or layer.precision in only
+    ]
+    return Table(_title(plan), ["layer", "op", "precision", "reason"], rows, 4)
+
+
+def range_table(plan: Plan) -> Table:
+    """Every range, in the order of the graph."""
     ranges = [
         [
             _named(shared.tensors, shown=3),
@@ -53,19 +88,20 @@ def tables(plan: Plan) -> list[Table]:
         ]
         for shared in plan.ranges
     ]
+    return Table("ranges", ["tensors", "signed", "amax", "shift", "maximum", "clipped"], ranges, 2)
+
+
+def _title(plan: Plan) -> str:
+    counts = Counter(layer.precision for layer in plan.layers.values())
     numbers = ", ".join(f"{counts[precision]} {precision}" for precision in get_args(Precision))
     source = "no images were needed"
     if plan.calibration is not None:
         images = len(plan.calibration.images)
         source = f"ranges by {plan.calibration.method}" + (f" from {images} images" if images else "")
-    return [
-        Table(f"{plan.network} ({plan.onnx}): {numbers}; {source}", ["layer", "op", "precision", "reason"], layers, 4),
-        Table("ranges", ["tensors", "signed", "amax", "shift", "maximum", "clipped"], ranges, 2),
-        *(_target_table(name, target) for name, target in plan.targets.items()),
-    ]
+    return f"{plan.network} ({plan.onnx}): {numbers}; {source}"
 
 
-def _target_table(name: str, target: TargetPlan) -> Table:
+def target_table(name: str, target: TargetPlan) -> Table:
     """The decisions that hold in one graph only."""
     rows = [[layer, _in_target(decision), decision.reason] for layer, decision in target.layers.items()]
     title = f"{name} graph only: weights have {target.weight_steps} steps on each side of zero"
@@ -137,7 +173,7 @@ def edit(
     for name, precision in changes.items():
         node = nodes.get(name)
         if node is None:
-            raise UserError(f"{network.path} has no node {name!r}; quant/plan.py show lists those of a plan")
+            raise UserError(f"{network.path} has no node {name!r}; {terminal.command('plan')} show --layers lists them")
         if precision != "int8":
             layers[name] = Layer(op=node.op_type, precision=precision, reason=reason)
         elif name not in layers or layers[name].precision != "int8":
@@ -209,16 +245,34 @@ def _known(value: float | None, form: str) -> str:
 
 
 @app.command("show")
-def show_command(plan: Annotated[Path, typer.Argument(help="a .plan.json")]) -> None:
-    """Print every layer with its precision and the reason, and every range."""
-    show(tables(read_plan(plan)))
+def show_command(
+    plan: Annotated[Path, typer.Argument(help="a .plan.json")],
+    only: Annotated[
+        list[str] | None, typer.Option(help="list the layers of this precision: int8, fp16 or fp32; repeatable")
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="list every layer")] = False,
+    ranges: Annotated[bool, typer.Option("--ranges", help="list every range")] = False,
+    targets: Annotated[bool, typer.Option("--targets", help="list the decisions for the graph of one target")] = False,
+) -> None:
+    """Print a summary of a plan; layers, ranges, decisions for one target on request."""
+    content = read_plan(plan)
+    if wrong := set(only or ()) - set(get_args(Precision)):
+        raise UserError(f"--only {min(wrong)} is no precision; choose {', '.join(get_args(Precision))}")
+    chosen = []
+    if layers or only:
+        chosen.append(layer_table(content, only or ()))
+    if ranges:
+        chosen.append(range_table(content))
+    if targets:
+        chosen += [target_table(name, target) for name, target in content.targets.items()]
+    show(chosen or [summary(content)])
 
 
 @app.command("diff")
 def diff_command(
     old: Annotated[Path, typer.Argument(help="a .plan.json")], new: Annotated[Path, typer.Argument(help="another")]
 ) -> None:
-    """Print a line for every decision in which two plans differ; nothing if they decide the same."""
+    """Print a line for each decision in which two plans differ."""
     for line in differences(read_plan(old), read_plan(new)):
         terminal.results.print(line, soft_wrap=True, markup=False)
 
@@ -227,8 +281,8 @@ def diff_command(
 def edit_command(
     plan: Annotated[Path, typer.Argument(help="a .plan.json")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the plan to write")],
-    set_: Annotated[list[str], typer.Option("--set", metavar="NODE=PRECISION", help="NODE=int8|fp16|fp32; repeatable")],
-    reason: Annotated[str, typer.Option(help="why, for whoever reads the plan")] = "set by hand",
+    set_: Annotated[list[str], typer.Option("--set", metavar="NODES=PRECISION", help=_SET)],
+    reason: Annotated[str, typer.Option(help="the reason, for readers of the plan")] = "set by hand",
     model: Annotated[
         Path | None, typer.Option(help="the plan's float32 ONNX, if it does not lie beside the plan")
     ] = None,
@@ -236,25 +290,41 @@ def edit_command(
         Path | None, typer.Option(help="the .statistics.npz of calibration, to make a layer int8")
     ] = None,
 ) -> None:
-    """Write the plan with other precisions for some nodes; quant/build_engine.py --plan follows it."""
+    """Write a plan with other precisions for some layers."""
     old = read_plan(plan)
     network = load_network(model or _beside(plan, old))
     counted = load_statistics(statistics) if statistics else None
     steps = read_steps(plan.with_name(old.rounding.file), old.rounding) if old.rounding else None
-    new = edit(network, load_plan(plan, network), _parse(set_), reason, counted, steps)
+    new = edit(network, load_plan(plan, network), matched(network, old, set_), reason, counted, steps)
     save_plan(new, output)
     for line in differences(old, new):
         terminal.note(line)
-    terminal.note(f"wrote {output}; python quant/build_engine.py {network.path} --int8 --plan {output} follows it")
+    follow = shlex.join([str(network.path), "--int8", "--plan", str(output)])
+    terminal.note(f"wrote {output}; to build by it: {terminal.command('build_engine')} {follow}")
 
 
-def _parse(settings: list[str]) -> dict[str, Precision]:
+def matched(network: Network, plan: Plan, settings: Sequence[str]) -> dict[str, Precision]:
+    """Node -> precision for settings such as "/stage1/*=fp16"; a later setting wins over an earlier one.
+
+    A name means that node. A glob means the layers of the plan that it matches. A note says how many.
+
+    Raises:
+        UserError: not NODES=PRECISION, or nothing is called so; names that are near are listed.
+    """
+    nodes = [node.name for node in network.nodes]
     changes: dict[str, Precision] = {}
     for setting in settings:
-        node, separator, precision = setting.rpartition("=")
+        pattern, separator, precision = setting.rpartition("=")
         if not separator or precision not in get_args(Precision):
-            raise UserError(f"--set {setting} is not NODE=int8, NODE=fp16 or NODE=fp32")
-        changes[node] = precision  # type: ignore[assignment]
+            raise UserError(f"--set {setting} is not NODES=int8, NODES=fp16 or NODES=fp32")
+        found = [pattern] if pattern in nodes else fnmatch.filter(plan.layers, pattern)
+        if not found:
+            near = difflib.get_close_matches(pattern, nodes, n=3, cutoff=0.4)
+            meant = f"near names: {', '.join(near)}" if near else f"{terminal.command('plan')} show --layers lists them"
+            raise UserError(f"--set {setting}: {network.path} has no node {pattern!r}; {meant}")
+        if found != [pattern]:
+            terminal.note(f"{pattern}: {len(found)} layers to {precision}")
+        changes |= dict.fromkeys(found, precision)  # type: ignore[arg-type]
     return changes
 
 

@@ -148,6 +148,7 @@ STAGES = {
         "one graph -> one engine, with every option",
         ("out/u2netp.int8.trt.onnx --output out/u2netp.int8.engine",),
         ("quant",),
+        renamed={"--profile": "--shapes"},
     ),
     "calib_cache": Stage(
         "quant.calib_cache",

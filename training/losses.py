@@ -1,18 +1,53 @@
-"""Losses between saliency logits and masks, and between features: plain functions, summed with a recipe's weights.
+"""The losses, by name. A recipe gives each a weight; a new loss costs a function and one entry in `LOSSES`.
 
-A map loss takes the logits of all supervised maps, each `(N, 1, h, w)`, and the mask `(N, 1, H, W) float32` in [0, 1],
-resized to a map's size where that is smaller; it returns the sum over the maps of the mean over the batch.
+A map loss compares the logits of all supervised maps, each `(N, 1, h, w)`, with the mask `(N, 1, H, W) float32` in
+[0, 1], resized to the size of a smaller map. It returns the sum over the maps of the mean over the batch. A forward
+loss runs the network itself, because it needs more than the logits.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
+from sodeploy.training.activity_decay import forward_with_activity_decay
 from sodeploy.training.integrity_losses import expanded_region, hierarchical_difference
+from sodeploy.training.models.csnet import CSNet
+from sodeploy.training.models.isnet import ISNetDIS
+from sodeploy.training.models.isnet_integrity import ISNetIntegrity
+from sodeploy.training.models.network import SaliencyNetwork
 from sodeploy.training.pyramid_losses import pyramid_consistency, structure_pyramid
 
-MapLoss = Callable[[Sequence[torch.Tensor], torch.Tensor], torch.Tensor]
+Logits = Sequence[torch.Tensor]
+
+
+class MapLoss(NamedTuple):
+    """A loss of logits and mask.
+
+    Attributes:
+        of: function of (logits, mask).
+        network: the class of networks that the loss is for.
+        margins: the mask is `(N, 3, H, W)`: itself, dilated, eroded.
+    """
+
+    of: Callable[[Logits, torch.Tensor], torch.Tensor]
+    network: type[SaliencyNetwork] = SaliencyNetwork
+    margins: bool = False
+
+
+class ForwardLoss(NamedTuple):
+    """A loss that is computed together with the logits.
+
+    Attributes:
+        forward: function of (network, image, mask, teacher) that gives (logits, loss).
+        network: the class of networks that the loss is for.
+        teacher: the name of the network whose features are the targets; None: there is no teacher.
+    """
+
+    forward: Callable[[Any, torch.Tensor, torch.Tensor, Any], tuple[Logits, torch.Tensor]]
+    network: type[SaliencyNetwork]
+    teacher: str | None = None
 
 
 def bce(logits: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
@@ -34,20 +69,46 @@ def bce_sum(logits: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
 
 
 def feature_distance(features: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Feature synchronisation: the sum over the levels of the mean squared difference (IS-Net, ECCV 2022, eq. 4)."""
+    """Feature synchronization: the sum over the levels of the mean squared difference (IS-Net, ECCV 2022, eq. 4)."""
     return _sum(F.mse_loss(f.float(), target.float()) for f, target in zip(features, targets, strict=True))
 
 
-MAP_LOSSES: dict[str, MapLoss] = {
-    "bce": bce,
-    "bce_sum": bce_sum,
-    "iou": iou,
-    "structure_pyramid": structure_pyramid,
-    "pyramid_consistency": pyramid_consistency,
-    "hierarchical_difference": hierarchical_difference,
-    "expanded_region": expanded_region,
+def _feature_sync(
+    network: ISNetDIS, image: torch.Tensor, mask: torch.Tensor, teacher: Any
+) -> tuple[Logits, torch.Tensor]:
+    logits, features = network.forward_with_features(image)
+    with torch.no_grad():
+        _, targets = teacher.forward_with_features(mask)
+    return logits, feature_distance(features, targets)
+
+
+LOSSES: dict[str, MapLoss | ForwardLoss] = {
+    "bce": MapLoss(bce),
+    "bce_sum": MapLoss(bce_sum),
+    "iou": MapLoss(iou),
+    "structure_pyramid": MapLoss(structure_pyramid),
+    "pyramid_consistency": MapLoss(pyramid_consistency),
+    "hierarchical_difference": MapLoss(hierarchical_difference, ISNetIntegrity, margins=True),
+    "expanded_region": MapLoss(expanded_region, ISNetIntegrity, margins=True),
+    "feature_sync": ForwardLoss(_feature_sync, ISNetDIS, teacher="isnet_gt_encoder"),
+    "activity_decay": ForwardLoss(lambda network, image, *_: forward_with_activity_decay(network, image), CSNet),
 }
-NEED_MARGINS = {"hierarchical_difference", "expanded_region"}  # their mask has the dilated and eroded ones beside it
+
+
+def needs_margins(names: Iterable[str]) -> bool:
+    """Whether one of these losses reads the dilated and the eroded mask."""
+    return any(isinstance(loss := LOSSES[name], MapLoss) and loss.margins for name in names)
+
+
+def forward_loss(names: Iterable[str]) -> str | None:
+    """The forward loss among these losses, or None."""
+    return next((name for name in names if isinstance(LOSSES[name], ForwardLoss)), None)
+
+
+def teacher_of(names: Iterable[str]) -> str | None:
+    """The name of the teacher network that one of these losses needs, or None."""
+    losses = (LOSSES[name] for name in names)
+    return next((loss.teacher for loss in losses if isinstance(loss, ForwardLoss) and loss.teacher), None)
 
 
 def _iou(probability: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -13,14 +13,11 @@ from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.measure.metrics import METRICS
 from sodeploy.training.augment import Augmentation
-from sodeploy.training.losses import MAP_LOSSES, NEED_MARGINS
+from sodeploy.training.losses import LOSSES, ForwardLoss, teacher_of
 from sodeploy.training.models import NETWORKS, entry
 from sodeploy.training.optimizers import Constant, Optimizer, Schedule
 
-RECIPES = Path(__file__).parent / "configs"  # those that come with the product
-FEATURE_SYNC = "feature_sync"
-ACTIVITY_DECAY = "activity_decay"
-_TERMS = (*MAP_LOSSES, FEATURE_SYNC, ACTIVITY_DECAY)
+RECIPES = Path(__file__).parent / "configs"  # the recipes of the product
 
 
 class Validation(BaseModel):
@@ -110,16 +107,19 @@ class Recipe(BaseModel):
             raise ValueError(f"no network is called {self.network}; known: {', '.join(sorted(NETWORKS))}")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
-        if unknown := [term for term in self.loss if term not in _TERMS]:
-            raise ValueError(f"no loss is called {unknown[0]}; known: {', '.join(_TERMS)}")
-        if ACTIVITY_DECAY in self.loss and not self.network.startswith("csnet_"):
-            raise ValueError(f"the loss {ACTIVITY_DECAY} is of CSNet, not of {self.network}")
-        if (FEATURE_SYNC in self.loss) != (self.teacher is not None):
-            raise ValueError(f"the loss {FEATURE_SYNC} needs a teacher, and a teacher needs that loss")
-        if self.teacher is not None and self.network != "isnet_dis":
-            raise ValueError(f"only isnet_dis learns from a teacher, not {self.network}")
+        if unknown := [term for term in self.loss if term not in LOSSES]:
+            raise ValueError(f"no loss is called {unknown[0]}; known: {', '.join(LOSSES)}")
         with torch.device("meta"):
             network = NETWORKS[self.network].make()
+        for term in self.loss:
+            if not isinstance(network, LOSSES[term].network):
+                raise ValueError(f"the loss {term} is for {LOSSES[term].network.__name__}, not for {self.network}")
+        forward = [term for term in self.loss if isinstance(LOSSES[term], ForwardLoss)]
+        if len(forward) > 1:
+            raise ValueError(f"the losses {' and '.join(forward)} exclude each other; leave one out")
+        if (teacher_of(self.loss) is None) != (self.teacher is None):
+            with_teacher = [name for name, loss in LOSSES.items() if isinstance(loss, ForwardLoss) and loss.teacher]
+            raise ValueError(f"the loss {' or '.join(with_teacher)} needs a teacher, and a teacher needs that loss")
         for side in (self.size, *self.multi_scale):
             try:
                 network.check_size(side, side)
@@ -127,8 +127,6 @@ class Recipe(BaseModel):
                 raise ValueError(str(error)) from None
         if not network.backbone_name and self.backbone != Backbone():
             raise ValueError(f"{self.network} has no backbone")
-        if (margins := sorted(NEED_MARGINS & self.loss.keys())) and self.network != "isnet_integrity":
-            raise ValueError(f"the loss {margins[0]} is of isnet_integrity, not of {self.network}")
         if self.batch % self.accumulate:
             raise ValueError(f"a batch of {self.batch} cannot be divided into {self.accumulate} passes")
         return self

@@ -15,7 +15,7 @@ from sodeploy.errors import UserError
 from sodeploy.training.checkpoint import write_checkpoint
 from sodeploy.training.journal import Journal, Meter
 from sodeploy.training.loader import AugmentedSamples, batches, places
-from sodeploy.training.losses import NEED_MARGINS
+from sodeploy.training.losses import needs_margins
 from sodeploy.training.models import entry
 from sodeploy.training.objective import Objective, set_train_mode
 from sodeploy.training.optimizers import LR_SHARE
@@ -31,9 +31,7 @@ def training_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """What each pass of `process` in those steps takes: images and masks as `loader.batches` gives them."""
     return batches(
-        AugmentedSamples(
-            splits.dataset, recipe.augment, recipe.contract(), recipe.seed, bool(NEED_MARGINS & recipe.loss.keys())
-        ),
+        AugmentedSamples(splits.dataset, recipe.augment, recipe.contract(), recipe.seed, needs_margins(recipe.loss)),
         places(splits.training, recipe.batch, recipe.seed, steps, (process.rank, process.count), recipe.accumulate),
         recipe.workers,
         pin_memory=process.device.type == "cuda",

@@ -23,8 +23,9 @@ from sodeploy import terminal
 from sodeploy.errors import UserError
 from sodeploy.training.backbone import load_backbone
 from sodeploy.training.checkpoint import load_checkpoint
+from sodeploy.training.losses import teacher_of
 from sodeploy.training.models import build, entry
-from sodeploy.training.models.isnet import ISNetGTEncoder
+from sodeploy.training.models.network import SaliencyNetwork
 from sodeploy.training.objective import Objective
 from sodeploy.training.optimizers import parameter_groups
 from sodeploy.training.processes import Process, join_processes
@@ -126,20 +127,20 @@ def _train_stage(
 
 def _teacher(
     recipe: Recipe, config: Path, data: str | Path | None, folder: Path, resume: bool, process: Process
-) -> ISNetGTEncoder | None:
-    """The first stage: the mask encoder of feature synchronisation, trained here unless the recipe names weights."""
-    if recipe.teacher is None:
+) -> SaliencyNetwork | None:
+    """The teacher that a loss of the recipe needs. It is trained here, unless the recipe names its weights."""
+    name = teacher_of(recipe.loss)
+    if recipe.teacher is None or name is None:
         return None
     weights = Path(recipe.teacher)
     if weights.suffix in (".yaml", ".yml"):
         its_config = config.parent / weights
         its_recipe = load_recipe(its_config)
-        if its_recipe.network != "isnet_gt_encoder":
-            raise UserError(f"{its_config} trains {its_recipe.network}; a teacher is an isnet_gt_encoder")
+        if its_recipe.network != name:
+            raise UserError(f"{its_config} trains {its_recipe.network}; the teacher must be {name}")
         weights = _train_stage(its_recipe, its_config, data, folder / TEACHER, resume, process)
-    network = build("isnet_gt_encoder")
+    network = build(name)
     load_checkpoint(weights, network)
-    assert isinstance(network, ISNetGTEncoder)
     return network
 
 

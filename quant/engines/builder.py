@@ -1,6 +1,6 @@
-"""The calls to TensorRT or TensorRT-RTX that turn an ONNX file into an engine: those both have, in all majors from 10.
+"""The calls to TensorRT or TensorRT-RTX that turn an ONNX file into an engine. All majors from 10 have them.
 
-Nothing here is specific to saliency; see quant/engine.py for what is built and recorded.
+Nothing here is specific to saliency; quant/engine.py chooses the options and records the result.
 """
 
 import signal
@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-
 from sodeploy.errors import UserError
 from sodeploy.quant.engines.kernels import Kernel, kernels_in_inspector, kernels_in_log
 from sodeploy.runtime.gpu.engine_record import INSTALL, Builder
-from sodeploy.terminal import notes
+from sodeploy.terminal import Step, command, report
 
 OLDEST_TENSORRT = (10, 8)
 
@@ -42,7 +40,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the builder made. `kernels` run in the engine; `warnings` are the parser's and the builder's, each once."""
+    """The result of a build. `kernels` run in the engine; `warnings` come from parser and builder, each one once."""
 
     engine: bytes
     kernels: Sequence[Kernel]
@@ -156,7 +154,7 @@ def _parser_error(parser: Any, onnx_path: Path, name: Builder) -> str:
     reason = " ".join(str(error.desc()).split())
     where = f" at node {error.node_name()} ({error.node_operator()})" if error.node_operator() else ""
     more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
-    return f"{name} cannot read {onnx_path}{where}: {reason}{more}; make the graph anew with quant/build_engine.py"
+    return f"{name} cannot read {onnx_path}{where}: {reason}{more}; make the graph again: {command('build_engine')}"
 
 
 def _logger(name: Builder) -> Any:
@@ -184,44 +182,44 @@ def _logger(name: Builder) -> Any:
 
 @contextmanager
 def _monitor(name: Builder, label: str) -> Iterator[Any]:
-    """A progress bar on stderr that the builder moves, and that stops the builder when the user interrupts."""
+    """A monitor that reports the builder's phases, and stops the builder when the user interrupts."""
     trt = load(name)
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]
-        def __init__(self, bar: Progress) -> None:
+        def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self.bar = bar
-            self.tasks: dict[str, TaskID] = {}
+            self.phases: dict[str, Step] = {}
             self.interrupted = False
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            depth = 0 if parent_phase is None else 1
-            self.tasks[phase_name] = self.bar.add_task("  " * depth + (phase_name if depth else label), total=num_steps)
+            phase = label if parent_phase is None else f"  {phase_name}"
+            self.phases[phase_name] = Step(phase, 0, num_steps)
+            report(self.phases[phase_name])
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            self.bar.update(self.tasks[phase_name], completed=step + 1)
+            report(self.phases[phase_name]._replace(done=step + 1))
             return not self.interrupted
 
         def phase_finish(self, phase_name: str) -> None:
-            task = self.tasks.pop(phase_name)
-            if self.tasks:
-                self.bar.remove_task(task)
-            else:  # the outermost phase stays to be seen; builders leave out its last step
-                self.bar.update(task, completed=self.bar.tasks[0].total)
+            phase = self.phases.pop(phase_name)
+            report(phase._replace(done=phase.total or 0, finished=True))  # builders leave out the last step
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=notes) as bar:
-        monitor = Monitor(bar)
-        if threading.current_thread() is not threading.main_thread():
-            yield monitor
-            return
+        def end(self) -> None:
+            """Finish the phases that a failed build left open."""
+            for phase in reversed(self.phases.values()):
+                report(phase._replace(finished=True))
+            self.phases.clear()
 
-        # A KeyboardInterrupt must not be raised inside a callback that C++ called.
-        def stop(*_: Any) -> None:
-            monitor.interrupted = True
+    monitor = Monitor()
 
-        before = signal.signal(signal.SIGINT, stop)
-        try:
-            yield monitor
-        finally:
+    def stop(*_: Any) -> None:  # a KeyboardInterrupt must not be raised inside a callback that C++ called
+        monitor.interrupted = True
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, stop) if is_main else None
+    try:
+        yield monitor
+    finally:
+        monitor.end()
+        if is_main:
             signal.signal(signal.SIGINT, before)

@@ -1,7 +1,7 @@
-"""What an engine really runs: its kernels, in which precision, and which of them only convert between precisions.
+"""The kernels of an engine: their precision, and which of them only convert between precisions.
 
-An INT8 graph is a wish. Compilers answer it with int8 convolutions that write fp32 and a kernel after each that scales
-it back to int8, or with no int8 at all (TensorRT-RTX for Turing); only the list of kernels tells.
+An int8 graph does not make every kernel int8. A compiler may choose int8 convolutions that write fp32, each followed by
+a kernel that scales the result back to int8, or no int8 at all (TensorRT-RTX for Turing). The list of kernels shows it.
 """
 
 import json
@@ -13,7 +13,10 @@ from typing import Any
 
 _PRECISIONS = {"Float": "fp32", "FP32": "fp32", "Half": "fp16", "FP16": "fp16", "BFloat16": "bf16", "BF16": "bf16",
                "Int8": "int8"}  # fmt: skip
-_SYNCHRONISATION = ("signal", "wait")  # between streams; they compute nothing
+_HARMLESS = {
+    r"Converting conv (activation|weight) scales to fp32": "scales are kept in fp32, which loses nothing",
+}
+_SYNCHRONIZATION = ("signal", "wait")  # between streams; they compute nothing
 _CONVOLUTION = re.compile("corr|conv|gemm", re.IGNORECASE)  # of the kind, or in the name of fused code
 _LAYER = re.compile(
     r"^Name: (?P<name>.*?), LayerType: (?P<kind>.*?), Inputs: (?P<inputs>.*?), Constants: .*?, "
@@ -68,7 +71,7 @@ def kernels_in_log(log: str) -> list[Kernel]:
             tuple(_ONNX_NODE.findall(layer["metadata"])),
         )
         for layer in _LAYER.finditer(log)
-        if layer["kind"] not in _SYNCHRONISATION
+        if layer["kind"] not in _SYNCHRONIZATION
     ]
 
 
@@ -87,7 +90,7 @@ def kernels_in_inspector(information: str) -> list[Kernel]:
             tuple(_ONNX_NODE.findall(layer.get("Metadata", ""))),
         )
         for layer in json.loads(information).get("Layers", ())
-        if isinstance(layer, dict) and layer.get("LayerType") not in _SYNCHRONISATION
+        if isinstance(layer, dict) and layer.get("LayerType") not in _SYNCHRONIZATION
     ]
 
 
@@ -99,6 +102,30 @@ def summary(kernels: Sequence[Kernel]) -> dict[str, Any]:
         "convolutions": dict(sorted(Counter(precision_read(kernel) for kernel in convolutions).items())),
         "converting": sum(kernel.converts for kernel in kernels),
     }
+
+
+def explanations(kernels: Sequence[Kernel]) -> list[str]:
+    """What the figures of `summary` mean for this engine, a sentence each; none where they need no explanation."""
+    figures = summary(kernels)
+    found = []
+    if figures["converting"]:
+        found.append(
+            f"{figures['converting']} of {figures['kernels']} kernels only convert: they change the precision or the "
+            "scale of a tensor between layers and compute nothing else, so each costs time that int8 must win back"
+        )
+    if "int8" in figures["convolutions"]:
+        found.append(
+            "an engine holds compiled kernels besides the weights: int8 makes the weights smaller, but each kernel "
+            "that converts adds code, so the int8 file of a small network can be larger than the fp16 file"
+        )
+    if "fp32" in figures["convolutions"] and len(figures["convolutions"]) > 1:
+        found.append("convolutions in fp32 are those that the graph leaves in fp32, or that have no faster kernel")
+    return found
+
+
+def harmless(remark: str) -> str | None:
+    """Why a remark of the compiler needs no action; None for a remark that may need one."""
+    return next((why for pattern, why in _HARMLESS.items() if re.search(pattern, remark)), None)
 
 
 def precision_read(kernel: Kernel) -> str:

@@ -50,7 +50,7 @@ def checked_profile(
         return None
     if profile is None:
         least, most = ("x".join(map(str, (n, 3, contract.height, contract.width))) for n in (1, 8))
-        raise UserError(f"{path} takes {takes}; say what to build for, such as --profile {least}:{least}:{most}")
+        raise UserError(f"{path} takes {takes}; say what to build for, such as --shapes {least}:{least}:{most}")
     for shape in profile:
         if len(shape) != len(dims) or any(dim not in (None, size) for dim, size in zip(dims, shape, strict=True)):
             raise UserError(f"profile {profile} does not fit {path}, which takes {takes}")

@@ -15,7 +15,7 @@ import torch
 from research_data import ResearchFile
 from typer.testing import CliRunner
 
-from sodeploy.artifacts import sha256
+from sodeploy.artifacts import sha256, write_manifest
 from sodeploy.errors import UserError
 from sodeploy.export import to_onnx
 from sodeploy.export.parity import scene
@@ -227,6 +227,34 @@ def test_interrupt_or_full_disk_leaves_the_old_file(
     assert files(tmp_path) == ["net.onnx"]
 
 
+def test_the_image_is_prepared_as_the_options_say(checkpoint: Path, tmp_path: Path) -> None:
+    """The preparation of VACC's IS-Net row."""
+    common = ["--model", "u2netp", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "net.onnx")]
+    options = ["--size", "64", "--interpolation", "area", "--mean", ".5", ".5", ".5", "--std", "1", "1", "1"]
+    result = CliRunner().invoke(to_onnx.app, [*common, *options, "--divide-by", "255", "--no-stretch"])
+    assert result.exit_code == 0, result.output
+    contract = contract_of({entry.key: entry.value for entry in onnx.load(tmp_path / "net.onnx").metadata_props}, "net")
+    assert (contract.interpolation, contract.mean, contract.std) == ("area", (0.5,) * 3, (1.0,) * 3)
+    assert (contract.divide_by, contract.stretch, contract.height, contract.width) == ("255", False, 64, 64)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_the_size_of_training(
+    network: torch.nn.Module, tmp_path: Path, replaced: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(network.state_dict(), tmp_path / "best.pth")
+    trained = entry("u2netp").contract.model_copy(update={"height": 96, "width": 64})
+    write_manifest(tmp_path / "best.pth", {}, network="u2netp", contract=trained.model_dump(mode="json"))
+    if replaced:  # by weights that the manifest does not describe
+        torch.save({"state_dict": network.state_dict()}, tmp_path / "best.pth")
+    published = entry("u2netp").contract
+    made = onnx.load(export("u2netp", tmp_path / "best.pth", tmp_path / "net.onnx"))
+    shape = [dim.dim_value for dim in made.graph.input[0].type.tensor_type.shape.dim]
+    expected = (published.height, published.width) if replaced else (96, 64)
+    assert tuple(shape[2:]) == expected
+    assert ("was trained at 96x64" in capsys.readouterr().err) is not replaced
+
+
 def test_command_line(repository: Path, checkpoint: Path, exported: Path, tmp_path: Path) -> None:
     arguments = ["--model", "u2netp", "--checkpoint", checkpoint, "--output", tmp_path / "net.onnx"]
     done = subprocess.run(
@@ -248,6 +276,8 @@ def test_command_line(repository: Path, checkpoint: Path, exported: Path, tmp_pa
     [
         (["--size", "64x"], "size '64x' is not one or two positive numbers"),
         (["--size", "0"], "size '0' is not one or two positive numbers"),
+        (["--std", "1", "0", "1"], "--std 1.0 0.0 1.0 has a zero to divide by"),
+        (["--interpolation", "cubic"], "--interpolation cubic is unknown; choose linear or area"),
         (["--batch", "2", "--dynamic-batch"], "--batch 2 and --dynamic-batch contradict each other"),
     ],
 )

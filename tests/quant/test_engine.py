@@ -14,7 +14,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from rich.progress import Progress
 from typed_graphs import write
 
 from sodeploy.errors import UserError
@@ -25,6 +24,7 @@ from sodeploy.quant.engines.shapes import Profile, parse_profile
 from sodeploy.runtime.contract import CALIBRATION_KEY, DIALECT_KEY, annotate
 from sodeploy.runtime.gpu.driver import Gpu, driver_problem
 from sodeploy.runtime.gpu.engine_record import read_record
+from sodeploy.terminal import Step, on_progress
 
 needs_rtx = pytest.mark.skipif(
     "tensorrt_rtx" not in engine.installed_builders(),
@@ -66,7 +66,10 @@ def test_record_says_what_was_built_and_how_to_build_it_again(tmp_path: Path) ->
     first = built.path.read_bytes()
     built.path.unlink()
     subprocess.run(
-        [sys.executable, *record.rebuild.split()[1:]], cwd=Path(engine.__file__).parent.parent, check=True, timeout=120
+        [sys.executable, "-m", *record.rebuild.split()],
+        cwd=Path(engine.__file__).parent.parent,
+        check=True,
+        timeout=120,
     )
     assert len(built.path.read_bytes()) == pytest.approx(len(first), rel=0.05)
     again = json.loads(Path(f"{built.path}.json").read_text())
@@ -94,7 +97,7 @@ def test_dynamic_batch_takes_a_profile(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("profile", "message"),
     [
-        (None, r"takes \*x3x64x64; .* --profile 1x3x64x64:1x3x64x64:8x3x64x64"),
+        (None, r"takes \*x3x64x64; .* --shapes 1x3x64x64:1x3x64x64:8x3x64x64"),
         (Profile((1, 3, 64, 64), (4, 3, 64, 64), (8, 3, 96, 64)), "does not fit"),
         (Profile((1, 3, 64), (4, 3, 64), (8, 3, 64)), "does not fit"),
         (Profile((4, 3, 64, 64), (1, 3, 64, 64), (8, 3, 64, 64)), "does not grow"),
@@ -213,17 +216,23 @@ def test_missing_and_broken_files(tmp_path: Path) -> None:
 
 
 @needs_rtx
-def test_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_leaves_nothing(tmp_path: Path) -> None:
     graph = write(tmp_path / "small.onnx", "fp32")
-    update, handler = Progress.update, signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(signal.SIGINT)
+    reported: list[Step] = []
 
-    def press_ctrl_c(self: Progress, *args: Any, **kwargs: Any) -> None:
+    def press_ctrl_c(step: Step) -> None:
+        reported.append(step)
         os.kill(os.getpid(), signal.SIGINT)
-        update(self, *args, **kwargs)
 
-    monkeypatch.setattr(Progress, "update", press_ctrl_c)
-    with pytest.raises(KeyboardInterrupt):
-        engine.build(graph, tmp_path / "small.engine", "tensorrt_rtx")
+    watcher = on_progress(press_ctrl_c)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            engine.build(graph, tmp_path / "small.engine", "tensorrt_rtx")
+    finally:
+        on_progress(watcher)
+    assert reported[0].label == "building small.onnx"
+    assert {step.label for step in reported} == {step.label for step in reported if step.finished}
     assert list(tmp_path.iterdir()) == [graph]
     assert signal.getsignal(signal.SIGINT) is handler
 

@@ -2,7 +2,15 @@
 
 import json
 
-from sodeploy.quant.engines.kernels import Kernel, kernels_in_inspector, kernels_in_log, precision_read, summary
+from sodeploy.quant.engines.kernels import (
+    Kernel,
+    explanations,
+    harmless,
+    kernels_in_inspector,
+    kernels_in_log,
+    precision_read,
+    summary,
+)
 
 # As TensorRT-RTX 1.7 logs it, shortened.
 LOG = """
@@ -91,6 +99,18 @@ def test_inspector_of_10_and_11() -> None:
     assert kernels_in_inspector(json.dumps(ten)) == expected
     assert kernels_in_inspector(json.dumps(eleven)) == expected
     assert summary(expected) == {"kernels": 2, "convolutions": {"int8": 1}, "converting": 1}
+
+
+def test_figures_are_explained() -> None:
+    converting, file_size = explanations(kernels_in_log(LOG))
+    assert converting.startswith("1 of 3 kernels only convert: ")
+    assert "the int8 file of a small network can be larger" in file_size
+    assert explanations([Kernel("c", "correlation", ("fp16",), ("fp16",), ())]) == []
+
+
+def test_remarks_that_need_no_action() -> None:
+    assert harmless("(foreignNode) Converting conv weight scales to fp32.") is not None
+    assert harmless("Detected layer with unsupported something") is None
 
 
 def test_inspector_without_details_gives_nothing() -> None:

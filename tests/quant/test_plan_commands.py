@@ -11,7 +11,7 @@ from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.emit.checks import check_tensorrt
 from sodeploy.quant.emit.tensorrt import emit_tensorrt
 from sodeploy.quant.graph import Network
-from sodeploy.quant.plan import differences, edit, tables
+from sodeploy.quant.plan import differences, edit, layer_table, matched, range_table, summary, target_table
 from sodeploy.quant.planning.decide import make_plan
 from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Plan, load_plan, save_plan
@@ -31,8 +31,39 @@ def command(repository: Path, *arguments: object) -> subprocess.CompletedProcess
     return subprocess.run([sys.executable, script, *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
+def test_the_summary_counts_layers_by_precision_and_reason(plan: Plan) -> None:
+    shown = summary(plan)
+    head = plan.layers["head/Conv"]
+    assert shown.title == "unet (unet.onnx): 5 int8, 1 fp16, 0 fp32; ranges by kl from 6 images"
+    assert ["all graphs", "fp16", "1", head.reason] in shown.rows
+    assert sum(int(row[2]) for row in shown.rows if row[:2] == ["all graphs", "int8"]) == 5
+    assert ["cpu only", "fp32 as shifted planes", "1", plan.target("cpu").layers["head/Conv"].reason] in shown.rows
+
+
+def test_rare_reasons_share_a_row(plan: Plan) -> None:
+    many = plan.model_copy(deep=True)
+    for index in range(20):
+        many.layers[f"extra{index}"] = plan.layers["head/Conv"].model_copy(update={"reason": f"reason {index}"})
+    rows = [row for row in summary(many).rows if row[:2] == ["all graphs", "fp16"]]
+    assert rows[-1][2:] == ["15", "15 other reasons; --only fp16 lists them"]
+    assert len(rows) == 7
+
+
+def test_a_glob_changes_the_layers_that_it_matches(
+    unet: Network, plan: Plan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert matched(unet, plan, ["[bc]_pre/*=fp16", "c_pre/Conv=fp32"]) == {"b_pre/Conv": "fp16", "c_pre/Conv": "fp32"}
+    assert "[bc]_pre/*: 2 layers to fp16" in capsys.readouterr().err
+
+
+def test_names_that_are_near_are_listed(unet: Network, plan: Plan) -> None:
+    with pytest.raises(UserError, match=r"no node 'a_pre/Konv'; near names: a_pre/Conv"):
+        matched(unet, plan, ["a_pre/Konv=fp16"])
+
+
 def test_show_names_every_layer_and_range(plan: Plan) -> None:
-    layers, ranges, cpu = tables(plan)
+    layers, ranges, cpu = layer_table(plan), range_table(plan), target_table("cpu", plan.target("cpu"))
+    assert [row[0] for row in layer_table(plan, {"fp16"}).rows] == ["head/Conv"]
     head = plan.target("cpu").layers["head/Conv"]
     assert cpu.title == "cpu graph only: weights have 64 steps on each side of zero"
     assert cpu.rows == [["head/Conv", "fp32 as shifted planes", head.reason]]
@@ -137,7 +168,7 @@ def test_statistics_of_another_network(unet: Network, plan: Plan) -> None:
 
 
 def test_the_commands(repository: Path, plan_file: Path, unet: Network) -> None:
-    shown = command(repository, "show", plan_file)
+    shown = command(repository, "show", plan_file, "--layers")
     assert shown.returncode == 0, shown.stderr
     assert "total/Add" in shown.stdout
     edited = plan_file.with_name("edited.json")
@@ -154,7 +185,8 @@ def test_the_commands(repository: Path, plan_file: Path, unet: Network) -> None:
         (["show", "{folder}/missing.json"], "missing.json does not exist"),
         (["show", "{folder}"], "is a folder"),
         (["show", "{folder}/unet.onnx"], "Invalid JSON"),
-        (["edit", "{plan}", "--set", "b_pre/Conv", "-o", "{folder}/x"], "--set b_pre/Conv is not NODE=int8"),
+        (["show", "{plan}", "--only", "int4"], "--only int4 is no precision; choose int8, fp16, fp32"),
+        (["edit", "{plan}", "--set", "b_pre/Conv", "-o", "{folder}/x"], "--set b_pre/Conv is not NODES=int8"),
         (["edit", "{plan}", "--set", "b_pre/Conv=int4", "-o", "{folder}/x"], "--set b_pre/Conv=int4 is not"),
         (["edit", "{plan}", "--set", "x=fp16", "-o", "{folder}/x"], "has no node 'x'"),
         (["edit", "{folder}/sub/moved.json", "--set", "x=fp16", "-o", "{folder}/x"], "say where it lies with --model"),
