@@ -3,7 +3,7 @@ BIN := .venv/bin
 ROOMS := calib_data training export quant runtime
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-all-builds lint gpu-check
+.PHONY: install demo test test-quick test-oldest test-all-builds lint gpu-check
 
 install: $(STAMP)
 
@@ -17,6 +17,22 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --durations 15
+
+# The tests that need no minute in all, of every room but export; tests/conftest.py lists them
+test-quick: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m quick
+
+# The quick tests with the oldest version of every dependency that pyproject.toml allows, in an environment of their own
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/python -m pytest -n 2 -m quick
+
+.venv-oldest/.installed: pyproject.toml
+	rm -rf .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
+	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
+		-e '.[cpu,bench,adopt,report,quant,train,test]'
+	touch $@
 
 # Engines of every network in every precision, compiled by TensorRT-RTX without a GPU
 test-all-builds: $(STAMP)

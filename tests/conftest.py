@@ -1,8 +1,10 @@
 """Fixtures for every room's tests."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from research_data import ResearchFile, reason_missing, research_folder
@@ -11,6 +13,43 @@ from sodeploy import terminal
 
 # The tests run side by side, a process per core: more threads than cores mostly wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+# `make test-quick`: folders and files, below this one, whose tests take less than a minute together.
+QUICK = (
+    "calib_data",
+    "runtime",
+    "quant/test_calibrate.py",
+    "quant/test_drift.py",
+    "quant/test_emit.py",
+    "quant/test_kernels_report.py",
+    "quant/test_plan_commands.py",
+    "quant/test_planning.py",
+    "quant/test_ranges.py",
+    "quant/test_targets.py",
+    "training/test_augment.py",
+    "training/test_journal.py",
+    "training/test_recipe.py",
+    "test_terminal.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the quick tests."""
+    quick = [Path(__file__).parent / path for path in QUICK]
+    for item in items:
+        if any(item.path.is_relative_to(path) for path in quick):
+            item.add_marker(pytest.mark.quick)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say how many tests were skipped, and why, the most frequent reason first."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        terminalreporter.section(f"{len(skipped)} skipped")
+        for reason, count in reasons.most_common():
+            terminalreporter.write_line(f"{count:4}  {reason}")
 
 
 @pytest.fixture(autouse=True)

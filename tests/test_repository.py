@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import QUICK
 
 from sodeploy.stages import STAGES, stage_named
 
@@ -120,6 +121,19 @@ def test_what_the_image_runs_exists(repository: Path) -> None:
     assert stages
     assert all(map(stage_named, stages))
     assert "docker build -f docker/Dockerfile" in readme
+
+
+def test_every_dependency_has_a_pinned_version(repository: Path) -> None:
+    project = read_toml(repository / "pyproject.toml")["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    named = [line for lines in lists for line in lines]
+    wanted = {re.split(r"[>=\[ ;]", line)[0].lower() for line in named} - {"sodeploy"}
+    pinned = {line.split("==")[0].lower() for line in (repository / "constraints.txt").read_text().splitlines()}
+    assert wanted <= pinned
+
+
+def test_the_folders_of_the_quick_tests_exist(repository: Path) -> None:
+    assert all((repository / "tests" / path).exists() for path in QUICK)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
