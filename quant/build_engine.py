@@ -245,7 +245,7 @@ def _measured_here(target: Target, built: Built) -> bool:
 
 
 def main(
-    model: Annotated[Path, typer.Argument(help="float32 ONNX with a contract, from export/to_onnx.py")],
+    model: Annotated[Path, typer.Argument(help="float32 ONNX with a contract")],
     output_dir: Annotated[Path, typer.Option(help="folder for all files of the build")] = Path("out"),
     int8: Annotated[bool, typer.Option("--int8", help="int8 too; needs --calib, --plan or --calib-cache")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="fp16 alone; --int8 makes it too, to compare with")] = False,
@@ -259,7 +259,7 @@ def main(
         Path | None, typer.Option(help="take ranges from this calib.cache of TensorRT <= 10 instead of calibrating")
     ] = None,
     statistics: Annotated[
-        Path | None, typer.Option(help="counts of quant/calibrate.py; --calib then names some of the same images")
+        Path | None, typer.Option(help="counts of the stage `calibrate`; --calib then names some of the same images")
     ] = None,
     evaluate: Annotated[
         str | None, typer.Option("--eval", help="images and masks to measure losses on, for --max-drop")

@@ -188,7 +188,7 @@ def _some(names: list[str]) -> str:
 
 def main(
     model: Annotated[Path, typer.Argument(help="the float32 ONNX that the plan is for")],
-    plan: Annotated[Path, typer.Argument(help="its plan, from quant/build_engine.py --int8")],
+    plan: Annotated[Path, typer.Argument(help="its plan")],
     output: Annotated[Path, typer.Argument(help="the calib.cache to write")],
     tensorrt: Annotated[str, typer.Option(help="version that will read it, such as 8.6.1")],
 ) -> None:

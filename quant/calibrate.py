@@ -31,7 +31,10 @@ def main(
     shard: Annotated[str | None, typer.Option(help="count only this part of the images, such as 1/4")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="add up the counts of several parts")] = False,
 ) -> None:
-    """Count the values of a network's tensors over images, or add up such counts; quant/build_engine.py reads them."""
+    """Count the values of a network's tensors over images, or add up such counts.
+
+    The stage `build_engine` reads them.
+    """
     if merge:
         if calib is not None or shard is not None:
             raise UserError("--merge adds up files of statistics; leave --calib and --shard out")

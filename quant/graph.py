@@ -15,6 +15,7 @@ from sodeploy.artifacts import require_file, sha256
 from sodeploy.errors import UserError
 from sodeploy.quant.normalize import STANDARD, all_nodes, captured, normalized
 from sodeploy.runtime.contract import Contract, contract_of
+from sodeploy.stages import command
 
 OPSET = 19  # the first in which QuantizeLinear takes fp16, which a strongly typed engine's Q/DQ needs
 
@@ -214,7 +215,7 @@ def load_network(path: str | Path) -> Network:
     Raises:
         UserError: not a file, not ONNX, without a contract, or already quantized or fp16.
     """
-    path = require_file(path, "make it with export/to_onnx.py")
+    path = require_file(path, f"make it: {command('to_onnx')}")
     try:
         model = onnx.load(path)
         onnx.checker.check_model(model)
@@ -224,7 +225,7 @@ def load_network(path: str | Path) -> Network:
     if any(node.op_type in QUANTIZING for node in model.graph.node):
         raise UserError(f"{path} is quantized already; give the float32 model it was made from")
     if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
-        raise UserError(f"{path} holds fp16 weights; give the float32 model, or raise it with export/adopt.py")
+        raise UserError(f"{path} holds fp16 weights; give the float32 model, or raise it: {command('adopt')}")
     _drop_unused_domains(model)
     if next(entry.version for entry in model.opset_import if entry.domain in STANDARD) < OPSET:
         model = onnx.version_converter.convert_version(model, OPSET)

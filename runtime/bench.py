@@ -275,7 +275,7 @@ def _announce_stand_ins(tested: Sequence[ModelUnderTest]) -> None:
             simulation = Path(model.path).stem.removesuffix(".trt") + ".sim.onnx"
             terminal.warn(
                 f"{model.path} {model.stand_in}, so its accuracy differs from that of an engine; measure {simulation} "
-                "instead, which quant/build_engine.py writes"
+                f"instead, which {terminal.command('build_engine')} writes"
             )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from sodeploy.errors import UserError
+from sodeploy.stages import command
 
 if TYPE_CHECKING:
     import onnx
@@ -64,7 +65,7 @@ def parse_contract(text: str, source: str | Path) -> Contract:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "text"
         problem = f"{source}: contract field {where}: {first['msg']}"
-        raise UserError(f"{problem}; write it anew with export/adopt.py") from None
+        raise UserError(f"{problem}; write it again: {command('adopt')}") from None
 
 
 def embed(model: "onnx.ModelProto", contract: Contract) -> None:
@@ -90,7 +91,7 @@ def contract_of(metadata: dict[str, str], source: str | Path) -> Contract:
     """
     if METADATA_KEY not in metadata:
         raise UserError(
-            f"{source} has no sodeploy contract (how its input is normalised, what its output means); "
-            f"add one: python export/adopt.py {source} --mean R G B --std R G B --size H W --output OUT.onnx"
+            f"{source} has no sodeploy contract (how its input is normalized and what its output means); "
+            f"add one: {command('adopt')} {source} --mean R G B --std R G B --size H W --output OUT.onnx"
         )
     return parse_contract(metadata[METADATA_KEY], source)

@@ -16,6 +16,7 @@ from sodeploy.runtime.contract import DIALECT_KEY, PRECISION_KEY, Contract, cont
 from sodeploy.runtime.cpu import saturates_int8
 from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
 from sodeploy.runtime.onnx_session import session_options, start_session
+from sodeploy.stages import command
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -86,7 +87,7 @@ class OnnxRuntimeSession:
         if device == "cpu" and self.precision == "int8" and DIALECT_KEY not in self.metadata and saturates_int8():
             terminal.warn(
                 f"{path}: this CPU has no VNNI and saturates int8 sums, so its maps may be worse than on another; "
-                "quant/build_engine.py writes graphs that do not saturate"
+                f"{command('build_engine')} writes graphs that do not saturate"
             )
         self.input_dtype = _require_contract_kept(session, self.contract, path)
         types = {tensor.name: tensor.type for tensor in session.get_outputs()}
@@ -113,7 +114,7 @@ class OnnxRuntimeSession:
         if output.shape != (len(batch), 1, *batch.shape[2:]):
             raise UserError(
                 f"{self._path}: output {self.contract.output_name} is {output.shape} for an input {batch.shape}; "
-                "a saliency network gives one map (N, 1, h, w); name that output when adopting: export/adopt.py"
+                f"a saliency network gives one map (N, 1, h, w); name that output to {command('adopt')}"
             )
         return output.astype(np.float32, copy=False)
 
@@ -227,7 +228,10 @@ def _require_contract_kept(session: "onnxruntime.InferenceSession", contract: Co
     outputs = [tensor.name for tensor in session.get_outputs()]
     for name, names in ((contract.input_name, list(inputs)), (contract.output_name, outputs)):
         if name not in names:
-            raise UserError(f"{path}: the contract names {name}, the graph has {', '.join(names)}; see export/adopt.py")
+            raise UserError(
+                f"{path}: the contract names {name}, the graph has {', '.join(names)}; "
+                f"write the contract again: {command('adopt')}"
+            )
     if len(inputs) > 1:
         raise UserError(f"{path} has {len(inputs)} inputs ({', '.join(inputs)}); a saliency network takes one image")
     dtype = inputs[contract.input_name].type

@@ -18,6 +18,7 @@ from sodeploy.errors import UserError
 from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import PASSING, QUANTIZING, WEIGHTED, attribute, channel_axis
 from sodeploy.runtime.onnx_session import session_options, start_session
+from sodeploy.stages import command
 
 # Operators whose float inputs must be of one type; the sizes and scales of a Resize, for one, need not be.
 _ONE_TYPE = (*WEIGHTED, "Add", "Sub", "Mul", "Div", "Concat", "PRelu", "Max", "Min")
@@ -38,7 +39,7 @@ def check_tensorrt(model: onnx.ModelProto, source: str | Path = "the tensorrt gr
     """
     for node, problem in _broken_rules(model):
         raise UserError(
-            f"{source}: node {node} {problem}; quantize the float32 model with quant/build_engine.py, "
+            f"{source}: node {node} {problem}; quantize the float32 model with {command('build_engine')}, "
             "or mend the scale in its plan"
         )
 

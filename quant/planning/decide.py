@@ -13,6 +13,7 @@ from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Calibration, Layer, Plan, Range, short
 from sodeploy.quant.planning.ranges import groups_of, shared_range, sharing_a_range
 from sodeploy.quant.planning.targets import decide_targets
+from sodeploy.stages import command
 
 FP16_HEADROOM = LARGEST_FP16 / 4  # images outside the calibration set have larger values
 
@@ -35,7 +36,7 @@ def make_plan(
     names = {node.name for node in network.nodes}
     for name in float_layers or {}:
         if name not in names:
-            raise UserError(f"{network.path} has no node {name!r}; names are as Netron or quant/plan.py show them")
+            raise UserError(f"{network.path} has no node {name!r}; Netron and {command('plan')} show the names")
 
     layers = decide(network, evidence, float_layers or {}) | overflowing(network, statistics)
     return Plan(

@@ -16,6 +16,7 @@ from sodeploy.errors import UserError
 from sodeploy.quant.calibration.methods import Method
 from sodeploy.quant.graph import Network
 from sodeploy.quant.int8 import STEPS
+from sodeploy.stages import command
 
 Precision = Literal["int8", "fp16", "fp32"]
 
@@ -189,7 +190,7 @@ def read_plan(path: str | Path) -> Plan:
     Raises:
         UserError: the file is missing, or not a plan (the field is named).
     """
-    path = require_file(path, "make a plan with quant/build_engine.py --int8")
+    path = require_file(path, f"make a plan: {command('build_engine')} --int8")
     try:
         return Plan.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -208,7 +209,7 @@ def load_plan(path: str | Path, network: Network) -> Plan:
     if plan.onnx_sha256 != network.digest:
         raise UserError(
             f"{path} was made for {plan.onnx} (sha256 {plan.onnx_sha256[:12]}), not for {network.path} "
-            f"(sha256 {network.digest[:12]}); make a plan for this file with quant/build_engine.py --int8"
+            f"(sha256 {network.digest[:12]}); make a plan for this file: {command('build_engine')} --int8"
         )
     _check_names(plan, path, network)
     _check_targets(plan, path, network)

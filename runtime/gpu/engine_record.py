@@ -13,6 +13,7 @@ from sodeploy.artifacts import manifest_path, read_manifest, require_file, sha25
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.gpu.driver import current_gpu, driver_problem
+from sodeploy.stages import command
 from sodeploy.terminal import warn
 
 Builder = Literal["tensorrt", "tensorrt_rtx"]
@@ -53,12 +54,12 @@ def read_record(engine: str | Path) -> EngineRecord:
     Raises:
         UserError: engine or record is missing or broken, or they do not belong together.
     """
-    engine = require_file(engine, "build it with quant/build_engine.py")
+    engine = require_file(engine, f"build it: {command('build_engine')}")
     manifest: dict[str, Any] = read_manifest(engine)
     if not manifest:
         raise UserError(
             f"{engine} has no {manifest_path(engine).name} beside it, so nothing says what it was built for; "
-            "copy that file too, or build the engine again with quant/build_engine.py"
+            f"copy that file too, or build the engine again: {command('build_engine')}"
         )
     try:
         record = EngineRecord.model_validate(manifest)
@@ -66,7 +67,7 @@ def read_record(engine: str | Path) -> EngineRecord:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise UserError(
-            f"{manifest_path(engine)}: {where}: {first['msg']}; build the engine again with quant/build_engine.py"
+            f"{manifest_path(engine)}: {where}: {first['msg']}; build the engine again: {command('build_engine')}"
         ) from None
     if sha256(engine) != record.sha256:
         raise UserError(f"{engine} is truncated or was replaced; build it again: {record.rebuild}")

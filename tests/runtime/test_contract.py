@@ -26,7 +26,7 @@ def test_embedding_replaces_an_older_contract(make_contract):
 
 
 def test_a_model_without_contract_is_told_how_to_get_one():
-    with pytest.raises(UserError, match=r"m\.onnx has no sodeploy contract.*export/adopt\.py m\.onnx"):
+    with pytest.raises(UserError, match=r"m\.onnx has no sodeploy contract.*sodeploy adopt m\.onnx"):
         contract_of({}, "m.onnx")
 
 

@@ -117,7 +117,7 @@ def test_an_engine_is_opened_as_one(tmp_path):
 
 
 def test_a_model_without_contract_is_refused_with_the_command_that_adds_one(save_model):
-    with pytest.raises(UserError, match=r"no sodeploy contract.*python export/adopt\.py"):
+    with pytest.raises(UserError, match=r"no sodeploy contract.*sodeploy adopt"):
         open_session(save_model(with_contract=False))
 
 
