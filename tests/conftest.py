@@ -7,31 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quick import QUICK
 from research_data import ResearchFile, reason_missing, research_folder
 
 from sodeploy import terminal
 
 # The tests run side by side, a process per core: more threads than cores mostly wait for one another.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-
-# `make test-quick`: folders and files, below this one, whose tests take less than a minute together.
-QUICK = (
-    "calib_data",
-    "runtime",
-    "quant/test_calibrate.py",
-    "quant/test_drift.py",
-    "quant/test_emit.py",
-    "quant/test_kernels_report.py",
-    "quant/test_plan_commands.py",
-    "quant/test_planning.py",
-    "quant/test_ranges.py",
-    "quant/test_targets.py",
-    "training/test_augment.py",
-    "training/test_journal.py",
-    "training/test_recipe.py",
-    "test_terminal.py",
-)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import QUICK
+from quick import QUICK
 
 from sodeploy.stages import STAGES, stage_named
 

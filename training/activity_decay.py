@@ -1,4 +1,4 @@
-"""The dynamic weight decay of CSNet, which drives the scales of idle channels to zero while it trains.
+"""The dynamic weight decay of CSNet, which drives the scales of idle channels to zero during training.
 
 S.-H. Gao et al., "Highly Efficient Salient Object Detection with 100K Parameters", ECCV 2020, section 3.3.
 """
@@ -10,15 +10,15 @@ from torch import nn
 
 from sodeploy.training.models.csnet import CSNet
 
-_COSTS = (8, 8, 4, 2, 1)  # of the coarsest branch of each stage: as high as its resolution
+_COSTS = (8, 8, 4, 2, 1)  # cost of the coarsest branch of each stage; it grows with the resolution
 
 
 def forward_with_activity_decay(network: CSNet, image: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The network's logits, and a penalty on the batch norms' scales.
 
-    The square of each channel's scale counts by how active the channel is, the mean over the images of half the
-    magnitude of its spatial mean, and by how much it costs, twice as much per doubling of the resolution. Activities
-    are coefficients only: no gradient flows through them. The head's scales are left out.
+    The penalty is the sum over channels of scale² x activity x cost. The activity of a channel is half the magnitude
+    of its spatial mean, averaged over the images. The cost doubles with the resolution. Activities are coefficients:
+    no gradient flows through them. The scales of the head have no penalty.
     """
     penalties: list[torch.Tensor] = []
     handles = []

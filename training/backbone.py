@@ -1,4 +1,4 @@
-"""Starting a network from its backbone's ImageNet weights, as the backbone's authors published them."""
+"""ImageNet weights for a network's backbone, from the files of the backbone's authors."""
 
 import re
 from pathlib import Path
@@ -7,15 +7,17 @@ from sodeploy.errors import UserError
 from sodeploy.training.checkpoint import read_weights, without_prefix
 from sodeploy.training.models.network import SaliencyNetwork
 
-_OF_CLASSIFIERS = re.compile(r"(fc|head|norm)\.|.*\.attn_mask$")  # "norm" stands before Swin's classifier
-_NOT_IN_CLASSIFIERS = re.compile(r"norm[0-3]\.|.*num_batches_tracked$")  # Swin's norms of the features: stay as made
+_OF_CLASSIFIERS = re.compile(r"(fc|head|norm)\.|.*\.attn_mask$")  # Swin has a "norm" in front of its classifier
+_NOT_IN_CLASSIFIERS = re.compile(
+    r"norm[0-3]\.|.*num_batches_tracked$"
+)  # Swin's norms of the features keep their first values
 
 
 def load_backbone(path: str | Path, network: SaliencyNetwork) -> None:
-    """Give the backbone of `network` the weights in `path`; the classifier in that file is left out.
+    """Load the weights in `path` into the backbone of `network`, without those of the classifier.
 
     Raises:
-        UserError: the network has no backbone, or the file cannot be read or is of another backbone.
+        UserError: the network has no backbone, or the file cannot be read or belongs to another backbone.
     """
     if not network.backbone_name:
         raise UserError(f"{type(network).__name__} has no backbone for {path}; remove backbone.init from the recipe")

@@ -51,17 +51,17 @@ class ForwardLoss(NamedTuple):
 
 
 def bce(logits: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-    """Binary cross entropy, the mean over pixels; in logits, so that it stays finite in half precision."""
+    """Binary cross entropy, the mean over pixels. It takes logits, so that it stays finite in half precision."""
     return _sum(F.binary_cross_entropy_with_logits(logit.float(), _at(mask, logit)) for logit in logits)
 
 
 def iou(logits: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-    """1 - IoU of each image's whole map, with soft sets and 1 added to intersection and union (as RAS, BASNet)."""
+    """1 - IoU of each whole map, with soft sets and 1 added to intersection and union (as in RAS and BASNet)."""
     return _sum(_iou(torch.sigmoid(logit.float()), _at(mask, logit)) for logit in logits)
 
 
 def bce_sum(logits: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-    """Binary cross entropy, the sum over pixels: large images count for more (as CSF, DSS)."""
+    """Binary cross entropy, the sum over pixels: large images count more (as in CSF and DSS)."""
     return _sum(
         F.binary_cross_entropy_with_logits(logit.float(), _at(mask, logit), reduction="sum") / len(logit)
         for logit in logits

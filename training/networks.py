@@ -13,7 +13,7 @@ from sodeploy.training.models.network import SaliencyNetwork
 
 
 class Row(NamedTuple):
-    """One network of the table; `parameters` counts all, `macs` are of one image of height x width."""
+    """One network: all its parameters, and the multiply-accumulates of one image of height x width pixels."""
 
     name: str
     height: int
@@ -23,7 +23,7 @@ class Row(NamedTuple):
 
 
 def table(size: int | None = None) -> list[Row]:
-    """Every network at its native size, or at size x size."""
+    """Every network, at its native size or at size x size pixels."""
     rows = []
     for name in NETWORKS:
         contract = entry(name).contract
@@ -37,23 +37,24 @@ def table(size: int | None = None) -> list[Row]:
 
 
 def channels(name: str) -> int:
-    """Of what the network sees: 3 for images, 1 for masks."""
+    """Input channels: 3 for images, 1 for masks."""
     return 3 if entry(name).sees == "images" else 1
 
 
 def macs(network: SaliencyNetwork, channels: int, height: int, width: int) -> int:
-    """Multiply-accumulates of all convolutions and matrix products for one image. Moves the network to "meta".
+    """Multiply-accumulates of all convolutions and matrix products for one image.
 
-    Without data: only the shapes matter. In eval mode, in which batch norm accepts a single value per channel.
+    The network is moved to the "meta" device, where only shapes are computed, and to eval mode, because batch norm in
+    train mode refuses a single value per channel.
     """
     network.to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(torch.empty(1, channels, height, width, device="meta"))
-    return counter.get_total_flops() // 2  # it counts a multiplication and an addition apart
+    return counter.get_total_flops() // 2  # it counts a multiplication and an addition separately
 
 
 def main(
-    size: Annotated[int | None, typer.Option(help="Height and width in pixels, instead of each network's own.")] = None,
+    size: Annotated[int | None, typer.Option(help="height and width in pixels; each network's own by default")] = None,
 ) -> None:
     """Print every network with its parameters and multiply-accumulates."""
     view = Table("network", "size", "parameters (M)", "GMACs")

@@ -1,4 +1,4 @@
-"""This process among those that train together, as `torchrun` describes them in the environment."""
+"""The processes that train together. `torchrun` describes them in environment variables."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Process:
-    """One of `count` processes; the one of rank 0 writes files and speaks."""
+    """One of `count` processes. The process of rank 0 writes the files and prints the notes."""
 
     rank: int
     count: int
@@ -25,7 +25,7 @@ class Process:
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """The value of every process, by rank, on each of them."""
+        """The values of all processes in the order of their ranks; every process gets the list."""
         if self.count == 1:
             return [value]
         values: list[T | None] = [None] * self.count
@@ -35,7 +35,7 @@ class Process:
 
 @contextlib.contextmanager
 def join_processes() -> Iterator[Process]:
-    """Meet the others, if `torchrun` started several: over NCCL with a GPU each, over gloo on CPUs."""
+    """Connect the processes that `torchrun` started: by NCCL with one GPU each, by gloo on CPUs."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     device = torch.device("cpu")
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""A recipe: everything that decides what a training run does, read from a YAML file and checked before it starts."""
+"""A recipe: all options of a training run, read from a YAML file and checked before the run starts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,18 +21,22 @@ RECIPES = Path(__file__).parent / "configs"  # the recipes of the product
 
 
 class Validation(BaseModel):
-    """On what, and how often, the network is scored while it trains."""
+    """The samples for validation, and how often it runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     data: str | None = Field(
         default=None, description="a data set; without one, `hold_out` samples of the training set"
     )
-    hold_out: int = Field(default=0, ge=0, description="training samples kept for validation, drawn by the seed")
-    every: int = Field(ge=1, description="steps; a checkpoint is saved as often")
-    best: str = Field(default="max_f", description=f"the metric that best.pth is chosen by: {', '.join(METRICS)}")
-    stop_above: float | None = Field(default=None, description="training ends once `best` is better than this")
-    patience: int | None = Field(default=None, ge=1, description="or after so many validations without improvement")
+    hold_out: int = Field(
+        default=0, ge=0, description="training samples that are kept for validation; the seed draws them"
+    )
+    every: int = Field(ge=1, description="optimizer steps from one validation to the next; each saves a checkpoint")
+    best: str = Field(default="max_f", description=f"the metric that chooses best.pth: {', '.join(METRICS)}")
+    stop_above: float | None = Field(default=None, description="training ends when `best` is better than this value")
+    patience: int | None = Field(
+        default=None, ge=1, description="training ends after this number of validations without improvement"
+    )
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "Validation":
@@ -43,17 +47,17 @@ class Validation(BaseModel):
         return self
 
     def better(self, value: float, other: float) -> bool:
-        """Whether one value of the metric `best` is better than another."""
+        """Whether `value` of the metric `best` is better than `other`."""
         return METRICS[self.best].is_better(value, other)
 
 
 class Backbone(BaseModel):
-    """Of a network that has one: what it starts from, and how fast it learns."""
+    """The first weights of a network's backbone, and its learning rate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    init: str | None = Field(default=None, description="its authors' file of ImageNet weights")
-    lr: float = Field(default=1, gt=0, description="its share of the learning rate")
+    init: str | None = Field(default=None, description="file of ImageNet weights, as its authors published it")
+    lr: float = Field(default=1, gt=0, description="factor on the learning rate of the backbone")
 
 
 class Recipe(BaseModel):
@@ -62,43 +66,45 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     network: str
-    init: str | None = Field(default=None, description="a checkpoint of the network to start from")
+    init: str | None = Field(default=None, description="a checkpoint of the network, with which training starts")
     backbone: Backbone = Backbone()
     freeze: tuple[str, ...] = Field(
-        default=(), description="regular expressions: parameters whose names begin with a match are not trained"
+        default=(), description="regular expressions; parameters whose names begin with a match are not trained"
     )
     undecayed: tuple[str, ...] = Field(
-        default=(), description="regular expressions: such parameters are trained without weight decay"
+        default=(), description="regular expressions; parameters whose names begin with a match have no weight decay"
     )
     teacher: str | None = Field(
         default=None,
-        description="of feature synchronisation: a recipe, beside this one, that is trained first, or a checkpoint",
+        description="for feature synchronization: a recipe beside this one, which is trained first, or a checkpoint",
     )
-    train: str = Field(description="the training data set; --data replaces it")
+    train: str = Field(description="the training set; --data replaces it")
     validation: Validation
-    size: int = Field(ge=32, description="side of the square input at validation and deployment")
+    size: int = Field(ge=32, description="side of the square input in validation and deployment, pixels")
     augment: tuple[Augmentation, ...]
     multi_scale: tuple[int, ...] = Field(
-        default=(), description="sides, one of which each step's batch is resized to, drawn by the seed"
+        default=(), description="sides in pixels; each step resizes its batch to one of them, which the seed draws"
     )
-    loss: dict[str, float] = Field(min_length=1, description="weight of each term")
+    loss: dict[str, float] = Field(min_length=1, description="weight of each loss")
     optimizer: Optimizer
     schedule: Schedule = Constant(name="constant")
-    batch: int = Field(ge=1, description="samples in one optimizer step, over all processes and accumulated passes")
-    accumulate: int = Field(default=1, ge=1, description="passes that one step's samples are divided into")
+    batch: int = Field(ge=1, description="samples of one optimizer step, over all processes and passes")
+    accumulate: int = Field(default=1, ge=1, description="passes of one step, whose gradients are added up")
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
     batch_norm: Literal["local", "synced", "frozen"] = Field(
-        default="local", description="statistics of the own process, of all processes, or the running ones, unchanged"
+        default="local",
+        description="local: statistics of each process; synced: of all processes; frozen: the running statistics",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="auto: on a GPU bf16, or fp16 with loss scaling where it has no bf16; else fp32"
+        default="auto",
+        description="auto: bf16 on a GPU, or fp16 with loss scaling if the GPU has no bf16; fp32 on a CPU",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of the network, per training process; PyTorch's choice by default"
+        default=None, ge=1, description="CPU threads of each training process; PyTorch's own number by default"
     )
-    workers: int = Field(default=4, ge=0, description="processes that load data, per training process")
-    log_every: int = Field(default=50, ge=1, description="steps")
+    workers: int = Field(default=4, ge=0, description="processes that load data, for each training process")
+    log_every: int = Field(default=50, ge=1, description="optimizer steps from one line of loss.csv to the next")
     seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
@@ -132,11 +138,11 @@ class Recipe(BaseModel):
         return self
 
     def contract(self) -> Contract:
-        """What the trained network expects: the published contract at this recipe's size."""
+        """The contract of the trained network: the published one, at this recipe's size."""
         return entry(self.network).contract.model_copy(update={"height": self.size, "width": self.size})
 
     def total_steps(self, samples: int) -> int:
-        """Optimizer steps of the whole run over a training set of so many samples."""
+        """Optimizer steps of the whole run with a training set of `samples` samples."""
         return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * samples / self.batch))
 
 
@@ -144,16 +150,16 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe file.
 
     Args:
-        overrides: `key=value` or `key.key=value`, values as YAML, replacing what the file says.
+        overrides: `key=value` or `key.key=value` with values in YAML; each replaces a key of the file.
 
     Raises:
-        UserError: no such file, not YAML, a key that no recipe has, or a value that makes no sense.
+        UserError: the file is missing or is not YAML, a key is unknown, or a value is wrong.
     """
     path = artifacts.require_file(path, "give a recipe, for example training/configs/u2netp.yaml")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}); mend it") from None
+        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}); correct it") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is no recipe: keys and values are expected, as in training/configs/u2netp.yaml")
     for override in overrides:

@@ -1,4 +1,4 @@
-"""The whole state of a run between two steps, as last.pth holds it, and its way back."""
+"""The whole state of a run between two steps: saved to last.pth, and loaded again."""
 
 import json
 from collections.abc import Mapping
@@ -19,14 +19,16 @@ BEST = "best.pth"
 
 @dataclass
 class RunState:
-    """What changes from step to step. Everything else (data order, augmentation, random numbers, learning rate) is a
-    function of the recipe and the step, and needs no saving.
+    """The state that changes from step to step.
+
+    Data order, augmentation, random numbers and the learning rate follow from the recipe and the step; they are not
+    saved.
 
     Attributes:
         step: optimizer steps done.
-        best: the best validation's metric, None before the first.
-        validations_since_best: for the recipe's patience.
-        finished: the run came to its end.
+        best: the best value of the metric so far; None before the first validation.
+        validations_since_best: validations without improvement, for the recipe's patience.
+        finished: the run is complete.
     """
 
     network: SaliencyNetwork
@@ -40,7 +42,7 @@ class RunState:
 
 
 def save_state(state: RunState, folder: Path) -> None:
-    """Write last.pth; the one before stays until the new one is whole."""
+    """Write last.pth. The earlier file stays until the new one is complete."""
     content = {
         "state_dict": state.network.state_dict(),
         "optimizer": state.optimizer.state_dict(),
@@ -55,10 +57,10 @@ def save_state(state: RunState, folder: Path) -> None:
 
 
 def load_state(state: RunState, folder: Path) -> None:
-    """Continue from last.pth: after this, the run goes on as if it had never stopped.
+    """Load last.pth. The run then continues as if it had not stopped.
 
     Raises:
-        UserError: the file is broken, or of a run by another recipe or on another training set.
+        UserError: the file is broken, or belongs to a run with another recipe or training set.
     """
     path = folder / LAST
     content = read_checkpoint(path)
@@ -82,7 +84,7 @@ def load_state(state: RunState, folder: Path) -> None:
 
 
 def facts_of(recipe: Recipe, samples: int) -> dict[str, Any]:
-    """What must be the same for a run to be continued: the recipe but for where its files lie and how fast it goes."""
+    """The facts that a continued run must keep: the recipe without the paths of files and the options of speed."""
     facts = recipe.model_dump(mode="json", exclude={"init", "teacher", "train", "workers", "log_every"})
     facts["validation"].pop("data")
     return {**facts, "samples": samples}

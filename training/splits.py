@@ -1,4 +1,4 @@
-"""Which samples train and which validate."""
+"""The samples for training and for validation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from sodeploy.training.recipe import Validation
 
 @dataclass(frozen=True)
 class Splits:
-    """The samples that train and those that validate: data sets, and indices into them."""
+    """Data sets for training and for validation, and the indices of the samples to use."""
 
     dataset: Dataset
     training: Sequence[int]
@@ -23,7 +23,7 @@ class Splits:
 
 
 def open_splits(rule: Validation, source: str | Path, seed: int) -> Splits:
-    """The training set at `source`, and what the rule says to validate on.
+    """The training set at `source`, and the validation samples by `rule`.
 
     Raises:
         UserError: a data set cannot be opened, its masks say nothing, or all of it would be held out.

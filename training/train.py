@@ -1,12 +1,12 @@
-"""Train a network as a recipe says, on one device or, under torchrun, on many.
+"""Train a network by a recipe, on one device or, under torchrun, on several.
 
     python training/train.py --config training/configs/u2netp.yaml --data DUTS-TR --output runs/u2netp
     python training/train.py --config training/configs/u2netp.yaml --data DUTS-TR --output runs/u2netp --resume
     torchrun --nproc_per_node=8 training/train.py --config training/configs/u2net.yaml --data DUTS-TR
 
-Writes into the output folder: best.pth (the weights that validated best, with a manifest), last.pth (the whole state,
-to resume from), loss.csv, scores.csv, pictures/. The recipe's batch is divided among the processes, so a run means the
-same on any number of them.
+The output folder receives best.pth (the weights with the best validation score, with a manifest), last.pth (the whole
+state, for --resume), loss.csv, scores.csv and pictures/. The processes share the recipe's batch, so the number of
+processes does not change a run.
 """
 
 import contextlib
@@ -34,19 +34,19 @@ from sodeploy.training.run import Run
 from sodeploy.training.run_state import BEST, LAST, RunState, facts_of, load_state
 from sodeploy.training.splits import open_splits
 
-TEACHER = "teacher"  # the first stage's folder, in that of the second
+TEACHER = "teacher"  # folder of the teacher's run, inside the folder of the run
 
 
 def main(
-    config: Annotated[Path, typer.Option(help="The recipe, for example training/configs/u2netp.yaml.")],
-    data: Annotated[str | None, typer.Option(help="Training data in the place of the recipe's.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the run; runs/RECIPE by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")] = False,
+    config: Annotated[Path, typer.Option(help="the recipe, for example training/configs/u2netp.yaml")],
+    data: Annotated[str | None, typer.Option(help="training data; the recipe names the default")] = None,
+    output: Annotated[Path | None, typer.Option(help="folder of the run; runs/RECIPE by default")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="continue the run in the output folder")] = False,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace a key of the recipe; repeatable.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="replace a key of the recipe; repeatable")
     ] = None,
 ) -> None:
-    """Train a network as a recipe says."""
+    """Train a network by a recipe."""
     best = train(config, data, output, resume, overrides or ())
     if os.environ.get("RANK", "0") == "0":  # once, however many processes torchrun started
         terminal.results.print(str(best))
@@ -59,13 +59,20 @@ def train(
     resume: bool = False,
     overrides: Sequence[str] = (),
 ) -> Path:
-    """Train by the recipe at `config`; the arguments are those of the command line.
+    """Train by the recipe at `config`.
+
+    Args:
+        config: the YAML file of the recipe.
+        data: the training set; None: the one that the recipe names.
+        output: folder of the run; None: runs/RECIPE.
+        resume: continue the run in that folder.
+        overrides: `key=value`, each replaces a key of the recipe.
 
     Returns:
-        The weights that validated best, `best.pth` in the output folder.
+        The weights with the best validation score, `best.pth` in the output folder.
 
     Raises:
-        UserError: the recipe, the data or the output folder is at fault, or the loss is no longer finite.
+        UserError: the recipe, the data or the output folder is wrong, or the loss is not finite.
     """
     config = Path(config)
     recipe = load_recipe(config, overrides)
@@ -83,7 +90,7 @@ def train(
 
 @contextlib.contextmanager
 def _threads(count: int | None) -> Iterator[None]:
-    """PyTorch's CPU threads, where a recipe says how many, until the block ends."""
+    """Set the number of PyTorch's CPU threads until the block ends; None: leave it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -152,7 +159,7 @@ def _check_division(recipe: Recipe, process: Process) -> None:
             f"each; choose a multiple: --set batch={-(-recipe.batch // parts) * parts}"
         )
     if recipe.batch_norm == "synced" and process.count > 1 and process.device.type == "cpu":
-        raise UserError("PyTorch synchronises batch norm between GPUs only; on CPUs: --set batch_norm=local")
+        raise UserError("PyTorch synchronizes batch norm between GPUs only; on CPUs: --set batch_norm=local")
 
 
 def _precision(wanted: str, device: torch.device) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Scoring a network while it trains, with the metrics and the pre- and post-processing it will be deployed with."""
+"""Validation during training, with the metrics, the pre-processing and the post-processing of deployment."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from sodeploy.runtime.processing import postprocess, preprocess
 from sodeploy.training.models.network import SaliencyNetwork
 from sodeploy.training.processes import Process
 
-_PICTURES = 4  # of each validation, side by side: image, mask, prediction
+_PICTURES = 4  # rows of the picture of a validation
 _PICTURE_HEIGHT = 192
 
 
@@ -26,7 +26,7 @@ def validate(
     process: Process,
     sees_masks: bool = False,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Score `network` on some samples, shared among the processes; each gets the result of all.
+    """Score `network` on some samples. The processes share the samples, and each gets the result of all.
 
     Returns:
         All metrics by their keys in `sodeploy.runtime.measure.metrics.METRICS`, and a picture (H, W, 3) uint8 RGB of
@@ -57,7 +57,7 @@ def validate(
 def _predict(
     network: SaliencyNetwork, seen: np.ndarray, contract: Contract, device: torch.device, size: tuple[int, ...]
 ) -> np.ndarray:
-    if seen.ndim == 2:  # a mask: in [0, 1], not normalised
+    if seen.ndim == 2:  # a mask: in [0, 1], not normalized
         resized = cv2.resize(seen, (contract.width, contract.height), interpolation=cv2.INTER_LINEAR)
         tensor = resized.astype(np.float32)[None] / 255
     else:
