@@ -1,7 +1,7 @@
-"""What happens to an image and its mask before the network sees them in training, step by step, as a recipe lists it.
+"""The augmentations of training samples. A recipe lists them in their order.
 
-Every step takes and returns an image (H, W, 3) uint8 RGB and a mask (H, W) uint8, or several masks (H, W, C), and draws
-its chances from the generator it is given, so that a sample depends on nothing but the seed, the epoch and its index.
+Every step takes and returns an image (H, W, 3) uint8 RGB and a mask (H, W) uint8, or several masks (H, W, C). It draws
+random numbers from the given generator only, so that a sample depends on the seed, the epoch and its index.
 """
 
 from typing import Annotated, Literal
@@ -25,7 +25,7 @@ class _Step(BaseModel):
 
 
 class Resize(_Step):
-    """To `size` x `size` pixels, aspect ratio not kept; the image bilinearly without antialiasing."""
+    """Resize to `size` x `size` pixels without keeping the aspect ratio; the image bilinearly, without antialiasing."""
 
     name: Literal["resize"]
     size: int = Field(ge=1)
@@ -40,7 +40,7 @@ class Resize(_Step):
 
 
 class RandomCrop(_Step):
-    """A square of `size` pixels, anywhere in the image."""
+    """Crop a square of `size` pixels at a random place."""
 
     name: Literal["random_crop"]
     size: int = Field(ge=1)
@@ -57,7 +57,7 @@ class RandomCrop(_Step):
 
 
 class Flip(_Step):
-    """Mirrored with the probability `p`, left and right (horizontal), top and bottom (vertical), or one of the two."""
+    """Mirror with probability `p`: left and right (horizontal), top and bottom (vertical), or one of them (either)."""
 
     name: Literal["flip"]
     axis: Literal["horizontal", "vertical", "either"] = "horizontal"
@@ -71,7 +71,7 @@ class Flip(_Step):
 
 
 class CropBorder(_Step):
-    """Each side loses from 0 to `most` pixels, by itself."""
+    """Cut 0 to `most` pixels from each side, independently."""
 
     name: Literal["crop_border"]
     most: int = Field(ge=1)
@@ -86,7 +86,7 @@ class CropBorder(_Step):
 
 
 class CropShare(_Step):
-    """Height and width lose less than `most` of themselves, from a side or both (J. Wei et al., F3Net, AAAI 2020)."""
+    """Cut less than the share `most` of height and width, from one side or both (J. Wei et al., F3Net, AAAI 2020)."""
 
     name: Literal["crop_share"]
     most: float = Field(gt=0, lt=1)
@@ -102,7 +102,7 @@ class CropShare(_Step):
 
 
 class Rotate(_Step):
-    """By up to `degrees` to either side, with the probability `p`; the corners are black, the size stays."""
+    """Rotate by up to `degrees` to either side, with probability `p`. The corners become black, the size stays."""
 
     name: Literal["rotate"]
     degrees: float = Field(gt=0, le=180)
@@ -122,7 +122,7 @@ class Rotate(_Step):
 
 
 class Scale(_Step):
-    """By `low` to `high` about the centre, with the probability `p`; the size stays, the border is black."""
+    """Scale by `low` to `high` about the center, with probability `p`. The size stays, the border becomes black."""
 
     name: Literal["scale"]
     low: float = Field(gt=0)
@@ -141,9 +141,10 @@ class Scale(_Step):
 
 
 class Enhance(_Step):
-    """Contrast, brightness and sharpness, in any order, each with the probability `p` times `low` to `high`.
+    """Change contrast, brightness and sharpness in any order, each with probability `p` and a factor `low` to `high`.
 
-    A factor is that of Pillow's ImageEnhance: 1 changes nothing, 0 leaves the mean grey, black, or a smoothed image.
+    The factors are defined as in Pillow's ImageEnhance: 1 changes nothing; 0 gives the mean gray, black, or a smoothed
+    image.
     """
 
     name: Literal["enhance"]
@@ -160,7 +161,7 @@ class Enhance(_Step):
 
 
 class HidePatches(_Step):
-    """A grid of cells of one of the `sizes`, each hidden with the probability `p`; size 0 hides nothing.
+    """Divide the image into square cells of one of the `sizes` and hide each with probability `p`; size 0 hides none.
 
     K. K. Singh and Y. J. Lee, "Hide-and-Seek", ICCV 2017.
     """

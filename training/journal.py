@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: losses and scores as CSV, pictures, TensorBoard files where it is installed."""
+"""The records of a run: losses and scores as CSV, pictures, and TensorBoard files if TensorBoard is installed."""
 
 import csv
 import importlib.util
@@ -20,7 +20,7 @@ T = TypeVar("T")
 class Journal:
     """The record of one run in `folder`: loss.csv, scores.csv, pictures/.
 
-    A run that resumes at `step` forgets what was written after that step, so the files read as if nothing had happened.
+    A run that resumes at `step` removes the lines after that step, so that the files show no interruption.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
@@ -35,11 +35,11 @@ class Journal:
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def losses(self, step: int, values: Mapping[str, float]) -> None:
-        """One line of loss.csv: the means since the line before."""
+        """Write one line of loss.csv: the means since the last line."""
         self._write("loss", step, values)
 
     def scores(self, step: int, values: Mapping[str, float], picture: np.ndarray) -> None:
-        """One line of scores.csv: the metrics of a validation; and its picture, (H, W, 3) uint8 RGB."""
+        """Write one line of scores.csv, the metrics of a validation, and its picture, (H, W, 3) uint8 RGB."""
         self._write("scores", step, values)
         write_picture(self.folder / "pictures" / f"step-{step:07}.jpg", picture)
 
@@ -64,13 +64,13 @@ def _forget_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     header, *lines = path.read_text().splitlines(keepends=True)
-    # A line that a killed run left unfinished belongs to a step after its last checkpoint too.
+    # An unfinished line of a killed run belongs to a step after the last checkpoint, too.
     kept = [line for line in lines if line.endswith("\n") and int(line.partition(",")[0]) <= step]
     artifacts.write_text(path, "".join([header, *kept]))
 
 
 class Meter:
-    """Means of the loss's terms over some steps, and how fast those went."""
+    """The means of the losses over some steps, and the speed of these steps."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -83,7 +83,7 @@ class Meter:
         self._start = time.perf_counter()
 
     def timed(self, loaded: Iterator[T]) -> Iterator[T]:
-        """The batches of `loaded`; the time spent waiting for each is counted."""
+        """Yield the batches of `loaded`, and count the time that is spent waiting for them."""
         while True:
             start = time.perf_counter()
             batch = next(loaded, None)
@@ -93,14 +93,17 @@ class Meter:
             yield batch
 
     def add(self, terms: Mapping[str, torch.Tensor]) -> None:
-        """Count the terms of one pass. They stay on the device: reading them would wait for it."""
+        """Add the terms of one pass. They stay on the device, because reading them would wait for it."""
         for name, term in terms.items():
             self._sums[name] = self._sums[name] + term.detach() if name in self._sums else term.detach()
         self._passes += 1
 
     def flush(self, images_per_pass: int) -> dict[str, float]:
-        """The means over all processes since the last flush or restart; `images_per_s`, of all processes together;
-        `waiting`, the share of time spent waiting for data; `network_images_per_s`, had no time been spent so."""
+        """The means over all processes since the last flush or restart, and the speed.
+
+        `images_per_s` counts all processes together; `waiting` is the share of time spent waiting for data;
+        `network_images_per_s` is the speed without that time.
+        """
         own = {name: float(total) / self._passes for name, total in self._sums.items()}
         elapsed = time.perf_counter() - self._start
         images = self._passes * images_per_pass

@@ -1,4 +1,4 @@
-"""Optimizers, and learning rates as functions of the step: nothing about a schedule needs saving."""
+"""Optimizers, and learning rates as functions of the step, so that a schedule has no state to save."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 from sodeploy.errors import UserError
 from sodeploy.training.models.network import SaliencyNetwork
 
-LR_SHARE = "lr_share"  # of a parameter group: what the learning rate is multiplied by for it
+LR_SHARE = "lr_share"  # key of a parameter group: the factor on its learning rate
 
 
 def parameter_groups(
@@ -21,13 +21,14 @@ def parameter_groups(
     freeze: Sequence[str] = (),
     undecayed: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """What an optimizer is built from: the parameters by their share of the learning rate and by weight decay, without
-    those that the network itself does not train.
+    """The parameter groups of an optimizer: one for each factor on the learning rate, with and without weight decay.
+
+    Parameters that the network itself does not train are left out.
 
     Args:
-        backbone_lr: the share of the backbone's parameters.
+        backbone_lr: factor on the learning rate of the backbone.
         freeze: regular expressions; parameters whose names begin with a match are not trained.
-        undecayed: the same of parameters that are trained without weight decay.
+        undecayed: regular expressions; parameters whose names begin with a match have no weight decay.
 
     Raises:
         UserError: an expression matches nothing.
@@ -93,7 +94,7 @@ class Constant(_Choice):
     name: Literal["constant"]
 
     def factor(self, step: int, steps: int) -> float:
-        """What the learning rate of `step`, counted from 0, is multiplied by."""
+        """The factor on the learning rate at `step`, counted from 0."""
         return 1.0
 
 
@@ -101,7 +102,7 @@ class OneCycle(_Choice):
     """A cosine up from 1/25 during `warmup` of all steps, then a cosine down to 1/10000 (Smith and Topin, 2019)."""
 
     name: Literal["one_cycle"]
-    warmup: float = Field(default=0.3, gt=0, lt=1, description="share of the steps")
+    warmup: float = Field(default=0.3, gt=0, lt=1, description="share of all steps")
 
     def factor(self, step: int, steps: int) -> float:
         peak = self.warmup * (steps - 1)
@@ -111,19 +112,19 @@ class OneCycle(_Choice):
 
 
 class Steps(_Choice):
-    """Multiplied by `gamma` at each of the milestones, which are shares of all steps."""
+    """Multiply by `gamma` at each milestone; milestones are shares of all steps."""
 
     name: Literal["steps"]
     milestones: tuple[float, ...]
     gamma: float = Field(default=0.1, gt=0)
 
     def factor(self, step: int, steps: int) -> float:
-        """What the learning rate of `step`, counted from 0, is multiplied by."""
+        """The factor on the learning rate at `step`, counted from 0."""
         return self.gamma ** sum(step >= share * steps for share in self.milestones)
 
 
 class Polynomial(_Choice):
-    """(1 - t)^power, t the share of the steps done, but not more than a line from `start` up to 1 over the warm-up."""
+    """(1 - t)^power, where t is the share of the steps done; at most a line from `start` to 1 during the warm-up."""
 
     name: Literal["polynomial"]
     power: float = Field(default=0.9, gt=0)
@@ -131,7 +132,7 @@ class Polynomial(_Choice):
     start: float = Field(default=0.1, ge=0, le=1)
 
     def factor(self, step: int, steps: int) -> float:
-        """What the learning rate of `step`, counted from 0, is multiplied by."""
+        """The factor on the learning rate at `step`, counted from 0."""
         falling = (1 - step / steps) ** self.power
         if step >= self.warmup_steps:
             return falling
@@ -145,7 +146,7 @@ class Triangle(_Choice):
     floor: float = Field(default=0, ge=0, lt=1)
 
     def factor(self, step: int, steps: int) -> float:
-        """What the learning rate of `step`, counted from 0, is multiplied by."""
+        """The factor on the learning rate at `step`, counted from 0."""
         return self.floor + (1 - self.floor) * (1 - abs(2 * (step + 1) / (steps + 1) - 1))
 
 

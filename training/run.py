@@ -29,7 +29,7 @@ from sodeploy.training.validation import validate
 def training_batches(
     recipe: Recipe, splits: Splits, steps: range, process: Process
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """What each pass of `process` in those steps takes: images and masks as `loader.batches` gives them."""
+    """The batches of `process` for these steps, one for each pass: images and masks as in `loader.batches`."""
     return batches(
         AugmentedSamples(splits.dataset, recipe.augment, recipe.contract(), recipe.seed, needs_margins(recipe.loss)),
         places(splits.training, recipe.batch, recipe.seed, steps, (process.rank, process.count), recipe.accumulate),
@@ -40,13 +40,13 @@ def training_batches(
 
 @dataclass
 class Run:
-    """One run from its state's step to its end.
+    """A run, from the step of its state to its end.
 
     Attributes:
-        config: the recipe's file, for the manifest.
-        folder: of best.pth, last.pth and the journal.
-        objective: holds the state's network, and is on the process's device.
-        precision: of autocast; float32 is without.
+        config: file of the recipe, for the manifest.
+        folder: receives best.pth, last.pth and the journal.
+        objective: contains the network of `state`; on the device of `process`.
+        precision: type for autocast; float32 means no autocast.
     """
 
     recipe: Recipe
@@ -59,10 +59,10 @@ class Run:
     precision: torch.dtype
 
     def to_the_end(self) -> None:
-        """Train; best.pth and last.pth are written at every validation.
+        """Train. Every validation writes last.pth, and best.pth if it is the best so far.
 
         Raises:
-            UserError: a sample cannot be read, the loss is no longer finite, or does not reach every parameter.
+            UserError: a sample cannot be read, the loss is not finite, or a parameter gets no gradient.
         """
         recipe, state, process = self.recipe, self.state, self.process
         total = recipe.total_steps(len(self.splits.training))
@@ -77,7 +77,7 @@ class Run:
                 break
             for group in state.optimizer.param_groups:
                 group["lr"] = group[LR_SHARE] * recipe.optimizer.lr * recipe.schedule.factor(step, total)
-            # Random numbers of the step's own, so that resuming needs no generator's state.
+            # Each step has its own random numbers, so that no state of a generator must be saved.
             torch.manual_seed(int(np.random.SeedSequence([recipe.seed, step, process.rank]).generate_state(1)[0]))
             self._accumulate_gradients(module, loaded, meter)
             if step == steps.start:
@@ -111,7 +111,7 @@ class Run:
         loaded: Iterator[tuple[torch.Tensor, torch.Tensor]],
         meter: Meter,
     ) -> None:
-        """Those of one optimizer step, over `accumulate` passes."""
+        """Compute the gradients of one optimizer step, over `accumulate` passes."""
         state, device, passes = self.state, self.process.device, self.recipe.accumulate
         for number in range(passes):
             image, mask = next(loaded)
@@ -121,7 +121,7 @@ class Run:
                 image, mask = _resized(image, mask, self._side())
             silent: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
             if isinstance(module, DistributedDataParallel) and number < passes - 1:
-                silent = module.no_sync()  # gradients travel between processes once per step, with the last pass
+                silent = module.no_sync()  # processes exchange gradients once per step, with the last pass
             with silent:
                 with torch.autocast(device.type, self.precision, enabled=self.precision != torch.float32):
                     terms = module(image, mask)
@@ -129,13 +129,15 @@ class Run:
             meter.add(terms)
 
     def _side(self) -> int:
-        """That of this step's images where the recipe has several: the same in all processes and passes."""
+        """The side of this step's images in a multi-scale recipe: the same in all processes and passes."""
         random = np.random.default_rng([self.recipe.seed, self.state.step])
         return int(random.choice(self.recipe.multi_scale))
 
     def _require_gradients(self) -> None:
-        """Of every parameter that trains: DistributedDataParallel waits for each, so that a run which works in one
-        process would break in two."""
+        """Refuse a loss that gives a trained parameter no gradient.
+
+        DistributedDataParallel waits for every gradient, so such a run would work in one process and fail in two.
+        """
         trained = [(name, one) for name, one in self.state.network.named_parameters() if one.requires_grad]
         missed = [name for name, parameter in trained if parameter.grad is None]
         if missed:
@@ -163,7 +165,7 @@ class Run:
         )
 
     def _judge(self, value: float) -> bool:
-        """Whether this validation is the best so far; ends the run where the recipe says so."""
+        """Whether this validation is the best so far. Ends the run if the recipe says so."""
         state, rule = self.state, self.recipe.validation
         is_best = state.best is None or rule.better(value, state.best)
         if is_best:
