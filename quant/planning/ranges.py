@@ -7,7 +7,7 @@ layer that reads them makes up for the subtraction. Zero points stay 0, as NVIDI
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -27,7 +27,7 @@ _FUSED = (*WEIGHTED, "Relu", "Add")
 
 def sharing_a_range(network: Network, layers: Mapping[str, Layer]) -> list[list[str]]:
     """The tensors that int8 layers read and write, in groups that must share a scale."""
-    groups = groups_of(network)
+    groups = groups_of(network, {name for name, layer in layers.items() if layer.precision == "fp32"})
     members = defaultdict(list)
     for tensor, group in groups.items():
         members[group].append(tensor)
@@ -37,10 +37,16 @@ def sharing_a_range(network: Network, layers: Mapping[str, Layer]) -> list[list[
     ]
 
 
-def groups_of(network: Network) -> dict[str, str]:
-    """Float tensor -> representative of the tensors that must share its scale."""
+def groups_of(network: Network, in_fp32: Collection[str] = ()) -> dict[str, str]:
+    """Float tensor -> representative of the tensors that must share its scale.
+
+    Args:
+        in_fp32: names of nodes that compute in fp32; no int8 values pass through them.
+    """
     sets = DisjointSets[str]()
     for node in network.nodes:
+        if node.name in in_fp32:
+            continue
         inputs = node.input if node.op_type == "Concat" else node.input[:1] if node.op_type in PASSING else ()
         for name in inputs:
             for output in node.output:
