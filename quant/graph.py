@@ -194,6 +194,36 @@ def is_residual(network: Network, node: onnx.NodeProto) -> bool:
     return shapes[0] == shapes[1] and len(shapes[0]) == 4
 
 
+def heads_of(network: Network) -> set[str]:
+    """Names of the layers that make maps, not features: few output channels, and no features are computed from them."""
+    heads: set[str] = set()
+    made_into_features: set[str] = set()  # tensors that a layer reads, directly or not, which is no head
+    for node in reversed(network.model.graph.node):
+        if network.is_weighted(node):
+            few = network.weight(node).shape[channel_axis(node)] < HEAD_CHANNELS
+            if few and node.output[0] not in made_into_features:
+                heads.add(node.name)
+            else:
+                made_into_features |= set(node.input)
+        elif made_into_features & set(node.output):
+            made_into_features |= set(node.input)
+    return heads
+
+
+def feature_heads(network: Network) -> set[str]:
+    """Names of the convolutions among the heads that read features, and not the maps of other heads."""
+    heads = heads_of(network)
+    made_of_maps: set[str] = set()
+    found = set()
+    for node in network.nodes:
+        reads_maps = not made_of_maps.isdisjoint(node.input)
+        if node.name in heads and not reads_maps and node.op_type == "Conv" and node.input[0] in network.float_tensors:
+            found.add(node.name)
+        if node.name in heads or reads_maps:
+            made_of_maps |= set(node.output)
+    return found
+
+
 def channel_axis(node: onnx.NodeProto) -> int:
     """The axis of output channels in a weighted node's weight.
 

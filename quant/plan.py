@@ -19,7 +19,7 @@ import typer
 from sodeploy import terminal
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.statistics import Statistics, load_statistics
-from sodeploy.quant.graph import Network, is_residual, load_network
+from sodeploy.quant.graph import Network, feature_heads, is_residual, load_network
 from sodeploy.quant.planning.decide import int8_layer
 from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import (
@@ -188,10 +188,12 @@ def edit(
             layers[name].reason = reason
     order = {name: index for index, name in enumerate(nodes)}
     layers = dict(sorted(layers.items(), key=lambda entry: order[entry[0]]))
-    ranges = [
-        shared for group in sharing_a_range(network, layers) for shared in _ranges(network, group, plan, statistics)
-    ]
-    targets = decide_targets(network, layers) if plan.calibration is not None else {}
+    read_by_int8 = sharing_a_range(network, layers)
+    ranges = [shared for group in read_by_int8 for shared in _ranges(network, group, plan, statistics)]
+    heads = feature_heads(network)
+    by_heads = {node.input[0] for node in network.nodes if node.name in heads}
+    ranges += [shared for shared in plan.ranges if shared not in ranges and not by_heads.isdisjoint(shared.tensors)]
+    targets = decide_targets(network, layers, ranges) if plan.calibration is not None else {}
     return plan.model_copy(update={"layers": layers, "ranges": ranges, "targets": targets})
 
 

@@ -29,9 +29,8 @@ from sodeploy.quant.calibration.methods import DEFAULT, Method
 from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.emit.tensorrt import emit_simulation
 from sodeploy.quant.graph import PASSING, Network
-from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning.decide import make_plan, overflowing
 from sodeploy.quant.planning.evidence import Evidence
-from sodeploy.quant.planning.fp16_range import beyond_fp16
 from sodeploy.quant.planning.plan import Layer, Plan, Precision
 from sodeploy.quant.planning.ranges import summed
 from sodeploy.quant.planning.targets import decide_targets
@@ -102,7 +101,7 @@ def search(network: Network, gate: Gate, evidence: Evidence | None = None, metho
     Raises:
         UserError: nothing below fp32 keeps within the budget; metric, loss and budget are named.
     """
-    step = _fp16_step(network, beyond_fp16(network, evidence.statistics if evidence is not None else None))
+    step = _fp16_step(network, overflowing(network, evidence.statistics) if evidence is not None else {})
     found = _descend(network, gate, step)
     body = found[-1].plan
     if body.nodes("fp32") >= {node.name for node in network.nodes if network.is_weighted(node)}:
@@ -244,7 +243,7 @@ def _int8_step(network: Network, evidence: Evidence, method: Method, body: Plan)
     def plan(raised: Raised) -> Plan:
         made = make_plan(network, evidence, method, {**fp32, **raised})
         layers = made.layers | body.layers
-        return made.model_copy(update={"layers": layers, "targets": decide_targets(network, layers)})
+        return made.model_copy(update={"layers": layers, "targets": decide_targets(network, layers, made.ranges)})
 
     whole = plan({})
     layers = [name for name, layer in whole.layers.items() if layer.precision == "int8"]

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -10,6 +11,9 @@ from sodeploy.calib_data import Sample
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.onnx_session import session_options, start_session
 from sodeploy.runtime.processing import preprocess
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 Run = Callable[[np.ndarray], list[np.ndarray]]  # (N, 3, h, w) float32 -> the outputs
 
@@ -30,6 +34,18 @@ def opened(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Run:
     session = start_session(model, options)
     name = session.get_inputs()[0].name
     return lambda image: [np.asarray(value) for value in session.run(None, {name: image})]
+
+
+def inspection_options(arena: bool = True) -> "onnxruntime.SessionOptions":
+    """Options for a graph many of whose tensors are outputs.
+
+    Args:
+        arena: keep memory for the next run. It never shrinks.
+    """
+    options = session_options()
+    options.enable_mem_pattern = False  # every output would be planned for as if it lived throughout
+    options.enable_cpu_mem_arena = arena
+    return options
 
 
 def per_channel(graph: onnx.GraphProto, reduce: str, tensor: str, rank: int, axis: int = 1) -> str:

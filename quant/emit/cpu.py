@@ -1,4 +1,4 @@
-"""The graph for onnxruntime on a CPU: Q/DQ at the inputs and outputs of every operator, so that integer kernels run.
+"""The graphs for CPUs: Q/DQ at the inputs and outputs of operators, so that integer kernels run.
 
 Activations are uint8. The zero point is 0 for tensors without negative values (the ReLU itself becomes the saturation
 of the layer before it); else it lies in the middle of the range or where the range's shift puts it. Weights are int8
@@ -16,8 +16,8 @@ import onnx
 
 from sodeploy.quant.emit.rewriter import Rewriter, corrected_bias, label, quantized_weight, set_bias
 from sodeploy.quant.graph import Network
-from sodeploy.quant.int8 import SMALLEST_SCALE, STEPS, bias_correction, dequantize_weight
-from sodeploy.quant.planning.plan import Layer, Plan, Range
+from sodeploy.quant.int8 import SMALLEST_SCALE, STEPS, bias_correction, dequantize_weight, quantize_weight
+from sodeploy.quant.planning.plan import Layer, Plan, Range, TargetName
 from sodeploy.quant.planning.ranges import sharing_a_range
 
 _UINT8_STEPS = 255
@@ -31,11 +31,26 @@ def emit_cpu(network: Network, plan: Plan) -> onnx.ModelProto:
     Raises:
         UserError: the plan has no decisions for this graph.
     """
-    ours = plan.target("cpu")
+    return _emit(network, plan, "cpu")
+
+
+def emit_openvino(network: Network, plan: Plan) -> onnx.ModelProto:
+    """The graph for OpenVINO's CPU plugin.
+
+    Raises:
+        UserError: the plan has no decisions for this graph.
+    """
+    return _emit(network, plan, "openvino")
+
+
+def _emit(network: Network, plan: Plan, target: TargetName) -> onnx.ModelProto:
+    ours = plan.target(target)
     graph = Rewriter(copy.deepcopy(network.model))
     integer = {name: layer for name, layer in plan.layers.items() if layer.precision == "int8"}
     integer = {name: layer for name, layer in integer.items() if name not in ours.layers}
-    stored = {tensor for group in sharing_a_range(network, integer) for tensor in group}
+    parts = {name for name, layer in ours.layers.items() if layer.form == "two int8 parts"}
+    groups = sharing_a_range(network, integer, also_read_by=parts, outputs=ours.quantizes_outputs)
+    stored = {tensor for group in groups for tensor in group}
     ranges = {tensor: shared for tensor, shared in plan.range_of().items() if tensor in stored}
 
     for node in network.nodes:
@@ -48,8 +63,10 @@ def emit_cpu(network: Network, plan: Plan) -> onnx.ModelProto:
             _integer_layer(graph, network, new, node, layer, ranges[node.input[0]], ours.weight_steps)
         elif node.name in ours.layers and ours.layers[node.name].form == "shifted planes":
             _as_shifted_planes(graph, network, new, node)
+        elif node.name in parts:
+            new = _as_two_parts(graph, network, new, node)
         graph.append(new)
-    return label(graph.finish(), "int8", "cpu", plan)
+    return label(graph.finish(), "int8", target, plan)
 
 
 def _parameters(shared: Range) -> tuple[np.float32, np.uint8]:
@@ -76,8 +93,10 @@ def _integer_layer(
     bias = corrected_bias(network, node, layer)
     # A channel without effect has so small a scale that its bias would not fit 32 bits. Its weight then takes still
     # larger steps; it is negligible beside the bias.
-    scales = np.maximum(scales * (STEPS / weight_steps), np.abs(bias) / (np.float64(scale) * _LARGEST_BIAS))
-    weight, scales, _ = quantized_weight(network, node, layer.rescaled(scales))
+    wanted = np.maximum(scales * (STEPS / weight_steps), np.abs(bias) / (np.float64(scale) * _LARGEST_BIAS))
+    kept = (wanted == scales).reshape([-1 if one == axis else 1 for one in range(weight.ndim)])
+    weight = np.where(kept, weight, quantize_weight(network.weight(node), wanted, axis))
+    scales = wanted
     if layer.input_means is not None:
         moved = dequantize_weight(weight, scales, axis) - planned
         bias = bias + bias_correction(node, moved, np.array(layer.input_means))
@@ -108,3 +127,29 @@ def _as_shifted_planes(graph: Rewriter, network: Network, new: onnx.NodeProto, n
     shifts = np.eye(taps, dtype=np.float32).reshape(outputs, height, width, taps).transpose(0, 3, 1, 2)
     new.input[0] = planes
     new.input[1] = graph.constant(f"{node.name}/shifts", np.ascontiguousarray(shifts))
+
+
+def _as_two_parts(graph: Rewriter, network: Network, new: onnx.NodeProto, node: onnx.NodeProto) -> onnx.NodeProto:
+    """Write a head's weight as the sum of two int8 weights, each an output channel of its own; the node that adds them.
+
+    The first holds the nearest steps, the second what they leave in steps 254 times as fine: together 16 bits.
+    """
+    weight, bias = network.weight(node).astype(np.float64), network.bias(node)
+    along = (-1, *(1,) * (weight.ndim - 1))
+    coarse = np.abs(weight).max(axis=tuple(range(1, weight.ndim))) / STEPS
+    coarse = np.maximum(coarse, SMALLEST_SCALE).astype(np.float32)
+    fine = coarse / np.float32(2 * STEPS)
+    first = quantize_weight(weight, coarse, 0)
+    second = quantize_weight(weight - first * coarse.astype(np.float64).reshape(along), fine, 0)
+    channels = len(weight)
+    new.input[1] = graph.dequantized_constant(
+        f"{node.name}/weight", np.concatenate([first, second]), np.concatenate([coarse, fine]), axis=0
+    )
+    if bias is not None:
+        values = np.concatenate([bias.reshape(-1), np.zeros(channels)]).astype(np.float32)
+        set_bias(new, graph.constant(f"{node.name}/bias", values))
+    new.output[0] = f"{node.name}/parts"
+    graph.append(new)
+    both = np.tile(np.eye(channels, dtype=np.float32), 2).reshape(channels, 2 * channels, *(1,) * (weight.ndim - 2))
+    inputs = [new.output[0], graph.constant(f"{node.name}/both", both)]
+    return onnx.helper.make_node("Conv", inputs, [node.output[0]], name=f"{node.name}/sum")

@@ -8,7 +8,7 @@ from typing import Literal
 import onnx
 
 from sodeploy.quant.emit.checks import cpu_warnings, tensorrt_warnings
-from sodeploy.quant.emit.cpu import emit_cpu
+from sodeploy.quant.emit.cpu import emit_cpu, emit_openvino
 from sodeploy.quant.emit.fp16 import emit_fp16, emit_fp16_simulation
 from sodeploy.quant.emit.tensorrt import emit_simulation, emit_tensorrt
 from sodeploy.quant.graph import Network
@@ -59,6 +59,7 @@ TARGETS = (
     ),
     Target("int8.trt", "int8", "TensorRT, TensorRT-RTX", emit_tensorrt, tensorrt_warnings, engine=True),
     Target("int8.cpu", "int8", "onnxruntime on a CPU", emit_cpu, cpu_warnings, measured_on="cpu"),
+    Target("int8.openvino", "int8", "OpenVINO on a CPU", emit_openvino),
     Target("int8.sim", "int8", "any CPU, to measure an int8 engine's accuracy", emit_simulation, measured_on="cpu"),
 )
 

@@ -94,14 +94,17 @@ class Rounding(_Strict):
     sha256: str
 
 
-TargetName = Literal["cpu"]  # graphs with decisions of their own; sodeploy.quant.planning.targets makes them
+# Graphs with decisions of their own (sodeploy.quant.planning.targets).
+TargetName = Literal["cpu", "openvino"]
 
 
 class TargetLayer(_Strict):
     """The precision or the form of one node in one graph only, and the reason."""
 
     precision: Precision
-    form: Literal["shifted planes"] | None = Field(default=None, description="None: as in the float32 network")
+    form: Literal["shifted planes", "two int8 parts"] | None = Field(
+        default=None, description="None: as in the float32 network"
+    )
     reason: str
 
 
@@ -109,6 +112,9 @@ class TargetPlan(_Strict):
     """Decisions that hold in one graph only; everything else is as the plan says."""
 
     weight_steps: int = Field(ge=1, le=STEPS, description="steps of an int8 weight on each side of zero")
+    quantizes_outputs: bool = Field(
+        default=True, description="also the results of int8 layers that no int8 layer reads"
+    )
     layers: dict[str, TargetLayer]
 
 
@@ -181,7 +187,8 @@ def save_plan(plan: Plan, path: str | Path) -> None:
 def _target_lines(target: dict[str, Any]) -> str:
     """A target as JSON, with a line per layer."""
     layers = ",".join(f"\n   {json.dumps(name)}: {_one_line(entry)}" for name, entry in target["layers"].items())
-    return f'{{"weight_steps": {target["weight_steps"]}, "layers": {{{layers}}}}}'
+    head = json.dumps({field: value for field, value in target.items() if field != "layers"})[:-1]
+    return f'{head}, "layers": {{{layers}}}}}'
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -277,7 +284,7 @@ def _check_targets(plan: Plan, path: str | Path, network: Network) -> None:
         for name, layer in decisions.layers.items():
             if name not in nodes:
                 raise UserError(f"{path}: targets / {target}: {name} is no node of {network.path}; remove the entry")
-            if layer.precision == "int8":
+            if (layer.precision == "int8") != (layer.form == "two int8 parts"):
                 raise UserError(f"{path}: targets / {target}: {name} cannot be int8 in it alone; set it in layers")
             if layer.form is not None and nodes[name].op_type != "Conv":
                 raise UserError(f"{path}: targets / {target}: {name} is no Conv and has no other form; undo the edit")

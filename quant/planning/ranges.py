@@ -25,28 +25,29 @@ _LOPSIDED = 0.92  # half of a range's width / its largest magnitude; above, a sh
 _FUSED = (*WEIGHTED, "Relu", "Add")
 
 
-def sharing_a_range(network: Network, layers: Mapping[str, Layer]) -> list[list[str]]:
-    """The tensors that int8 layers read and write, in groups that must share a scale."""
-    groups = groups_of(network, {name for name, layer in layers.items() if layer.precision == "fp32"})
+def sharing_a_range(
+    network: Network, layers: Mapping[str, Layer], also_read_by: Collection[str] = (), outputs: bool = True
+) -> list[list[str]]:
+    """The tensors that int8 layers read and write, in groups that must share a scale.
+
+    Args:
+        also_read_by: names of other nodes whose first input is wanted too.
+        outputs: the results of int8 layers too, whoever reads them.
+    """
+    groups = groups_of(network)
     members = defaultdict(list)
     for tensor, group in groups.items():
         members[group].append(tensor)
     int8 = [node for node in network.nodes if node.name in layers and layers[node.name].precision == "int8"]
-    return [
-        members[group] for group in dict.fromkeys(groups[tensor] for node in int8 for tensor in network.stored(node))
-    ]
+    stored = [tensor for node in int8 for tensor in network.stored(node)[: None if outputs else -1]]
+    stored += [node.input[0] for node in network.nodes if node.name in also_read_by]
+    return [members[group] for group in dict.fromkeys(groups[tensor] for tensor in stored)]
 
 
-def groups_of(network: Network, in_fp32: Collection[str] = ()) -> dict[str, str]:
-    """Float tensor -> representative of the tensors that must share its scale.
-
-    Args:
-        in_fp32: names of nodes that compute in fp32; no int8 values pass through them.
-    """
+def groups_of(network: Network) -> dict[str, str]:
+    """Float tensor -> representative of the tensors that must share its scale."""
     sets = DisjointSets[str]()
     for node in network.nodes:
-        if node.name in in_fp32:
-            continue
         inputs = node.input if node.op_type == "Concat" else node.input[:1] if node.op_type in PASSING else ()
         for name in inputs:
             for output in node.output:

@@ -4,29 +4,52 @@ Emitters carry these decisions out and make none of their own. A new engine with
 here and its entry in `_DECIDE`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import onnx
 
-from sodeploy.quant.graph import HEAD_CHANNELS, PASSING, Network, attribute, integers
-from sodeploy.quant.planning.plan import Layer, TargetLayer, TargetName, TargetPlan
+from sodeploy.quant.graph import HEAD_CHANNELS, PASSING, Network, attribute, feature_heads, integers
+from sodeploy.quant.int8 import STEPS
+from sodeploy.quant.planning.plan import Layer, Range, TargetLayer, TargetName, TargetPlan
 from sodeploy.quant.planning.ranges import sharing_a_range
 
 _CPU_WEIGHT_STEPS = 64
 _NARROW = "few output channels: a plane per tap fills the blocks of 8 or 16 in which onnxruntime computes"
+_TWO_PARTS = "head: its weight in 16 bits, as the sum of two int8 weights; float kernels take longer"
 _PRELU = "a PReLU reads its result: onnxruntime has no integer kernel for it, and few of 8 bits would be used"
 
 
-def decide_targets(network: Network, layers: Mapping[str, Layer]) -> dict[TargetName, TargetPlan]:
+def decide_targets(
+    network: Network, layers: Mapping[str, Layer], ranges: Iterable[Range]
+) -> dict[TargetName, TargetPlan]:
     """The decisions for each graph, by the rules of its engine.
 
     Args:
         layers: the layers of a plan with int8.
+        ranges: the ranges of that plan.
     """
-    return {name: decide(network, layers) for name, decide in _DECIDE.items()}
+    known = {tensor for shared in ranges for tensor in shared.tensors}
+    return {name: decide(network, layers, known) for name, decide in _DECIDE.items()}
 
 
-def _for_cpu(network: Network, layers: Mapping[str, Layer]) -> TargetPlan:
+def _for_openvino(network: Network, layers: Mapping[str, Layer], known: Collection[str]) -> TargetPlan:
+    """The graph for OpenVINO on a CPU.
+
+    OpenVINO computes a PReLU, and the Q behind it, in the kernel of the convolution before it: what a PReLU reads is
+    not quantized, and no layer is left in float for it. Its float kernels for a head are slow, as they compute 16
+    output channels for the one that is there. In int8 a second output channel costs nothing, and two int8 weights hold
+    16 bits of a head's weight together.
+    """
+    heads = feature_heads(network)
+    parts = {
+        node.name: TargetLayer(precision="int8", form="two int8 parts", reason=_TWO_PARTS)
+        for node in network.nodes
+        if node.name in heads and node.input[0] in known
+    }
+    return TargetPlan(weight_steps=STEPS, quantizes_outputs=False, layers=parts)
+
+
+def _for_cpu(network: Network, layers: Mapping[str, Layer], known: Collection[str]) -> TargetPlan:
     """The graph for onnxruntime on a CPU.
 
     An x86 CPU without VNNI adds two products of uint8 and int8 in 16 bits, which saturate. 2 x 255 x 64 does not: so a
@@ -68,4 +91,7 @@ def _is_narrow(network: Network, node: onnx.NodeProto) -> bool:
     return few and set(integers(node, "strides", [1])) == {1}
 
 
-_DECIDE: dict[TargetName, Callable[[Network, Mapping[str, Layer]], TargetPlan]] = {"cpu": _for_cpu}
+_DECIDE: dict[TargetName, Callable[[Network, Mapping[str, Layer], Collection[str]], TargetPlan]] = {
+    "cpu": _for_cpu,
+    "openvino": _for_openvino,
+}

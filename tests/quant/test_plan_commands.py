@@ -67,6 +67,8 @@ def test_show_names_every_layer_and_range(plan: Plan) -> None:
     head = plan.target("cpu").layers["head/Conv"]
     assert cpu.title == "cpu graph only: weights have 64 steps on each side of zero"
     assert cpu.rows == [["head/Conv", "fp32 as shifted planes", head.reason]]
+    openvino = target_table("openvino", plan.target("openvino"))
+    assert openvino.rows[0][:2] == ["head/Conv", "int8 as two int8 parts"]
     assert layers.title == "unet (unet.onnx): 5 int8, 1 fp16, 0 fp32; ranges by kl from 6 images"
     assert ["head/Conv", "Conv", "fp16", plan.layers["head/Conv"].reason] in layers.rows
     assert len(layers.rows) == 6

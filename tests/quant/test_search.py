@@ -212,7 +212,7 @@ def test_a_killed_process_is_one_line(tmp_path: Path) -> None:
     network = brightness_network(tmp_path / "net.onnx", {})
     images = Dataset("deadly", [Deadly(f"d{seed}", seed) for seed in range(20)])
     with (
-        pytest.raises(UserError, match="a scoring process was killed"),
+        pytest.raises(UserError, match="a worker process was killed"),
         Gate(network, images, {"s": 0.1}, tmp_path / "net.search.json", workers=2) as gate,
     ):
         search(network, gate)

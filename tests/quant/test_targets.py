@@ -12,7 +12,8 @@ from onnx import numpy_helper
 
 from sodeploy.errors import UserError
 from sodeploy.quant import build_engine
-from sodeploy.quant.emit.cpu import emit_cpu
+from sodeploy.quant.calibration.inspect_graph import as_input
+from sodeploy.quant.emit.cpu import emit_cpu, emit_openvino
 from sodeploy.quant.emit.targets import TARGETS, targets_of
 from sodeploy.quant.graph import Network
 from sodeploy.quant.planning.plan import Plan, TargetLayer, load_plan, save_plan
@@ -57,6 +58,33 @@ def test_what_stays_in_float_is_the_plans(unet: Network, plan: Plan, pictures: l
     assert nodes["c_pre/Conv"].input[1] == "c.weight"
     assert nodes["head/Conv"].input[1] == "head.weight"  # in its usual form
     assert nodes["d_pre/Conv"].input[1] == "d_pre/Conv/weight"
+
+
+def test_a_head_for_openvino_has_sixteen_bits(unet: Network, plan: Plan) -> None:
+    graph = emit_openvino(unet, plan)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.graph.initializer}
+    steps, scales = (constants[f"head/Conv/weight/{name}"] for name in ("quantized", "scale"))
+    parts = steps * scales.reshape(-1, 1, 1, 1)
+    weight = next(unet.weight(node) for node in unet.nodes if node.name == "head/Conv")
+    assert steps.dtype == np.int8
+    np.testing.assert_allclose(parts[:1] + parts[1:], weight, rtol=0, atol=np.abs(weight).max() / 2**15)
+    assert np.abs(parts[:1] - weight).max() > 10 * np.abs(parts[:1] + parts[1:] - weight).max()
+
+
+def test_the_graph_for_openvino_keeps_every_step_of_the_plan(unet: Network, plan: Plan) -> None:
+    weight = integers_of(emit_openvino(unet, plan), "c_pre/Conv")
+    assert np.abs(weight.astype(int)).max() == 127
+
+
+def test_the_graph_for_openvino_is_nearer_than_that_for_any_cpu(
+    unet: Network, plan: Plan, pictures: list, run: Callable
+) -> None:
+    def maps(model: onnx.ModelProto) -> np.ndarray:
+        return np.concatenate([run(model, as_input(picture, unet.contract)) for picture in pictures])
+
+    reference = maps(unet.model)
+    for_openvino, for_any = (np.square(maps(emit(unet, plan)) - reference).mean() for emit in (emit_openvino, emit_cpu))
+    assert for_openvino < for_any
 
 
 def without_targets(content: dict[str, Any]) -> None:

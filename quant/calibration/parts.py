@@ -1,0 +1,119 @@
+"""A graph that runs in parts, one after the other, so that many of its tensors can be read without holding them all."""
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx
+
+from sodeploy.quant.calibration.inspect_graph import inspection_options
+from sodeploy.runtime.onnx_session import start_session
+
+PART_BYTES = 2**28  # of wanted tensors; while those of one part are read, the next part makes its own
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Consecutive nodes of a graph.
+
+    Attributes:
+        model: a graph of these nodes alone.
+        inputs: tensors from before the part that it reads.
+        outputs: wanted tensors of the part, and those that later parts read.
+        read_later: every tensor that later parts read, whichever part made it.
+    """
+
+    model: onnx.ModelProto
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    read_later: Collection[str]
+
+
+class GraphInParts:
+    """Runs a graph on one input and gives its wanted tensors, part by part, in the order of its nodes."""
+
+    def __init__(self, model: onnx.ModelProto, wanted: Sequence[str], part_bytes: int | None = None) -> None:
+        """Start a session for each part.
+
+        Args:
+            model: nodes in topological order; types and shapes inferred, with no dimension left open but the batch.
+            wanted: names of tensors. Nodes that none of them needs do not run.
+            part_bytes: the most that the wanted tensors of a part take; one node alone may make more. A graph with
+                subgraphs (If, Loop) stays in one part.
+        """
+        self._input = model.graph.input[0].name
+        self._wanted = set(wanted)
+        parts = _split(model, self._wanted, part_bytes or PART_BYTES)
+        # An arena keeps what its part once took: all of them together would keep as much as the whole graph in one.
+        self._parts = [(part, start_session(part.model, inspection_options(arena=len(parts) == 1))) for part in parts]
+
+    def run(self, image: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        """The wanted tensors of each part."""
+        alive = {self._input: image}
+        if self._input in self._wanted:
+            yield dict(alive)
+        for part, session in self._parts:
+            arrays = session.run(part.outputs, {name: alive[name] for name in part.inputs})
+            made = {name: np.asarray(array) for name, array in zip(part.outputs, arrays, strict=True)}
+            alive = {name: array for name, array in (alive | made).items() if name in part.read_later}
+            yield {name: array for name, array in made.items() if name in self._wanted}
+
+
+def _split(model: onnx.ModelProto, wanted: Collection[str], part_bytes: int) -> list[_Part]:
+    graph = model.graph
+    typed = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    nodes = _needed(graph.node, wanted)
+    has_subgraph = any(attribute.HasField("g") for node in nodes for attribute in node.attribute)
+    sizes = {name: 0 if has_subgraph else _bytes(typed[name]) for name in wanted if name in typed}
+    groups: list[list[onnx.NodeProto]] = [[]]
+    used = 0
+    for node in nodes:
+        size = sum(sizes.get(name, 0) for name in node.output)
+        if groups[-1] and used + size > part_bytes:
+            groups.append([])
+            used = 0
+        groups[-1].append(node)
+        used += size
+
+    parts: list[_Part] = []
+    read_later: set[str] = set()
+    for group in reversed(groups):
+        made = [name for node in group for name in node.output if name]
+        read = dict.fromkeys(name for node in group for name in node.input if name)
+        inputs = [name for name in read if name not in made and name not in constants]
+        if has_subgraph:
+            inputs = [graph.input[0].name]
+        outputs = [name for name in made if name in wanted or name in read_later]
+        part = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+        part.graph.name = graph.name
+        part.graph.node.extend(group)
+        part.graph.input.extend(typed[name] for name in inputs)
+        part.graph.output.extend(typed.get(name) or _of_any_shape(name) for name in outputs)
+        kept = constants if has_subgraph else {name: constants[name] for name in read if name in constants}
+        part.graph.initializer.extend(kept.values())
+        parts.insert(0, _Part(part, inputs, outputs, frozenset(read_later)))
+        read_later = (read_later - set(made)) | set(inputs)
+    return parts
+
+
+def _needed(nodes: Sequence[onnx.NodeProto], wanted: Collection[str]) -> list[onnx.NodeProto]:
+    """The nodes that wanted tensors are made by, directly or not; all of them where a subgraph may read any tensor."""
+    if any(attribute.HasField("g") for node in nodes for attribute in node.attribute):
+        return list(nodes)
+    needed, read = [], set(wanted)
+    for node in reversed(nodes):
+        if not read.isdisjoint(node.output):
+            needed.append(node)
+            read |= set(node.input)
+    return needed[::-1]
+
+
+def _bytes(info: onnx.ValueInfoProto) -> int:
+    tensor = info.type.tensor_type
+    return 4 * prod(dim.dim_value or 1 for dim in tensor.shape.dim)
+
+
+def _of_any_shape(name: str) -> onnx.ValueInfoProto:
+    return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
