@@ -33,7 +33,14 @@ def opened(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Run:
     options.enable_mem_pattern = False  # it would keep room for every tensor that is read, throughout the run
     session = start_session(model, options)
     name = session.get_inputs()[0].name
-    return lambda image: [np.asarray(value) for value in session.run(None, {name: image})]
+    given = [output.name == name for output in session.get_outputs()]
+
+    def run(image: np.ndarray) -> list[np.ndarray]:
+        # Before 1.26, onnxruntime returns a graph's input without keeping its memory alive.
+        values = session.run(None, {name: image})
+        return [image if same else np.asarray(value) for same, value in zip(given, values, strict=True)]
+
+    return run
 
 
 def inspection_options(arena: bool = True) -> "onnxruntime.SessionOptions":
