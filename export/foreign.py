@@ -14,9 +14,8 @@ from sodeploy.export.control_flow import flatten
 from sodeploy.export.normal_form import normal_form, weights_are_no_inputs
 from sodeploy.export.original import Original, Refused, batch_that_works, sizes_near
 from sodeploy.export.parity import inputs
+from sodeploy.runtime.contract import LARGEST_INPUT
 from sodeploy.runtime.onnx_file import all_nodes, one_line, read_model
-
-_MOST_INPUT_BYTES = 4 << 30
 
 
 @dataclass
@@ -132,7 +131,7 @@ def understand(
     if dynamic_size and fixed:
         raise UserError(f"{path} takes {height}x{width} only; leave --dynamic-size out")
     _require_declared(foreign, batch, size)
-    if 12 * (batch or 1) * size[0] * size[1] > _MOST_INPUT_BYTES:
+    if 12 * (batch or 1) * size[0] * size[1] > LARGEST_INPUT:
         raise UserError(f"{path}: an input of {size[0]}x{size[1]} takes more than 4 GiB; give a smaller --size")
     outputs = chosen_output(foreign, output_tensor, first_output)
     declared = foreign.dims[0]

@@ -8,7 +8,6 @@ needs no GPU.
 """
 
 import importlib.util
-import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
 
-import onnx
 import typer
 
 from sodeploy import terminal
@@ -26,9 +24,10 @@ from sodeploy.quant.emit.checks import check_tensorrt, unequal_scales
 from sodeploy.quant.engines.builder import Options, compile_engine, load
 from sodeploy.quant.engines.kernels import Kernel, explanations, harmless, summary
 from sodeploy.quant.engines.shapes import Profile, checked_profile, parse_profile
-from sodeploy.runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY, Contract, contract_of
+from sodeploy.runtime.contract import DIALECT_KEY, PRECISION_KEY, Contract, calibration_of, contract_of
 from sodeploy.runtime.gpu.driver import current_gpu, driver_problem
 from sodeploy.runtime.gpu.engine_record import INSTALL, Builder
+from sodeploy.runtime.onnx_file import read_model
 
 # TensorRT-RTX compiles one plan for all targets of an engine. Ampere and newer share one; a single Turing target makes
 # it a plan for Turing, on which int8 convolutions run in fp16 (1.7.1), so sm75 gets an engine of its own.
@@ -218,10 +217,7 @@ class _Graph(NamedTuple):
 
 
 def _read_graph(path: Path) -> _Graph:
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:  # protobuf's own types, undocumented
-        raise UserError(f"{path} is not an ONNX file ({error}); make it: {terminal.command('build_engine')}") from None
+    model = read_model(path, f"make it: {terminal.command('build_engine')}")
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     contract = contract_of(metadata, path)
     if metadata.get(DIALECT_KEY, "tensorrt") != "tensorrt":
@@ -231,7 +227,7 @@ def _read_graph(path: Path) -> _Graph:
         if tensor.name == contract.input_name:
             dims = tensor.type.tensor_type.shape.dim
             shape = [dim.dim_value or None for dim in dims]
-            calibration = json.loads(metadata.get(CALIBRATION_KEY, "null"))
+            calibration = calibration_of(metadata, path) or None
             return _Graph(contract, metadata.get(PRECISION_KEY, "fp32"), calibration, shape, unequal_scales(model))
     raise UserError(
         f"{path} has no input {contract.input_name}, which its contract names; see {terminal.command('adopt')} --help"

@@ -11,10 +11,11 @@ import onnx
 import onnx.version_converter
 from onnx import numpy_helper
 
-from sodeploy.artifacts import require_file, sha256
+from sodeploy.artifacts import sha256
 from sodeploy.errors import UserError
 from sodeploy.quant.normalize import STANDARD, all_nodes, captured, normalized
-from sodeploy.runtime.contract import Contract, contract_of
+from sodeploy.runtime.contract import Contract, contract_of, require_shape
+from sodeploy.runtime.onnx_file import one_line, read_model
 from sodeploy.stages import command
 
 OPSET = 19  # the first in which QuantizeLinear takes fp16, which a strongly typed engine's Q/DQ needs
@@ -245,20 +246,24 @@ def load_network(path: str | Path) -> Network:
     Raises:
         UserError: not a file, not ONNX, without a contract, or already quantized or fp16.
     """
-    path = require_file(path, f"make it: {command('to_onnx')}")
+    path = Path(path)
+    model = read_model(path, f"make it: {command('to_onnx')}")
     try:
-        model = onnx.load(path)
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # protobuf and onnx raise types of their own, undocumented
-        raise UserError(f"{path} is not a valid ONNX model: {str(error).splitlines()[0]}; export it again") from None
+        raise UserError(f"{path} is not a valid ONNX model: {one_line(error)}; export it again") from None
     contract = contract_of({entry.key: entry.value for entry in model.metadata_props}, path)
+    _require_contract_kept(model, contract, path)
     if any(node.op_type in QUANTIZING for node in model.graph.node):
         raise UserError(f"{path} is quantized already; give the float32 model it was made from")
     if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
         raise UserError(f"{path} holds fp16 weights; give the float32 model, or raise it: {command('adopt')}")
     _drop_unused_domains(model)
     if next(entry.version for entry in model.opset_import if entry.domain in STANDARD) < OPSET:
-        model = onnx.version_converter.convert_version(model, OPSET)
+        try:
+            model = onnx.version_converter.convert_version(model, OPSET)
+        except Exception as error:  # RuntimeError of C++, and others
+            raise UserError(f"{path} cannot be raised to opset {OPSET} ({one_line(error)}); adopt it first") from None
         model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for(model.opset_import))
     model = onnx.shape_inference.infer_shapes(model)
     names: set[str] = set()
@@ -267,3 +272,18 @@ def load_network(path: str | Path) -> Network:
             node.name = f"{node.op_type}_{index}"
         names.add(node.name)
     return Network(normalized(model), contract, sha256(path), path)
+
+
+def _require_contract_kept(model: onnx.ModelProto, contract: Contract, path: Path) -> None:
+    """Raise UserError unless the graph's one input and its output are those of its contract."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = {value.name: value for value in model.graph.input if value.name not in constants}
+    outputs = [value.name for value in model.graph.output]
+    if list(inputs) != [contract.input_name]:
+        raise UserError(f"{path}: the contract names input {contract.input_name}, the graph has {', '.join(inputs)}; "
+                        f"see {command('adopt')} --help")  # fmt: skip
+    if contract.output_name not in outputs:
+        raise UserError(f"{path}: the contract names output {contract.output_name}, the graph has "
+                        f"{', '.join(outputs)}; see {command('adopt')} --help")  # fmt: skip
+    dims = inputs[contract.input_name].type.tensor_type.shape.dim
+    require_shape(contract, [dim.dim_value for dim in dims], path)

@@ -5,11 +5,12 @@ bench, inference, serving and the CUDA kernels all read it from the model; no fl
 keys that our graphs carry are listed here too.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, ValidationError, model_validator
 
 from sodeploy.errors import UserError
 from sodeploy.stages import command
@@ -21,6 +22,9 @@ METADATA_KEY = "sodeploy.contract"
 PRECISION_KEY = "sodeploy.precision"  # fp32 | fp16 | int8; absent: fp32
 DIALECT_KEY = "sodeploy.dialect"  # of a quantised graph: tensorrt | cpu | simulation
 CALIBRATION_KEY = "sodeploy.calibration"  # JSON: what the ranges of a quantised graph were measured on
+
+
+LARGEST_INPUT = 4 << 30  # bytes of float32; an input beyond it is a mistake in the file
 
 
 class Contract(BaseModel):
@@ -44,10 +48,21 @@ class Contract(BaseModel):
     colour: Literal["RGB", "BGR"] = "RGB"
     interpolation: Literal["linear", "area"] = "linear"
     divide_by: Literal["255", "max"] = Field(default="255", description="max: the image's own maximum, as U²-Net does")
-    mean: tuple[float, float, float]
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     output: Literal["probability", "logit"] = "probability"
     stretch: bool = Field(default=False, description="min-max over the map at the end")
+
+    @model_validator(mode="after")
+    def _fits_into_memory(self) -> "Contract":
+        size = 12 * (self.batch or 1) * self.height * self.width
+        if size > LARGEST_INPUT:
+            batch = "" if self.batch in (None, 1) else f"{self.batch} x "
+            raise ValueError(
+                f"an input of {batch}{self.height} x {self.width} takes {size / 2**30:.1f} GiB, more than "
+                f"{LARGEST_INPUT >> 30} GiB"
+            )
+        return self
 
     def to_json(self) -> str:
         return self.model_dump_json()
@@ -66,6 +81,51 @@ def parse_contract(text: str, source: str | Path) -> Contract:
         where = ".".join(map(str, first["loc"])) or "text"
         problem = f"{source}: contract field {where}: {first['msg']}"
         raise UserError(f"{problem}; write it again: {command('adopt')}") from None
+
+
+def require_shape(contract: Contract, dims: Sequence[object], source: str | Path) -> None:
+    """Raise UserError unless the input that a graph declares is the one in its contract.
+
+    Args:
+        dims: the declared dimensions; whatever is no positive number is free.
+    """
+    wanted = (contract.batch, 3, *((None, None) if contract.dynamic_size else (contract.height, contract.width)))
+    fields = ("batch", "channels", "height", "width")
+    if len(dims) != len(wanted):
+        raise UserError(
+            f"{source}: input {contract.input_name} has {len(dims)} dimensions, not (N, 3, H, W); see export/adopt.py"
+        )
+    for name, declared, value in zip(fields, dims, wanted, strict=True):
+        if isinstance(declared, int) and declared > 0 and declared != value:
+            told = "free" if value is None else value
+            raise UserError(
+                f"{source}: contract field {name} is {told}, but input {contract.input_name} of the graph takes "
+                f"{declared}; write the contract anew with export/adopt.py"
+            )
+
+
+def calibration_of(metadata: Mapping[str, str], source: str | Path) -> dict[str, Any]:
+    """What a quantized model says about its calibration; {} where it says nothing.
+
+    Returns:
+        `method`, text, and `digests_sha256`, a list of text, as far as they are there.
+
+    Raises:
+        UserError: the entry is not what the product writes.
+    """
+    try:
+        found = json.loads(metadata.get(CALIBRATION_KEY) or "null")
+    except ValueError as error:
+        raise UserError(f"{source}: metadata {CALIBRATION_KEY} is not JSON ({error}); build it again") from None
+    found = {} if found is None else found
+    if not isinstance(found, dict):
+        raise UserError(f"{source}: metadata {CALIBRATION_KEY} is no JSON object; build it again")
+    digests, method = found.get("digests_sha256", []), found.get("method", "")
+    if not isinstance(digests, list) or not all(isinstance(digest, str) for digest in digests):
+        raise UserError(f"{source}: metadata {CALIBRATION_KEY}: digests_sha256 is no list of text; build it again")
+    if not isinstance(method, str):
+        raise UserError(f"{source}: metadata {CALIBRATION_KEY}: method is no text; build it again")
+    return found
 
 
 def embed(model: "onnx.ModelProto", contract: Contract) -> None:

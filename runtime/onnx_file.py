@@ -78,16 +78,20 @@ def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
 def _problem(model: onnx.ModelProto) -> str | None:
     if not model.graph.node:
         return "it holds no graph, or an empty one"
-    for node in all_nodes(model):  # reading a name decodes it
-        _ = (node.name, node.op_type, node.domain, list(node.input), list(node.output))
+    names: list[object] = [model.producer_name, model.domain]
+    for node in all_nodes(model):
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
     for graph in graphs(model.graph):
         for value in (*graph.input, *graph.output, *graph.value_info):
-            _ = (value.name, [dim.dim_param for dim in value.type.tensor_type.shape.dim])
+            names += [value.name, *(dim.dim_param for dim in value.type.tensor_type.shape.dim)]
         for tensor in graph.initializer:
             if problem := _size_problem(tensor):
                 return f"constant {tensor.name} {problem}"
+            names.append(tensor.name)
     for entry in model.metadata_props:
-        _ = (entry.key, entry.value)
+        names += [entry.key, entry.value]
+    if not all(isinstance(name, str) for name in names):  # protobuf gives bytes where it cannot decode them
+        return "a name in it is not UTF-8 text"
     return None
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from sodeploy import terminal
 from sodeploy.artifacts import require_file
 from sodeploy.errors import UserError
-from sodeploy.runtime.contract import DIALECT_KEY, PRECISION_KEY, Contract, contract_of
+from sodeploy.runtime.contract import DIALECT_KEY, PRECISION_KEY, Contract, contract_of, require_shape
 from sodeploy.runtime.cpu import saturates_int8
 from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
 from sodeploy.runtime.onnx_session import session_options, start_session
@@ -80,7 +80,10 @@ class OnnxRuntimeSession:
         """See `open_session`; `stream`: handle of the CUDA stream to run on, one of its own by default."""
         self._path, self._device = path, device
         session = _load(path, device, threads, stream)
-        self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
+        try:
+            self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: its metadata is not UTF-8 text; write it anew with export/adopt.py") from None
         self._session: onnxruntime.InferenceSession | None = session
         self.contract = contract_of(self.metadata, path)
         self.precision = self.metadata.get(PRECISION_KEY, "fp32")
@@ -234,6 +237,7 @@ def _require_contract_kept(session: "onnxruntime.InferenceSession", contract: Co
             )
     if len(inputs) > 1:
         raise UserError(f"{path} has {len(inputs)} inputs ({', '.join(inputs)}); a saliency network takes one image")
+    require_shape(contract, inputs[contract.input_name].shape, path)
     dtype = inputs[contract.input_name].type
     if dtype not in ("tensor(float)", "tensor(float16)"):
         raise UserError(f"{path}: input {contract.input_name} is {dtype}; export the model with a float32 input")

@@ -1,13 +1,12 @@
 """A model while it is measured: what it is, and what has been found out about it so far."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from sodeploy.errors import UserError
-from sodeploy.runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY
+from sodeploy.runtime.contract import DIALECT_KEY, PRECISION_KEY, calibration_of
 from sodeploy.runtime.measure.complexity import Complexity, complexity
 from sodeploy.runtime.measure.metrics import Scores
 from sodeploy.runtime.measure.record import Percentiles
@@ -49,7 +48,7 @@ class ModelUnderTest:
         self.precision = session.metadata.get(PRECISION_KEY) or graph_precision
         self.target = "engine" if self.is_engine else _TARGETS.get(session.metadata.get(DIALECT_KEY, ""), "")
         self.stand_in = stand_in(self.runner)
-        self._calibration = json.loads(session.metadata.get(CALIBRATION_KEY) or "{}") or {}
+        self._calibration = calibration_of(session.metadata, self.path)
 
     @property
     def method(self) -> str | None:
