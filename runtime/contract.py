@@ -93,14 +93,14 @@ def require_shape(contract: Contract, dims: Sequence[object], source: str | Path
     fields = ("batch", "channels", "height", "width")
     if len(dims) != len(wanted):
         raise UserError(
-            f"{source}: input {contract.input_name} has {len(dims)} dimensions, not (N, 3, H, W); see export/adopt.py"
+            f"{source}: input {contract.input_name} has {len(dims)} dimensions, not 4; see {command('adopt')} --help"
         )
     for name, declared, value in zip(fields, dims, wanted, strict=True):
         if isinstance(declared, int) and declared > 0 and declared != value:
             told = "free" if value is None else value
             raise UserError(
                 f"{source}: contract field {name} is {told}, but input {contract.input_name} of the graph takes "
-                f"{declared}; write the contract anew with export/adopt.py"
+                f"{declared}; write the contract anew: {command('adopt')}"
             )
 
 

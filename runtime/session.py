@@ -83,7 +83,7 @@ class OnnxRuntimeSession:
         try:
             self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
         except UnicodeDecodeError:
-            raise UserError(f"{path}: its metadata is not UTF-8 text; write it anew with export/adopt.py") from None
+            raise UserError(f"{path}: its metadata is not UTF-8 text; write it anew: {command('adopt')}") from None
         self._session: onnxruntime.InferenceSession | None = session
         self.contract = contract_of(self.metadata, path)
         self.precision = self.metadata.get(PRECISION_KEY, "fp32")
