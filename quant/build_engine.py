@@ -47,16 +47,20 @@ from sodeploy.quant.budget.gate import require_disjoint, require_uncounted
 from sodeploy.quant.budget.search import find_plan
 from sodeploy.quant.calib_cache import plan_from_cache
 from sodeploy.quant.calibration.methods import DEFAULT, METHODS, Method
+from sodeploy.quant.calibration.observer import calibrate
 from sodeploy.quant.emit.targets import TARGETS, Target, targets_of
 from sodeploy.quant.engines.shapes import Profile, parse_profile
 from sodeploy.quant.graph import Network, load_network
 from sodeploy.quant.planning.decide import make_plan
 from sodeploy.quant.planning.drift import drift
+from sodeploy.quant.planning.fp16_range import beyond_fp16
 from sodeploy.quant.planning.plan import Plan, load_plan, save_plan
 from sodeploy.quant.sources import Cache, Counted, Edited, Images, Source, beside, evidence_of, network_for
 from sodeploy.runtime.gpu.driver import driver_problem
 from sodeploy.runtime.measure.budget import Budget, parse_budget
 from sodeploy.stages import command
+
+_SCENES = "synthetic:calib:4:320"  # in place of calibration images, for a build of fp16 alone
 
 
 @dataclass(frozen=True)
@@ -171,10 +175,25 @@ def _plan(source: Source | None, network: Network, base: Path, method: Method, w
         _save(plan, path, inputs, f"ranges by {method} from {len(evidence.statistics.images)} images")
         planned = _Planned(plan, path, counted)
     else:
-        return _Planned(Plan.without_int8(network))
+        return _without_int8(network, beside(base, ".fp16.plan.json"))
     if evidence is not None and (moved := drift(planned.plan, evidence.statistics)) is not None:
         terminal.note(str(moved))
     return planned
+
+
+def _without_int8(network: Network, path: Path) -> _Planned:
+    """A plan of fp16 with the nodes in fp32 that fp16 would change; it is written only if there are any.
+
+    There are no calibration images. Constants are known, and activations are counted on drawn scenes.
+    """
+    layers = beyond_fp16(network, calibrate(network, open_dataset(_SCENES, masks=False)))
+    plan = Plan.without_int8(network, layers)
+    if not layers:
+        return _Planned(plan)
+    save_plan(plan, path)
+    write_manifest(path, {"model": network.path}, activations_from=_SCENES)
+    terminal.note(f"wrote {path}: {len(layers)} nodes stay in fp32, {next(iter(layers.values())).reason}")
+    return _Planned(plan, path)
 
 
 def _save(plan: Plan, path: Path, inputs: dict[str, Path], origin: str, **facts: Any) -> None:

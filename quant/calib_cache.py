@@ -23,6 +23,7 @@ from sodeploy.errors import UserError
 from sodeploy.quant.graph import PASSING, WEIGHTED, Network, load_network
 from sodeploy.quant.int8 import SMALLEST_SCALE, STEPS
 from sodeploy.quant.planning.decide import decide
+from sodeploy.quant.planning.fp16_range import beyond_fp16
 from sodeploy.quant.planning.plan import Calibration, Layer, Plan, Range, load_plan, short
 from sodeploy.quant.planning.ranges import sharing_a_range
 from sodeploy.quant.planning.targets import decide_targets
@@ -85,7 +86,7 @@ def plan_from_cache(network: Network, path: str | Path) -> Plan:
 
     in_float: dict[str, str] = {}
     while True:
-        layers = decide(network, None, in_float)
+        layers = decide(network, None, beyond_fp16(network, None), in_float)
         groups = sharing_a_range(network, layers)
         without = {tensor: group for group in groups if not amax.keys() & set(group) for tensor in group}
         missing = _reading(network, layers, without)

@@ -14,9 +14,9 @@ def fp16_scale(value: float | np.ndarray) -> np.ndarray:
     """The smallest fp16 number >= `value` (and >= SMALLEST_SCALE), as float32.
 
     Engines store scales in fp16. Scales are rounded here, once, and rounded up: the largest value stays inside the
-    range, and every graph of a plan computes with the same numbers.
+    range, and every graph of a plan computes with the same numbers. No scale is larger than fp16's largest number.
     """
-    wanted = np.maximum(np.asarray(value, np.float32), np.float32(SMALLEST_SCALE))
+    wanted = np.clip(np.asarray(value, np.float32), np.float32(SMALLEST_SCALE), np.float32(LARGEST_FP16))
     half = wanted.astype(np.float16)
     return np.where(half.astype(np.float32) < wanted, np.nextafter(half, np.float16(np.inf)), half).astype(np.float32)
 

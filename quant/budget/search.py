@@ -29,8 +29,9 @@ from sodeploy.quant.calibration.methods import DEFAULT, Method
 from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.emit.tensorrt import emit_simulation
 from sodeploy.quant.graph import PASSING, Network
-from sodeploy.quant.planning.decide import make_plan, overflowing
+from sodeploy.quant.planning.decide import make_plan
 from sodeploy.quant.planning.evidence import Evidence
+from sodeploy.quant.planning.fp16_range import beyond_fp16
 from sodeploy.quant.planning.plan import Layer, Plan, Precision
 from sodeploy.quant.planning.ranges import summed
 from sodeploy.quant.planning.targets import decide_targets
@@ -101,7 +102,7 @@ def search(network: Network, gate: Gate, evidence: Evidence | None = None, metho
     Raises:
         UserError: nothing below fp32 keeps within the budget; metric, loss and budget are named.
     """
-    step = _fp16_step(network, overflowing(network, evidence.statistics) if evidence is not None else {})
+    step = _fp16_step(network, beyond_fp16(network, evidence.statistics if evidence is not None else None))
     found = _descend(network, gate, step)
     body = found[-1].plan
     if body.nodes("fp32") >= {node.name for node in network.nodes if network.is_weighted(node)}:

@@ -14,6 +14,7 @@ DEFAULT: Method = "kl"
 
 LEVELS = STEPS + 1  # magnitudes that int8 can represent, with zero
 PERCENTILE = 99.99
+_LARGEST_EXCESS = 100.0  # 20 dB
 
 
 def threshold(histogram: MagnitudeHistogram, method: Method, levels: int = LEVELS) -> float:
@@ -89,7 +90,15 @@ def expected_error(histogram: MagnitudeHistogram, clip: float, levels: int = LEV
 
 
 def _kl(histogram: MagnitudeHistogram, levels: int, bins: int = 2048) -> float:
-    return histogram.maximum * kl_threshold(histogram.linear(bins), levels) / bins
+    """The clip of `kl_threshold`, unless its squared error is `_LARGEST_EXCESS` times the smallest one or more.
+
+    KL counts how many values are clipped, not how far they lie outside. Where many values are one number, such as a
+    ReLU's zeros after a constant was added, it clips everything else.
+    """
+    clip = histogram.maximum * kl_threshold(histogram.linear(bins), levels) / bins
+    best = _mse(histogram, levels)
+    excessive = expected_error(histogram, clip, levels) > _LARGEST_EXCESS * expected_error(histogram, best, levels)
+    return best if excessive else clip
 
 
 def _mse(histogram: MagnitudeHistogram, levels: int, bins: int = 2048) -> float:

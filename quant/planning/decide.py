@@ -7,15 +7,14 @@ import onnx
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.methods import DEFAULT, Method
 from sodeploy.quant.calibration.statistics import Statistics
-from sodeploy.quant.graph import PASSING, WEIGHTED, Network, channel_axis, feature_heads, heads_of, is_residual
-from sodeploy.quant.int8 import LARGEST_FP16, bias_correction, dequantize_weight, quantize_weight, weight_scales
+from sodeploy.quant.graph import WEIGHTED, Network, channel_axis, feature_heads, heads_of, is_residual
+from sodeploy.quant.int8 import bias_correction, dequantize_weight, quantize_weight, weight_scales
 from sodeploy.quant.planning.evidence import Evidence
+from sodeploy.quant.planning.fp16_range import beyond_fp16
 from sodeploy.quant.planning.plan import Calibration, Layer, Plan, Range, short
 from sodeploy.quant.planning.ranges import groups_of, shared_range, sharing_a_range
 from sodeploy.quant.planning.targets import decide_targets
 from sodeploy.stages import command
-
-FP16_HEADROOM = LARGEST_FP16 / 4  # images outside the calibration set have larger values
 
 
 def make_plan(
@@ -38,7 +37,7 @@ def make_plan(
         if name not in names:
             raise UserError(f"{network.path} has no node {name!r}; Netron and {command('plan')} show the names")
 
-    layers = decide(network, evidence, float_layers or {}) | overflowing(network, statistics)
+    layers = decide(network, evidence, beyond_fp16(network, statistics), float_layers or {})
     ranges = _ranges(network, layers, statistics, method)
     return Plan(
         network=network.contract.network,
@@ -54,7 +53,7 @@ def make_plan(
 
 def all_ranges(network: Network, statistics: Statistics, method: Method) -> list[Range]:
     """The ranges of a plan that leaves only the layers in float that the rules leave."""
-    return _ranges(network, decide(network, None, {}), statistics, method)
+    return _ranges(network, decide(network, None, beyond_fp16(network, statistics)), statistics, method)
 
 
 def _ranges(network: Network, layers: dict[str, Layer], statistics: Statistics, method: Method) -> list[Range]:
@@ -63,18 +62,27 @@ def _ranges(network: Network, layers: dict[str, Layer], statistics: Statistics, 
     return [shared_range(network, tensors, statistics, method) for tensors in groups]
 
 
-def decide(network: Network, evidence: Evidence | None, float_layers: Mapping[str, str]) -> dict[str, Layer]:
-    """An entry for every node with weights and every residual addition, in the graph's order.
+def decide(
+    network: Network,
+    evidence: Evidence | None,
+    fp32_layers: Mapping[str, Layer],
+    float_layers: Mapping[str, str] | None = None,
+) -> dict[str, Layer]:
+    """An entry for every node with weights, residual addition and node in fp32, in the graph's order.
 
     Args:
         evidence: for corrected biases and rounded weights; without it there are none.
+        fp32_layers: the entries of nodes that fp16 would change.
         float_layers: node -> reason, for more layers to leave in fp16 than the rules do.
     """
-    groups = groups_of(network)
-    layers = {}
+    float_layers = float_layers or {}
+    groups = groups_of(network, fp32_layers)
+    layers: dict[str, Layer] = {}
     heads = heads_of(network)
     for node in network.nodes:
-        if network.is_weighted(node):
+        if node.name in fp32_layers:
+            layers[node.name] = fp32_layers[node.name]
+        elif network.is_weighted(node):
             reason = float_layers.get(node.name, _reason_for_float(network, node, heads))
             layers[node.name] = int8_layer(network, node, evidence) if reason is None else _in_float(node, reason)
         elif node.op_type in WEIGHTED:
@@ -85,25 +93,10 @@ def decide(network: Network, evidence: Evidence | None, float_layers: Mapping[st
     int8 = [node for node in network.nodes if node.name in layers and layers[node.name].precision == "int8"]
     read = {groups[node.input[0]] for node in int8}
     for node in reversed(network.model.graph.node):
-        lowerable = node.op_type == "Add" and node.name in layers and node.name not in float_layers
-        if lowerable and groups[network.scope(node)] in read:
+        lowerable = node.op_type == "Add" and node.name in layers and node.name not in {*float_layers, *fp32_layers}
+        if lowerable and is_residual(network, node) and groups[network.scope(node)] in read:
             layers[node.name] = Layer(op="Add", precision="int8", reason="its sum is read in int8")
             read |= {groups[name] for name in node.input}
-    return layers
-
-
-def overflowing(network: Network, statistics: Statistics) -> dict[str, Layer]:
-    """An fp32 entry for every node that makes or reads values near the end of fp16's range in calibration."""
-    reach = {name: histogram.maximum for name, histogram in statistics.histograms.items()}
-    layers = {}
-    for node in network.nodes:
-        read = max((reach.get(name, 0.0) for name in node.input), default=0.0)
-        if node.op_type in (*PASSING, "Concat"):
-            reach[node.output[0]] = read
-        largest = max(read, reach.get(network.scope(node), 0.0))
-        if largest > FP16_HEADROOM:
-            reason = f"values reach {largest:.3g} in calibration; fp16 ends at {LARGEST_FP16:.0f}"
-            layers[node.name] = Layer(op=node.op_type, precision="fp32", reason=reason)
     return layers
 
 

@@ -34,7 +34,7 @@ def sharing_a_range(
         also_read_by: names of other nodes whose first input is wanted too.
         outputs: the results of int8 layers too, whoever reads them.
     """
-    groups = groups_of(network)
+    groups = groups_of(network, {name for name, layer in layers.items() if layer.precision == "fp32"})
     members = defaultdict(list)
     for tensor, group in groups.items():
         members[group].append(tensor)
@@ -44,10 +44,16 @@ def sharing_a_range(
     return [members[group] for group in dict.fromkeys(groups[tensor] for tensor in stored)]
 
 
-def groups_of(network: Network) -> dict[str, str]:
-    """Float tensor -> representative of the tensors that must share its scale."""
+def groups_of(network: Network, in_fp32: Collection[str] = ()) -> dict[str, str]:
+    """Float tensor -> representative of the tensors that must share its scale.
+
+    Args:
+        in_fp32: names of nodes that compute in fp32; no int8 values pass through them.
+    """
     sets = DisjointSets[str]()
     for node in network.nodes:
+        if node.name in in_fp32:
+            continue
         inputs = node.input if node.op_type == "Concat" else node.input[:1] if node.op_type in PASSING else ()
         for name in inputs:
             for output in node.output:

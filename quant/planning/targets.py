@@ -44,7 +44,7 @@ def _for_openvino(network: Network, layers: Mapping[str, Layer], known: Collecti
     parts = {
         node.name: TargetLayer(precision="int8", form="two int8 parts", reason=_TWO_PARTS)
         for node in network.nodes
-        if node.name in heads and node.input[0] in known
+        if node.name in heads and node.input[0] in known and layers[node.name].precision == "fp16"
     }
     return TargetPlan(weight_steps=STEPS, quantizes_outputs=False, layers=parts)
 
