@@ -2,20 +2,42 @@
 
 import pickle
 import re
-import struct
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sodeploy import artifacts
+from sodeploy import artifacts, terminal
 from sodeploy.errors import UserError
-from sodeploy.training.models import NETWORKS
 from sodeploy.training.models.network import SaliencyNetwork
+from sodeploy.training.signatures import networks_fitting
 
+# Where training code keeps the weights in a checkpoint, in the order of preference.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "network", "net", "params", "weights")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")  # DataParallel, torch.compile, wrapping classes
+_AVERAGED = (
+    "ema",
+    "model_ema",
+    "state_dict_ema",
+    "ema_state_dict",
+    "ema_model",
+    "params_ema",
+    "shadow",
+    "averaged_model",
+)
+_DEPTH = 4  # of dicts in dicts that are looked into
+
+# Parts beside a network that change nothing about it: losses, metrics, and the classifier of a backbone.
+_HARMLESS = re.compile(
+    r"(.*\.)?(total_ops|total_params)|(loss|losses|criterion|metric|metrics|lpips|perceptual|discriminator)(_\w+)?\..*"
+    r"|(backbone|encoder|bkbone|resnet|base)\.(fc|head|classifier)\..*|n_averaged"
+)
+_SECOND = re.compile(r"teacher|ema|averag")  # networks that stand beside the one that is trained
+_SAVE_WEIGHTS = (
+    "if you trust it, load it where it was made, c = torch.load(PATH, weights_only=False), and save its weights alone: "
+    "torch.save(c.state_dict(), NEW) of a network, torch.save(c['state_dict'], NEW) of a dict"
+)
 
 Weights = dict[str, torch.Tensor]
 
@@ -23,29 +45,29 @@ Weights = dict[str, torch.Tensor]
 def load_checkpoint(path: str | Path, network: SaliencyNetwork) -> None:
     """Give `network` the weights in a checkpoint file; nothing is loaded unless everything fits.
 
-    Read as `read_weights` does. A missing `num_batches_tracked` (written before PyTorch 0.4.1) stays as it is.
+    The file may be a state dict, hold one under any key (weights proper are preferred to their moving average), or be a
+    safetensors file. Prefixes of wrapping classes are removed. Parts beside the network that cannot change it, such as
+    a profiler's counters or a loss's weights, are left out, and a note says so. A missing `num_batches_tracked` (files
+    from before PyTorch 0.4.1) stays as it is.
 
     Raises:
-        UserError: the file cannot be read, or is of another network, which is named if it is one of ours.
+        UserError: the file cannot be read, holds NaN, or is of another network, which is named if it is one of ours.
     """
     own = network.state_dict()
-    weights = without_prefix(read_weights(path), own)
-    lacking = [key for key in own if key not in weights and not key.endswith("num_batches_tracked")]
-    foreign = [key for key in weights if key not in own]
-    reshaped = [key for key in own if key in weights and own[key].shape != weights[key].shape]
-    if lacking or foreign or reshaped:
-        faults = [
-            f"{fault} {_few(keys)}"
-            for fault, keys in (
-                ("it lacks", lacking),
-                ("it has", foreign),
-                ("of another shape is", [_shapes(key, weights[key], own[key]) for key in reshaped]),
-            )
-            if keys
-        ]
-        others = " or ".join(networks_fitting(weights))
+    found = list(state_dicts(read_checkpoint(path), path))
+    fitted = [(label, *_fitted(weights, own)) for label, weights in found]
+    label, weights, leftovers, faults = min(fitted, key=lambda one: sum(map(len, one[3].values())))
+    if faults:
+        own_name = next(iter(networks_fitting(own)), type(network).__name__)
+        others = " or ".join(dict.fromkeys(name for _, each in found for name in networks_fitting(each)))
         remedy = f"it is a checkpoint of {others}: use that network" if others else "it fits none of our networks"
-        raise UserError(f"{path} does not fit {_name_of(network)}: {'; '.join(faults)}; {remedy}")
+        raise UserError(f"{path} does not fit {own_name}: {_described(faults)}; {remedy}")
+    _require_values(weights, path)
+    if leftovers:
+        terminal.note(f"{path}: left out {len(leftovers)} tensors that are not of the network: {_few(leftovers)}")
+    if label and len(found) > 1:
+        rest = [other for other, _ in found if other != label]
+        terminal.note(f"{path}: took the weights under {label}; it also holds {_few(rest)}")
     network.load_state_dict(own | weights)
 
 
@@ -57,27 +79,73 @@ def read_weights(path: str | Path) -> Weights:
     Raises:
         UserError: the file is missing, broken, holds objects that unpickling would execute, or no weights.
     """
-    return weights_in(read_checkpoint(path), path)
+    return next(state_dicts(read_checkpoint(path), path))[1]
 
 
 def read_checkpoint(path: str | Path) -> Any:
-    """Whatever a file of `torch.save` holds, on the CPU, tensors and plain containers only.
+    """The content of a file of `torch.save` or of safetensors, on the CPU: tensors and plain containers only.
 
     Raises:
-        UserError: the file is missing, broken, or holds objects that unpickling would execute.
+        UserError: the file is missing, broken, TorchScript, or holds objects that unpickling would execute.
     """
-    path = artifacts.require_file(path, "give a .pth file")
+    path = artifacts.require_file(path, "give a .pth or .safetensors file")
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(9)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror}); correct its permissions or fetch it again"
+        ) from None
+    if path.suffix == ".safetensors" or begin[8:] == b"{":
+        return _read_safetensors(path)
+    _require_archive(path, begin)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if not re.search("unsupported (global|class)", str(error), re.IGNORECASE):
-            raise UserError(f"{path} is broken or no PyTorch checkpoint; fetch or train it again") from None
+        if not re.search("unsupported (global|class)|GLOBAL", str(error), re.IGNORECASE):
+            raise _broken(path) from None
         raise UserError(
-            f"{path} holds Python objects, which loading would execute, beside its tensors; "
-            "where it was made, save the weights alone: torch.save(network.state_dict(), PATH)"
+            f"{path} holds Python objects, which loading would execute, beside its tensors; {_SAVE_WEIGHTS}"
         ) from None
-    except (RuntimeError, EOFError, ValueError, LookupError, struct.error):  # all seen on random bytes
-        raise UserError(f"{path} is broken or no PyTorch checkpoint; fetch or train it again") from None
+    except ImportError:  # of a module that torch needs
+        raise
+    except Exception:  # on mutated files torch raises nearly everything that there is
+        raise _broken(path) from None
+
+
+def _require_archive(path: Path, begin: bytes) -> None:
+    """Refuse a TorchScript file, and an archive that would grow when it is read."""
+    if not begin.startswith(b"PK"):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception:  # zipfile has no common base class for its errors
+        raise _broken(path) from None
+    if any("/code/" in entry.filename for entry in entries):
+        raise UserError(
+            f"{path} is a TorchScript file, a program with its weights; save the weights alone: "
+            "torch.save(torch.jit.load(PATH, map_location='cpu').state_dict(), NEW)"
+        )
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise _broken(path)
+
+
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        from safetensors.torch import load_file
+    except ImportError:
+        raise UserError(f"{path} is a safetensors file; to read it: pip install safetensors") from None
+    try:
+        return dict(load_file(path))
+    except Exception as error:  # its errors come from Rust and have no base class of ours
+        raise UserError(
+            f"{path} is broken or no safetensors file ({artifacts.one_line(error)}); fetch or save it again"
+        ) from None
+
+
+def _broken(path: Path) -> UserError:
+    return UserError(f"{path} is broken or no PyTorch checkpoint; fetch or train it again")
 
 
 def write_checkpoint(content: Any, path: str | Path) -> None:
@@ -95,53 +163,94 @@ def write_checkpoint(content: Any, path: str | Path) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from None
 
 
-def weights_in(checkpoint: Any, path: str | Path) -> Weights:
-    """The state dict in what a checkpoint file held.
+def state_dicts(checkpoint: Any, path: str | Path) -> Iterator[tuple[str, Weights]]:
+    """Each state dict in the content of a checkpoint file, at least one, with the keys that lead to it.
+
+    Weights proper come first, then their moving averages, then all others. What is not a tensor, such as a number of
+    epochs among the weights, is left out.
 
     Raises:
         UserError: there is none.
     """
-    if _is_state_dict(checkpoint):
-        return dict(checkpoint)
-    if isinstance(checkpoint, Mapping):
-        for key in _WRAPPERS:
-            if _is_state_dict(checkpoint.get(key)):
-                return dict(checkpoint[key])
-        raise UserError(f"{path} holds {_few(list(map(str, checkpoint)))}, none of which is a state dict; save one")
-    raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a state dict; save network.state_dict()")
+    if not isinstance(checkpoint, Mapping):
+        raise UserError(f"{path} holds a {type(checkpoint).__name__}, not a state dict; save network.state_dict()")
+    found = sorted(_state_dicts(checkpoint, "", _DEPTH), key=lambda one: _preference(one[0]))
+    if not found:
+        keys = _few([str(key) for key in checkpoint])
+        raise UserError(f"{path} holds {keys or 'nothing'}, none of which is a state dict; save network.state_dict()")
+    yield from found
+
+
+def _state_dicts(content: Mapping[Any, Any], label: str, depth: int) -> Iterator[tuple[str, Weights]]:
+    tensors = {key: value for key, value in content.items() if isinstance(key, str) and torch.is_tensor(value)}
+    if tensors:
+        yield label, tensors
+    for key, value in content.items():
+        if isinstance(value, Mapping) and depth and isinstance(key, str) and not key.startswith("optim"):
+            yield from _state_dicts(value, f"{label}.{key}" if label else key, depth - 1)
+
+
+def _preference(label: str) -> int:
+    names = label.split(".")
+    if not label or set(names) <= set(_WRAPPERS):
+        return 0
+    return 1 if set(names) & set(_AVERAGED) else 2
+
+
+def _fitted(weights: Weights, own: Mapping[str, torch.Tensor]) -> tuple[Weights, list[str], dict[str, list[str]]]:
+    """`weights` by the names of `own`; the names that are left out; and what does not fit, by kind of fault."""
+    taken = without_prefix(weights, own)
+    kept = {id(tensor) for key, tensor in taken.items() if key in own}
+    leftovers = [key for key, tensor in weights.items() if id(tensor) not in kept]
+    within = {key: tensor for key, tensor in taken.items() if key in own or not _HARMLESS.fullmatch(key)}
+    lacking = [key for key in own if key not in within and not key.endswith("num_batches_tracked")]
+    foreign = [key for key in within if key not in own]
+    reshaped = [key for key in own if key in within and own[key].shape != within[key].shape]
+    faults = {
+        "it lacks": lacking,
+        "it has": foreign,
+        "of another shape is": [_shapes(key, within[key], own[key]) for key in reshaped],
+    }
+    return within, leftovers, {kind: keys for kind, keys in faults.items() if keys}
 
 
 def without_prefix(weights: Weights, own: Mapping[str, torch.Tensor]) -> Weights:
-    """`weights` without the prefixes that wrappers put before every name, unless `own` has them too."""
-    for prefix in _PREFIXES * 2:  # wrappers nest
-        if all(key.startswith(prefix) for key in weights) and not any(key.startswith(prefix) for key in own):
-            weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
+    """`weights` without the prefix that wrappers put before every name, such as `module.` or `student.model.`.
+
+    Where all names of `own` stand behind one prefix, the tensors without it are of other modules and are left out.
+    Where not, a prefix that all names share and `own` lacks is removed.
+    """
+    wanted = [key for key in own if not key.endswith("num_batches_tracked")]
+    if wanted and not set(wanted) <= weights.keys():
+        ends = [key[: -len(wanted[0])] for key in weights if key.endswith(f".{wanted[0]}")]
+        for prefix in sorted(ends, key=lambda prefix: bool(_SECOND.search(prefix))):
+            if all(prefix + key in weights for key in wanted):
+                return {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
+    while weights:
+        first, dot, _ = next(iter(weights)).partition(".")
+        prefix = first + dot
+        if not dot or not all(key.startswith(prefix) for key in weights) or any(key.startswith(prefix) for key in own):
+            break
+        weights = {key.removeprefix(prefix): tensor for key, tensor in weights.items()}
     return weights
 
 
-def networks_fitting(weights: Weights) -> list[str]:
-    """The registered networks whose names and shapes are those of `weights`."""
-    fitting = []
-    for name, entry in NETWORKS.items():
-        with torch.device("meta"):  # no memory, no initialisation
-            own = entry.make().state_dict()
-        shapes = {key: tensor.shape for key, tensor in without_prefix(weights, own).items()}
-        unmatched = {key: tensor.shape for key, tensor in own.items() if shapes.pop(key, None) != tensor.shape}
-        if not shapes and all(key.endswith("num_batches_tracked") for key in unmatched):
-            fitting.append(name)
-    return fitting
+def _require_values(weights: Weights, path: str | Path) -> None:
+    for key, tensor in weights.items():
+        name = artifacts.one_line(key)
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise UserError(f"{path}: {name} is no plain tensor (sparse, quantized or without data); save it dense")
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} has values that are NaN or infinite; take an earlier checkpoint")
 
 
-def _is_state_dict(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(torch.is_tensor(item) for item in value.values())
-
-
-def _name_of(network: SaliencyNetwork) -> str:
-    return next(iter(networks_fitting(network.state_dict())), type(network).__name__)
+def _described(faults: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{fault} {_few(keys)}" for fault, keys in faults.items())
 
 
 def _few(names: Sequence[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
+    shown = ", ".join(artifacts.one_line(name, 120) for name in names[:count])
+    return shown + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
 def _shapes(key: str, theirs: torch.Tensor, own: torch.Tensor) -> str:

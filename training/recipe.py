@@ -1,5 +1,6 @@
 """A recipe: all options of a training run, read from a YAML file and checked before the run starts."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ RECIPES = Path(__file__).parent / "configs"  # the recipes of the product
 class Validation(BaseModel):
     """The samples for validation, and how often it runs."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     data: str | None = Field(
         default=None, description="a data set; without one, `hold_out` samples of the training set"
@@ -54,7 +55,7 @@ class Validation(BaseModel):
 class Backbone(BaseModel):
     """The first weights of a network's backbone, and its learning rate."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     init: str | None = Field(default=None, description="file of ImageNet weights, as its authors published it")
     lr: float = Field(default=1, gt=0, description="factor on the learning rate of the backbone")
@@ -63,7 +64,7 @@ class Backbone(BaseModel):
 class Recipe(BaseModel):
     """The keys of a recipe file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     network: str
     init: str | None = Field(default=None, description="a checkpoint of the network, with which training starts")
@@ -80,7 +81,7 @@ class Recipe(BaseModel):
     )
     train: str = Field(description="the training set; --data replaces it")
     validation: Validation
-    size: int = Field(ge=32, description="side of the square input in validation and deployment, pixels")
+    size: int = Field(ge=32, le=2**14, description="side of the square input in validation and deployment, pixels")
     augment: tuple[Augmentation, ...]
     multi_scale: tuple[int, ...] = Field(
         default=(), description="sides in pixels; each step resizes its batch to one of them, which the seed draws"
@@ -88,10 +89,10 @@ class Recipe(BaseModel):
     loss: dict[str, float] = Field(min_length=1, description="weight of each loss")
     optimizer: Optimizer
     schedule: Schedule = Constant(name="constant")
-    batch: int = Field(ge=1, description="samples of one optimizer step, over all processes and passes")
+    batch: int = Field(ge=1, le=2**20, description="samples of one optimizer step, over all processes and passes")
     accumulate: int = Field(default=1, ge=1, description="passes of one step, whose gradients are added up")
-    steps: int | None = Field(default=None, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, ge=1, le=10**9)
+    epochs: float | None = Field(default=None, gt=0, le=10**6)
     batch_norm: Literal["local", "synced", "frozen"] = Field(
         default="local",
         description="local: statistics of each process; synced: of all processes; frozen: the running statistics",
@@ -103,9 +104,9 @@ class Recipe(BaseModel):
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of each training process; PyTorch's own number by default"
     )
-    workers: int = Field(default=4, ge=0, description="processes that load data, for each training process")
+    workers: int = Field(default=4, ge=0, le=1024, description="processes that load data, for each training process")
     log_every: int = Field(default=50, ge=1, description="optimizer steps from one line of loss.csv to the next")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "Recipe":
@@ -113,6 +114,11 @@ class Recipe(BaseModel):
             raise ValueError(f"no network is called {self.network}; known: {', '.join(sorted(NETWORKS))}")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
+        for pattern in (*self.freeze, *self.undecayed):
+            try:
+                re.compile(pattern)
+            except (re.error, RecursionError, OverflowError) as error:
+                raise ValueError(f"{pattern!r} is no regular expression ({error})") from None
         if unknown := [term for term in self.loss if term not in LOSSES]:
             raise ValueError(f"no loss is called {unknown[0]}; known: {', '.join(LOSSES)}")
         with torch.device("meta"):
@@ -155,11 +161,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: the file is missing or is not YAML, a key is unknown, or a value is wrong.
     """
-    path = artifacts.require_file(path, "give a recipe, for example training/configs/u2netp.yaml")
+    remedy = "give a recipe, for example training/configs/u2netp.yaml"
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML ({' '.join(str(error).split())}); correct it") from None
+        content = _parsed(artifacts.read_bytes(path, remedy, most=1 << 20).decode())
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; {remedy}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not YAML: {error}; correct it") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is no recipe: keys and values are expected, as in training/configs/u2netp.yaml")
     for override in overrides:
@@ -172,6 +180,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if first["type"] == "extra_forbidden":
             raise UserError(f"{path}: no recipe has a key {where}; remove it or correct its name") from None
         message = first["msg"].removeprefix("Value error, ")
+        if where and not isinstance(first["input"], (dict, list)):
+            message += f", not {artifacts.one_line(repr(first['input']), 60)}"
         raise UserError(f"{path}: {where + ': ' if where else ''}{message}; correct it") from None
 
 
@@ -185,6 +195,37 @@ def _override(content: dict[str, Any], override: str) -> None:
         if not isinstance(content, dict):
             raise UserError(f"--set {override}: {section} has no keys of its own")
     try:
-        content[last] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: {value} is not a YAML value") from None
+        content[last] = _parsed(value)
+    except ValueError as error:
+        raise UserError(f"--set {artifacts.one_line(override)}: {value} is not a YAML value: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """A loader whose errors name the value; PyYAML's constructors of numbers and dates let Python's errors through."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(None, None, f"this is no {kind}", node.start_mark) from None
+
+
+def _parsed(text: str) -> Any:
+    """The content of a YAML text.
+
+    Raises:
+        ValueError: it is none; the text of the error is one line that shows the line at fault.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        lines = text.splitlines()
+        shown = lines[mark.line].strip() if mark and mark.line < len(lines) else ""
+        where = f"line {mark.line + 1}, {artifacts.one_line(shown, 80)}: " if mark else ""
+        raise ValueError(f"{where}{artifacts.one_line(error.problem or error)}") from None
+    except yaml.YAMLError as error:
+        raise ValueError(artifacts.one_line(error)) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None

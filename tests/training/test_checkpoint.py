@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from research_data import ResearchFile
 
 from sodeploy import artifacts
@@ -16,6 +18,7 @@ from sodeploy.errors import UserError
 from sodeploy.training.checkpoint import load_checkpoint, read_weights, write_checkpoint
 from sodeploy.training.models import build
 from sodeploy.training.models.network import SaliencyNetwork
+from sodeploy.training.signatures import FILE, computed
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +43,35 @@ def loads_as(path: Path, trained: SaliencyNetwork) -> bool:
         lambda state: {"epoch": 3, "state_dict": state, "optimizer": {"lr": 0.1}},
         lambda state: {"model": {"module." + key: tensor for key, tensor in state.items()}},
         lambda state: {key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")},
+        lambda state: {"epoch": 3, "model": None, "ema": state},
+        lambda state: {"state_dict": state, "state_dict_ema": {key: tensor * 0 for key, tensor in state.items()}},
+        lambda state: {"model": {"state_dict": state}, "optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}},
+        lambda state: {**state, "epoch": 3, "lr": 0.1, "name": "x"},
+        lambda state: {**state, "outconv.total_ops": torch.zeros(1), "total_params": torch.zeros(1)},
+        lambda state: {"state_dict": {"model.net." + key: tensor for key, tensor in state.items()}, "callbacks": {}},
+        lambda state: {
+            **{"teacher." + key: tensor * 0 for key, tensor in state.items()},
+            **{"student." + key: tensor for key, tensor in state.items()},
+            "loss.weight": torch.ones(3),
+        },
+        lambda state: {"generator": state, "discriminator": {"conv.weight": torch.ones(3)}},
     ],
-    ids=["plain", "data parallel", "compiled", "wrapped", "wrapped data parallel", "before PyTorch 0.4.1"],
+    ids=[
+        "plain",
+        "data parallel",
+        "compiled",
+        "wrapped",
+        "wrapped data parallel",
+        "before PyTorch 0.4.1",
+        "moving average alone",
+        "moving average beside",
+        "nested",
+        "flat with an epoch",
+        "profiled by thop",
+        "Lightning",
+        "student and teacher",
+        "one of two networks",
+    ],
 )
 def test_forms(tmp_path: Path, trained: SaliencyNetwork, wrap: Any) -> None:
     torch.save(wrap(trained.state_dict()), tmp_path / "w.pth")
@@ -133,3 +163,63 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError, match=r"w.pth") as error:
         write_checkpoint({"weight": torch.zeros(300_000)}, tmp_path / "w.pth")
     assert error.value.errno == errno.ENOSPC
+
+
+def test_safetensors(tmp_path: Path, trained: SaliencyNetwork) -> None:
+    save_file({key: tensor.contiguous() for key, tensor in trained.state_dict().items()}, tmp_path / "w.safetensors")
+    assert loads_as(tmp_path / "w.safetensors", trained)
+    (tmp_path / "w.safetensors").rename(tmp_path / "w.pth")
+    assert loads_as(tmp_path / "w.pth", trained)
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "w.pth").read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"cut.safetensors is broken or no safetensors file"):
+        read_weights(tmp_path / "cut.safetensors")
+
+
+def test_torchscript_is_refused_with_a_remedy_that_works(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"w.pt is a TorchScript file.*torch.jit.load"):
+        read_weights(tmp_path / "w.pt")
+    torch.save(torch.jit.load(tmp_path / "w.pt", map_location="cpu").state_dict(), tmp_path / "w.pth")
+    assert set(read_weights(tmp_path / "w.pth")) == {"weight", "bias"}
+
+
+def test_a_whole_network_is_refused_with_a_remedy_that_works(tmp_path: Path) -> None:
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"w.pt holds Python objects.*weights_only=False"):
+        read_weights(tmp_path / "w.pt")
+    torch.save(torch.load(tmp_path / "w.pt", weights_only=False).state_dict(), tmp_path / "w.pth")
+    assert set(read_weights(tmp_path / "w.pth")) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda tensor: tensor.to_sparse(), "no plain tensor"),
+        (lambda tensor: torch.empty(tensor.shape, device="meta"), "no plain tensor"),
+        (lambda tensor: tensor * float("nan"), "NaN or infinite"),
+    ],
+    ids=["sparse", "meta", "NaN"],
+)
+def test_tensors_that_hold_no_weights(tmp_path: Path, trained: SaliencyNetwork, spoil: Any, message: str) -> None:
+    state = trained.state_dict()
+    torch.save(state | {"outconv.weight": spoil(state["outconv.weight"])}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=rf"w.pth: outconv.weight .*{message}"):
+        load_checkpoint(tmp_path / "w.pth", build("u2net_tiny"))
+
+
+def test_names_are_escaped(tmp_path: Path, trained: SaliencyNetwork) -> None:
+    torch.save(trained.state_dict() | {"a\x1b[31m\nb": torch.zeros(1)}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"it has a\\x1b\[31m b;") as error:
+        load_checkpoint(tmp_path / "w.pth", build("u2net_tiny"))
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("content", [{0: torch.zeros(1)}, {None: torch.zeros(1)}, {}], ids=["number", "none", "empty"])
+def test_keys_that_are_no_names(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="none of which is a state dict"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_the_signatures_are_those_of_the_networks() -> None:
+    assert json.loads(FILE.read_text()) == computed(), "a network changed; run python training/signatures.py"

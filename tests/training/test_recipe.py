@@ -12,6 +12,7 @@ from sodeploy.training.optimizers import Constant, OneCycle, Polynomial, Steps, 
 from sodeploy.training.recipe import load_recipe
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
+DEMO = CONFIGS / "demo.yaml"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -107,3 +108,34 @@ def test_schedules() -> None:
     triangle = Triangle(name="triangle", floor=0.01)
     assert [triangle.factor(step, 99) for step in (0, 49, 98)] == pytest.approx([0.0298, 1, 0.0298])
     assert Constant(name="constant").factor(7, 10) == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("seed: 2020-99-99", r"r.yaml is not YAML: line \d+, seed: 2020-99-99: this is no timestamp"),
+        ("seed: 0b_", r"line \d+, seed: 0b_: this is no int"),
+        ('seed: !!int ""', r"line \d+, seed: !!int \"\": this is no int"),
+        ("seed: !!timestamp x", r"seed: !!timestamp x: this is no timestamp"),
+        ("seed: !!bool x", r"seed: !!bool x: this is no bool"),
+        ("seed: !!python/name:os.system", r"seed: !!python/name:os.system: could not determine a constructor"),
+        ("seed: " + "[" * 3000, r"is nested too deeply|expected"),
+        ("seed: *nowhere", r"seed: \*nowhere: found undefined alias"),
+        ("steps: .inf", r"steps: .*, not inf"),
+        ("seed: -1", r"seed: .*, not -1"),
+        ("freeze: ['(']", r"'\(' is no regular expression"),
+    ],
+)
+def test_a_value_at_fault_is_named_with_its_key(tmp_path: Path, line: str, message: str) -> None:
+    key = line.partition(":")[0]
+    text = "".join(row for row in DEMO.read_text().splitlines(keepends=True) if not row.startswith(key))
+    (tmp_path / "r.yaml").write_text(f"{text}\n{line}\n")
+    with pytest.raises(UserError, match=message) as error:
+        load_recipe(tmp_path / "r.yaml")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["2020-99-99", "0b_", "[" * 3000, "!!int x", "{"])
+def test_a_value_on_the_command_line_is_named(value: str) -> None:
+    with pytest.raises(UserError, match=r"--set seed=.* is not a YAML value"):
+        load_recipe(DEMO, [f"seed={value}"])
