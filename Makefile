@@ -3,7 +3,7 @@ BIN := .venv/bin
 ROOMS := calib_data training export quant runtime
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-quick test-oldest test-all-builds lint gpu-check
+.PHONY: install demo test test-quick test-oldest test-all-builds lint gpu-check fuzz
 
 install: $(STAMP)
 
@@ -46,6 +46,11 @@ lint: $(STAMP)
 	ln -s $(CURDIR)/sodeploy/*.py build/typed/sodeploy/
 	ln -s $(addprefix $(CURDIR)/,$(ROOMS)) build/typed/sodeploy/
 	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p sodeploy
+
+# Spoiled files of every kind through every reader: the tests take some hundred, this takes as long as it may
+MINUTES ?= 10
+fuzz: $(STAMP)
+	PYTHONPATH=$(CURDIR) $(BIN)/python tests/fuzz.py --minutes $(MINUTES)
 
 # On a machine with an NVIDIA GPU, from whatever is installed there; writes benchmarks/results/<gpu>-<date>.{json,md}
 gpu-check:

@@ -88,7 +88,7 @@ def _list_samples(path: Path, masks: bool) -> list[FileSample]:
         try:
             sample, root = _listed_sample(path.parent, line, masks, layout_of)
         except LookupError as error:
-            raise UserError(f"{where}: {error.args[0]}") from None
+            raise UserError(f"{where}: {one_line(error.args[0], 2000)}") from None
         except (OSError, ValueError) as error:  # a name that no file can have: too long, or with a zero byte
             raise UserError(f"{where}: {getattr(error, 'strerror', None) or error}; correct it") from None
         if (first := line_of.setdefault(sample.image_path, number)) != number:

@@ -1,14 +1,16 @@
 """The counts of a calibration pass, and their file."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from sodeploy.artifacts import atomic_write
+from sodeploy.artifacts import atomic_write, one_line, parse_json
 from sodeploy.errors import UserError
+from sodeploy.quant.arrays import read_arrays
 from sodeploy.quant.calibration.histogram import MagnitudeHistogram
 
 _FORMAT = 2  # of the file
@@ -102,21 +104,34 @@ def load_statistics(path: str | Path) -> Statistics:
     Raises:
         UserError: it is missing, or not such a file.
     """
+    remedy = "delete it and calibrate again"
+    arrays = read_arrays(path, "calibration statistics", remedy)
     try:
-        with np.load(path) as arrays:
-            header = json.loads(arrays["header"].tobytes())
-            if header.get("format") != _FORMAT:
-                raise ValueError("written by another version")
-            statistics = Statistics(header["network"], images=header["images"])
-            for index, (tensor, low, high, in_half) in enumerate(header["tensors"]):
-                histogram = MagnitudeHistogram()
-                (statistics.half if in_half else statistics.histograms)[tensor] = histogram
-                histogram.counts[arrays[f"bins_{index}"]] = arrays[f"counts_{index}"]
-                histogram.low, histogram.high = low, high
-            for index, tensor in enumerate(header["channels"]):
-                statistics.channel_sums[tensor] = arrays[f"channels_{index}"]
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; calibrate first") from None
-    except Exception as error:  # zipfile, json and numpy each have their own
-        raise UserError(f"{path} holds no calibration statistics ({error}); delete it and calibrate again") from None
+        header = parse_json(arrays["header"].tobytes(), path, remedy)
+        if header.get("format") != _FORMAT:
+            raise ValueError("written by another version")
+        if not isinstance(header["network"], str) or not all(map(_is_text, header["images"].items())):
+            raise ValueError("its header names no network and images")
+        statistics = Statistics(header["network"], images=header["images"])
+        for index, (tensor, low, high, in_half) in enumerate(header["tensors"]):
+            if not isinstance(tensor, str) or not -math.inf < float(low) <= 0 <= float(high) < math.inf:
+                raise ValueError(f"the range of {tensor} is {low} to {high}")
+            histogram = MagnitudeHistogram()
+            (statistics.half if in_half else statistics.histograms)[tensor] = histogram
+            bins, counts = arrays[f"bins_{index}"], arrays[f"counts_{index}"]
+            if bins.shape != counts.shape or bins.dtype.kind not in "iu" or (bins < 0).any() or (counts < 0).any():
+                raise ValueError(f"the counts of {tensor} make no sense")
+            histogram.counts[bins] = counts
+            histogram.low, histogram.high = float(low), float(high)
+        for index, tensor in enumerate(header["channels"]):
+            sums = arrays[f"channels_{index}"]
+            if not isinstance(tensor, str) or sums.ndim != 1 or sums.dtype != np.int64:
+                raise ValueError(f"the channel sums of {tensor} make no sense")
+            statistics.channel_sums[tensor] = sums
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path} holds no calibration statistics ({one_line(error)}); {remedy}") from None
     return statistics
+
+
+def _is_text(pair: tuple[object, object]) -> bool:
+    return all(isinstance(part, str) for part in pair)

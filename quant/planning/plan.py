@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from sodeploy.artifacts import require_file, sha256, write_text
 from sodeploy.errors import UserError
+from sodeploy.quant.arrays import read_arrays
 from sodeploy.quant.calibration.methods import Method
-from sodeploy.quant.graph import Network
+from sodeploy.quant.graph import Network, attribute
 from sodeploy.quant.int8 import STEPS
 from sodeploy.stages import command
 
@@ -23,8 +24,11 @@ Precision = Literal["int8", "fp16", "fp32"]
 _ANEW = "make the plan anew: images whose .statistics.npz is at hand are not counted again"
 
 
+_FILE_NAME = r"^[^/\\\x00]*[^/\\\x00.][^/\\\x00]*$"  # of a file beside the plan, without a folder
+
+
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Range(_Strict):
@@ -90,7 +94,7 @@ class Calibration(_Strict):
 class Rounding(_Strict):
     """The file beside the plan with the jointly rounded int8 weights (planning/rounding.py)."""
 
-    file: str
+    file: str = Field(pattern=_FILE_NAME)
     sha256: str
 
 
@@ -126,7 +130,7 @@ class Plan(_Strict):
 
     format: Literal[1] = 1
     network: str
-    onnx: str = Field(description="file name of the float32 network")
+    onnx: str = Field(pattern=_FILE_NAME, description="file name of the float32 network")
     onnx_sha256: str
     calibration: Calibration | None = Field(default=None, description="None: no layer is int8")
     rounding: Rounding | None = Field(default=None, description="None: every weight takes its nearest step")
@@ -221,8 +225,24 @@ def load_plan(path: str | Path, network: Network) -> Plan:
     _check_names(plan, path, network)
     _check_targets(plan, path, network)
     if plan.rounding is not None:
-        attach(plan, read_steps(Path(path).with_name(plan.rounding.file), plan.rounding), network)
+        file = Path(path).with_name(plan.rounding.file)
+        steps = read_steps(file, plan.rounding)
+        _check_steps(steps, file, network)
+        attach(plan, steps, network)
     return plan
+
+
+def _check_steps(steps: dict[str, np.ndarray], file: Path, network: Network) -> None:
+    """Refuse rounded weights of another type or size than the weights that they stand for."""
+    for node in network.nodes:
+        if node.name not in steps or not network.is_weighted(node):
+            continue
+        found, size = steps[node.name], network.weight(node).size
+        if found.dtype != np.int8 or found.size != size:
+            raise UserError(
+                f"{file}: {node.name} has {found.size} values of {found.dtype}, and its weight {size}, which are int8 "
+                "there; make the plan anew"
+            )
 
 
 def read_steps(path: Path, wanted: Rounding) -> dict[str, np.ndarray]:
@@ -231,11 +251,10 @@ def read_steps(path: Path, wanted: Rounding) -> dict[str, np.ndarray]:
     Raises:
         UserError: the file is missing or has changed since the plan was made.
     """
-    require_file(path, "it holds the plan's rounded weights: keep it beside the plan, or make the plan anew")
-    if sha256(path) != wanted.sha256:
+    remedy = "it holds the plan's rounded weights: keep the file that was made with the plan, or make the plan anew"
+    if sha256(require_file(path, remedy)) != wanted.sha256:
         raise UserError(f"{path} is not the file that the plan was made with; make the plan anew")
-    with np.load(path) as arrays:
-        return dict(arrays)
+    return read_arrays(path, "rounded weights", remedy)
 
 
 def attach(plan: Plan, steps: dict[str, np.ndarray], network: Network) -> None:
@@ -269,10 +288,12 @@ def _check_names(plan: Plan, path: str | Path, network: Network) -> None:
             scales = layer.weight_scales
             if not scales or (channels and len(scales) != channels) or min(scales) <= 0:
                 raise UserError(f"{path}: int8 layer {name} needs {channels} positive weight_scales; undo the edit")
-            for field in ("bias_correction", "input_correction"):
-                correction = getattr(layer, field)
-                if correction is not None and len(correction) != len(scales):
-                    raise UserError(f"{path}: layer {name}: {field} must have {len(scales)} values; undo the edit")
+            means = network.weight(node).shape[1] * attribute(node, "group", 1) if node.op_type == "Conv" else None
+            lengths = {"bias_correction": len(scales), "input_correction": len(scales), "input_means": means}
+            for field, length in lengths.items():
+                values = getattr(layer, field)
+                if values is not None and length is not None and len(values) != length:
+                    raise UserError(f"{path}: layer {name}: {field} must have {length} values; undo the edit")
 
 
 def _check_targets(plan: Plan, path: str | Path, network: Network) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from research_data import ResearchFile
+from safetensors.torch import save_file
 
 from sodeploy import artifacts
 from sodeploy.errors import UserError
