@@ -52,15 +52,16 @@ def make_seeds(folder: Path) -> list[tuple[Path, Reader]]:
     mask[5:15, 8:20] = 255
     seeds: list[tuple[Path, Reader]] = []
     for suffix in (".png", ".jpg", ".bmp", ".tif", ".webp"):
-        cv2.imwrite(str(folder / f"image{suffix}"), picture)
-        seeds.append((folder / f"image{suffix}", read_image))
+        name = f"{suffix[1:]}-image{suffix}"
+        cv2.imwrite(str(folder / name), picture)
+        seeds.append((folder / name, read_image))
     cv2.imwrite(str(folder / "deep.png"), picture.astype(np.uint16) * 257)
     cv2.imwrite(str(folder / "cutout.png"), np.dstack([picture, mask]))
     (folder / "palette.png").write_bytes(palette_png(mask // 255))
     cv2.imwrite(str(folder / "labels.png"), (mask // 255) * 2)
     seeds += [(folder / "deep.png", read_image), (folder / "cutout.png", read_map)]
     seeds += [(folder / "palette.png", read_mask), (folder / "labels.png", read_mask)]
-    (folder / "list.txt").write_text("# images\nimage.png\nimage.jpg\n")
+    (folder / "list.txt").write_text("# images\npng-image.png\njpg-image.jpg\n")
     seeds.append((folder / "list.txt", lambda path: open_dataset(path, masks=False)))
     (folder / "recipe.yaml").write_text((RECIPES / "demo.yaml").read_text())
     seeds.append((folder / "recipe.yaml", load_recipe))
