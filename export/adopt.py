@@ -22,7 +22,6 @@ from sodeploy.errors import UserError
 from sodeploy.export import adapters, upgrade
 from sodeploy.export.foreign import Foreign, flat_graph, open_foreign, understand
 from sodeploy.export.image_options import image_fields
-from sodeploy.export.operators import unknown_to_engines
 from sodeploy.export.original import Original, Refused
 from sodeploy.export.parity import (
     GREY_LEVEL,
@@ -38,6 +37,7 @@ from sodeploy.export.parity import (
 from sodeploy.export.simplify import simplify
 from sodeploy.export.size_option import HELP, SizedCommand, parse_size
 from sodeploy.runtime.contract import PRECISION_KEY, Contract, annotate, embed
+from sodeploy.runtime.engine_operators import unknown_to_engines
 from sodeploy.runtime.onnx_file import one_line
 
 _RAW_PIXELS: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255), "divide_by": "255"}

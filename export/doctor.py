@@ -22,11 +22,11 @@ from sodeploy.calib_data import Dataset, open_dataset
 from sodeploy.errors import UserError
 from sodeploy.export import adapters, upgrade
 from sodeploy.export.foreign import Foreign, Understood, flat_graph, open_foreign, shape_text
-from sodeploy.export.operators import unknown_to_engines
 from sodeploy.export.original import Refused
 from sodeploy.export.simplify import simplify
 from sodeploy.export.size_option import HELP, SizedCommand, parse_size
 from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.engine_operators import unknown_to_engines
 from sodeploy.runtime.onnx_session import start_session
 from sodeploy.runtime.processing import postprocess, preprocess
 from sodeploy.stages import command

@@ -13,6 +13,7 @@ from typing import Any
 
 from sodeploy.errors import UserError
 from sodeploy.quant.engines.kernels import Kernel, kernels_in_inspector, kernels_in_log
+from sodeploy.runtime.engine_operators import REMEDIES
 from sodeploy.runtime.gpu.engine_record import INSTALL, Builder
 from sodeploy.terminal import Step, command, report
 
@@ -154,7 +155,16 @@ def _parser_error(parser: Any, onnx_path: Path, name: Builder) -> str:
     reason = " ".join(str(error.desc()).split())
     where = f" at node {error.node_name()} ({error.node_operator()})" if error.node_operator() else ""
     more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
-    return f"{name} cannot read {onnx_path}{where}: {reason}{more}; make the graph again: {command('build_engine')}"
+    operator = error.node_operator()
+    if operator and not parser.supports_operator(operator):
+        remedy = REMEDIES.get(operator, "export the network without it")
+        return (
+            f"{onnx_path}: {name} has no operator {operator} (node {error.node_name()}){more}; {remedy}, and adopt it "
+            f"again: {command('adopt')}"
+        )
+    return (
+        f"{name} cannot read {onnx_path}{where}: {reason}{more}; what the file holds: {command('doctor')} {onnx_path}"
+    )
 
 
 def _logger(name: Builder) -> Any:

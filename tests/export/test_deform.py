@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sodeploy.errors import UserError
 from sodeploy.export.deform import rewrite_deformable
 from sodeploy.quant import engine
 
@@ -124,3 +125,16 @@ def test_rtx_compiles_it(tmp_path: Path, form: str) -> None:
 
     compiled = compile_engine("tensorrt_rtx", tmp_path / "deform.onnx", Options("x", targets=["SM89"]))
     assert len(compiled.engine) > 0
+
+
+@pytest.mark.skipif(
+    "tensorrt_rtx" not in engine.installed_builders(),
+    reason="tensorrt_rtx is not installed: pip install 'sodeploy[rtx]'",
+)
+def test_an_operator_that_the_engine_lacks_is_named(tmp_path: Path) -> None:
+    onnx.save(deformable(), tmp_path / "deform.onnx")
+    from sodeploy.quant.engines.builder import Options, compile_engine
+
+    message = r"deform\.onnx: tensorrt_rtx has no operator DeformConv \(node deform\).*; give a fixed --size"
+    with pytest.raises(UserError, match=message):
+        compile_engine("tensorrt_rtx", tmp_path / "deform.onnx", Options("x", targets=["SM89"]))

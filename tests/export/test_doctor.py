@@ -117,7 +117,7 @@ def test_broken_files(tmp_path: Path) -> None:
 def test_operators_that_engines_lack() -> None:
     """The table is what the parser itself answers."""
     trt = pytest.importorskip("tensorrt_rtx")
-    from sodeploy.export.operators import REMEDIES
+    from sodeploy.runtime.engine_operators import REMEDIES
 
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
