@@ -86,7 +86,9 @@ def _planned(network: Network, plan_file: Path) -> Network:
     candidate = plan_file.with_name(plan.onnx)
     if plan.onnx_sha256 == network.digest or not candidate.is_file() or sha256(candidate) != plan.onnx_sha256:
         return network
-    made_from = read_manifest(candidate)["inputs"].get("model", {}).get("sha256")
+    inputs = read_manifest(candidate).get("inputs")
+    model = inputs.get("model") if isinstance(inputs, dict) else None
+    made_from = model.get("sha256") if isinstance(model, dict) else None
     return load_network(candidate) if made_from == sha256(network.path) else network
 
 

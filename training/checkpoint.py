@@ -159,8 +159,14 @@ def write_checkpoint(content: Any, path: str | Path) -> None:
             # Through a file of Python's: given a path, torch reports a full disk as a RuntimeError about positions.
             with open(temporary, "wb") as file:
                 torch.save(content, file)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from None
+        except (OSError, RuntimeError) as error:
+            # torch ends its archive after a failed write too, and its complaint about that hides the first error.
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            if cause is None:
+                raise
+            raise OSError(cause.errno, cause.strerror, str(path)) from None
 
 
 def state_dicts(checkpoint: Any, path: str | Path) -> Iterator[tuple[str, Weights]]:

@@ -6,10 +6,10 @@ Emitters turn (float32 network, plan) into the graph that each engine wants. The
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from sodeploy.artifacts import require_file, sha256, write_text
 from sodeploy.errors import UserError
@@ -24,7 +24,13 @@ Precision = Literal["int8", "fp16", "fp32"]
 _ANEW = "make the plan anew: images whose .statistics.npz is at hand are not counted again"
 
 
-_FILE_NAME = r"^[^/\\\x00]*[^/\\\x00.][^/\\\x00]*$"  # of a file beside the plan, without a folder
+def _is_file_name(name: str) -> str:
+    if name in ("", ".", "..") or set(name) & set("/\\\0"):
+        raise ValueError(f"{name!r} is no name of a file beside the plan")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_is_file_name)]
 
 
 class _Strict(BaseModel):
@@ -94,7 +100,7 @@ class Calibration(_Strict):
 class Rounding(_Strict):
     """The file beside the plan with the jointly rounded int8 weights (planning/rounding.py)."""
 
-    file: str = Field(pattern=_FILE_NAME)
+    file: FileName
     sha256: str
 
 
@@ -130,7 +136,7 @@ class Plan(_Strict):
 
     format: Literal[1] = 1
     network: str
-    onnx: str = Field(pattern=_FILE_NAME, description="file name of the float32 network")
+    onnx: FileName = Field(description="file name of the float32 network")
     onnx_sha256: str
     calibration: Calibration | None = Field(default=None, description="None: no layer is int8")
     rounding: Rounding | None = Field(default=None, description="None: every weight takes its nearest step")
