@@ -161,6 +161,9 @@ def understand(
             f"{path} does not take a batch of {shape[0]} at {size[0]}x{size[1]}; {helps} (onnxruntime: {refused})"
         ) from None
     where = f"{path}: output {outputs}"
+    maker = next((node.op_type for node in foreign.model.graph.node if outputs in node.output), "")
+    if logit and maker in ("Sigmoid", "HardSigmoid"):
+        raise UserError(f"{where} is the result of a {maker}, so a probability already; leave --logit out")
     if not np.isfinite(found.astype(np.float64)).all():
         found = foreign.widened.run(image, outputs)
     if not np.isfinite(found.astype(np.float64)).all():

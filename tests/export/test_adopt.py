@@ -122,6 +122,19 @@ def test_one_output_of_several(tmp_path: Path) -> None:
     assert [tensor.name for tensor in onnx.load(path).graph.output] == ["saliency"]
 
 
+def test_first_output_is_the_map_of_a_network_of_ours(tmp_path: Path) -> None:
+    source = write(tmp_path / "old.onnx", side_output=True)
+    path = adopt(source, tmp_path / "new.onnx", PREPROCESSING, first_output=True)
+    assert [tensor.name for tensor in onnx.load(path).graph.output] == ["saliency"]
+
+
+def test_probability_is_no_logit(tmp_path: Path) -> None:
+    source = write(tmp_path / "old.onnx")
+    with pytest.raises(UserError, match="saliency is the result of a Sigmoid, so a probability already"):
+        adopt(source, tmp_path / "new.onnx", PREPROCESSING, logit=True)
+    assert list(tmp_path.iterdir()) == [source]
+
+
 def test_fp16_becomes_fp32(tmp_path: Path) -> None:
     source = write(tmp_path / "half.onnx", opset=13, dtype=np.float16)
     path = adopt(source, tmp_path / "new.onnx", PREPROCESSING)
