@@ -11,6 +11,7 @@ from sodeploy.errors import UserError
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 MOST_PIXELS = 178_956_970  # an image beyond is refused before it is decoded: half a gigabyte as 8-bit RGB
+_PNG_PIXELS_PER_BYTE = 8 * 1032  # of one bit each, at the greatest compression that deflate has
 
 # Our own errors say what went wrong and name the file, which OpenCV's log does not know.
 _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # moved after OpenCV 4.10
@@ -58,6 +59,11 @@ def check_header(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) 
         raise UserError(
             f"{name} is {header.width} x {header.height} pixels, {header.pixels / 1e6:.0f} megapixels; the limit is "
             f"{most_pixels / 1e6:.0f}: make it smaller or remove it, or, in infer, raise --max-megapixels"
+        )
+    if header.kind == "PNG" and header.pixels > _PNG_PIXELS_PER_BYTE * len(data):
+        raise UserError(
+            f"{name} is broken: it declares {header.width} x {header.height} pixels, more than {len(data)} bytes can "
+            "hold; replace or remove it"
         )
     if header.animated:
         raise UserError(f"{name} is an animated {header.kind}; save the picture that counts as a file of its own")
