@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from sodeploy.artifacts import require_file, sha256, write_text
+from sodeploy.artifacts import one_line, require_file, sha256, write_text
 from sodeploy.errors import UserError
 from sodeploy.quant.arrays import read_arrays
 from sodeploy.quant.calibration.methods import Method
@@ -213,7 +213,9 @@ def read_plan(path: str | Path) -> Plan:
     except ValidationError as error:
         first = error.errors()[0]
         where = " / ".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{path}: {where}: {first['msg']}; undo the edit or make the plan anew") from None
+        raise UserError(
+            f"{path}: {one_line(where)}: {one_line(first['msg'])}; undo the edit or make the plan anew"
+        ) from None
 
 
 def load_plan(path: str | Path, network: Network) -> Plan:
