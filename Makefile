@@ -3,7 +3,7 @@ BIN := .venv/bin
 ROOMS := calib_data training export quant runtime
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-quick test-oldest test-all-builds lint gpu-check fuzz
+.PHONY: install demo test test-quick test-oldest test-all-builds lint gpu-check fuzz docs docs-text docs-figures
 
 install: $(STAMP)
 
@@ -55,3 +55,15 @@ fuzz: $(STAMP)
 # On a machine with an NVIDIA GPU, from whatever is installed there; writes benchmarks/results/<gpu>-<date>.{json,md}
 gpu-check:
 	PYTHONPATH=$(CURDIR) $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_check.py
+
+# The site of the documentation, into out/site; a warning is an error
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
+
+# Rewrites what the pages take from the code and from records: options, recipe keys, tables, the picture of the house
+docs-text: $(STAMP)
+	$(BIN)/python docs/make/blocks.py
+
+# Runs the demo and the comparison of methods again, draws the pictures of the front page; minutes
+docs-figures: $(STAMP)
+	$(BIN)/python docs/make/figures.py

@@ -1,10 +1,11 @@
-"""Write what the reports in benchmarks/results show, and from nothing else: the README's performance section, between
-two marker lines, and the page benchmarks/results/README.md, which says what still awaits a GPU.
+"""Write the README's performance section, between two marker lines, and the page benchmarks/results/README.md, which
+says what has not been measured on a GPU. Both come from the reports in benchmarks/results and from nothing else.
 
     python benchmarks/performance_section.py README.md
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +14,11 @@ from gpu_check import PARTS, RESULTS, table
 
 from sodeploy import terminal
 from sodeploy.artifacts import require_file, write_text
-from sodeploy.errors import UserError
 
-BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
+sys.path.append(str(Path(__file__).resolve().parent.parent / "docs" / "make"))
+import marked
+
+BEGIN, END = marked.markers("performance")
 _HOW = (
     "`make gpu-check` on a machine with an NVIDIA GPU measures all of it; this text is generated from what it writes."
 )
@@ -71,11 +74,7 @@ def _report(record: dict[str, Any]) -> str:
 def main(readme: Annotated[Path, typer.Argument(help="file with the two marker lines")]) -> None:
     """Bring the performance section and the page of the results up to date."""
     text = require_file(readme, "give the README").read_text()
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"{readme} lacks the lines {BEGIN} and {END}; put them where the section belongs")
-    write_text(readme, f"{before}{BEGIN}\n{section()}\n{END}{after}")
+    write_text(readme, marked.replace(text, "performance", section(), readme))
     write_text(RESULTS / "README.md", page())
 
 

@@ -42,7 +42,7 @@ def demo(output: Path) -> Path:
     onnx = output / f"{NETWORK}.onnx"
     models = [output / f"{NETWORK}{kind}.onnx" for kind in ("", ".fp16.sim", ".int8.cpu")]
     budget = parse_budget(MAX_DROP)
-    table = output / "delta.md"
+    table, record = output / "delta.md", output / "delta.json"
 
     weights = _step(
         ["train", "--config", RECIPE, "--output", output / "training"],
@@ -57,8 +57,8 @@ def demo(output: Path) -> Path:
         lambda: build_engine.build(onnx, output, Images(open_dataset(CALIBRATION, masks=False))),
     )
     _step(
-        ["bench", *models, "--data", EVALUATION, "--max-drop", MAX_DROP, "--markdown", table],
-        lambda: publish(bench(models, EVALUATION, budget=budget), markdown=table),
+        ["bench", *models, "--data", EVALUATION, "--max-drop", MAX_DROP, "--markdown", table, "--json", record],
+        lambda: publish(bench(models, EVALUATION, budget=budget), json_file=record, markdown=table),
     )
     terminal.note(
         "The fp16 row has an engine's roundings, simulated; the int8 row ran on integer kernels of this CPU, and "

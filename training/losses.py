@@ -76,10 +76,18 @@ def feature_distance(features: Sequence[torch.Tensor], targets: Sequence[torch.T
 def _feature_sync(
     network: ISNetDIS, image: torch.Tensor, mask: torch.Tensor, teacher: Any
 ) -> tuple[Logits, torch.Tensor]:
+    """Feature synchronization: squared distance to the teacher's features of the mask (IS-Net, ECCV 2022, eq. 4)."""
     logits, features = network.forward_with_features(image)
     with torch.no_grad():
         _, targets = teacher.forward_with_features(mask)
     return logits, feature_distance(features, targets)
+
+
+def _activity_decay(
+    network: CSNet, image: torch.Tensor, mask: torch.Tensor, teacher: None
+) -> tuple[Logits, torch.Tensor]:
+    """CSNet's dynamic weight decay, which drives the scales of idle channels to zero (Gao et al., ECCV 2020, 3.3)."""
+    return forward_with_activity_decay(network, image)
 
 
 LOSSES: dict[str, MapLoss | ForwardLoss] = {
@@ -91,7 +99,7 @@ LOSSES: dict[str, MapLoss | ForwardLoss] = {
     "hierarchical_difference": MapLoss(hierarchical_difference, ISNetIntegrity, margins=True),
     "expanded_region": MapLoss(expanded_region, ISNetIntegrity, margins=True),
     "feature_sync": ForwardLoss(_feature_sync, ISNetDIS, teacher="isnet_gt_encoder"),
-    "activity_decay": ForwardLoss(lambda network, image, *_: forward_with_activity_decay(network, image), CSNet),
+    "activity_decay": ForwardLoss(_activity_decay, CSNet),
 }
 
 

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from research_data import ResearchFile
 
+from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract, embed
 from sodeploy.runtime.gpu.driver import driver_problem
 
@@ -186,7 +187,7 @@ def test_the_readme_section_shows_the_newest_report_of_each_gpu(
     assert readme.read_text().startswith("before\n")
     assert readme.read_text().endswith("\nafter\n")
     readme.write_text("no markers")
-    with pytest.raises(performance_section.UserError, match="lacks the lines"):
+    with pytest.raises(UserError, match="lacks the lines"):
         performance_section.main(readme)
 
 

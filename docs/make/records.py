@@ -1,0 +1,66 @@
+"""Tables made from what commands recorded in docs/records, and from the tables of the code."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from sodeploy.quant.emit.targets import TARGETS
+from sodeploy.runtime.measure.metrics import METRICS
+from sodeploy.runtime.measure.record import read_bench
+from sodeploy.runtime.measure.report import Table, bench_tables, to_markdown
+from sodeploy.training import networks as network_table
+
+RECORDS = Path(__file__).resolve().parents[1] / "records"
+
+
+def demo(part: str) -> str:
+    """What the demo measured: `delta`, its first table; `tables`, all of them; `advice`, the sentences below them."""
+    return _bench("demo.json", part)
+
+
+def methods(part: str) -> str:
+    """What benchmarks/methods.py measured; parts as in `demo`."""
+    return _bench("methods.json", part)
+
+
+def networks() -> str:
+    """Every network with its size, parameters and multiply-accumulates."""
+    rows = [
+        [row.name, f"{row.height}x{row.width}", f"{row.parameters / 1e6:.3f}", f"{row.macs / 1e9:.3f}"]
+        for row in network_table.table()
+    ]
+    return _plain(["network", "input", "parameters (M)", "MACs (G)"], rows)
+
+
+def targets() -> str:
+    """The graphs that a build writes."""
+    rows = [[f"`NAME{target.suffix}`", target.precision, target.runs_on] for target in TARGETS]
+    return _plain(["file", "precision", "runs on"], rows, 3)
+
+
+def metrics() -> str:
+    """Every metric with its name in options, records and recipes."""
+    rows = [
+        [metric.label, f"`{key}`", "lower" if metric.lower_is_better else "higher"] for key, metric in METRICS.items()
+    ]
+    return _plain(["name in tables", "key", "better is"], rows, 3)
+
+
+def _bench(name: str, part: str) -> str:
+    if not (RECORDS / name).exists():
+        return "Not measured yet."
+    record = read_bench(RECORDS / name)
+    if part == "advice":
+        return "\n".join(f"- {sentence}" for sentence in record.recommendation.text)
+    tables = bench_tables(record)
+    chosen = tables if part == "tables" else tables[:1]
+    return "\n".join(to_markdown(replace(table, caption=_as_list(table.caption))) for table in chosen)
+
+
+def _as_list(caption: str) -> str:
+    """A line of a caption per item; a star at its beginning stays a star."""
+    return "\n".join(f"- {line.replace('*', chr(92) + '*')}" for line in caption.splitlines() if line)
+
+
+def _plain(header: list[str], rows: list[list[str]], text_columns: int = 1) -> str:
+    """A Markdown table without its title."""
+    return to_markdown(Table("", header, rows, text_columns)).partition("\n\n")[2]
