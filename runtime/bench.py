@@ -25,6 +25,7 @@ from sodeploy import artifacts, terminal
 from sodeploy.calib_data import Dataset, Sample, open_dataset
 from sodeploy.calib_data.mask_reading import check_masks
 from sodeploy.errors import UserError
+from sodeploy.runtime.contract import DIALECT_KEY
 from sodeploy.runtime.gpu.device import Device
 from sodeploy.runtime.gpu.driver import current_gpu, gpu_state
 from sodeploy.runtime.gpu.timeline import Timeline
@@ -38,7 +39,7 @@ from sodeploy.runtime.measure.report import bench_tables, labels, show, to_markd
 from sodeploy.runtime.measure.runners import CpuRunner, GpuRunner
 from sodeploy.runtime.measure.throughput import throughput
 from sodeploy.runtime.measure.under_test import ModelUnderTest
-from sodeploy.runtime.session import DeviceName
+from sodeploy.runtime.session import ENGINES, DeviceName, EngineName, parse_engines
 
 _WARMUP = 3  # runs of each model before the first run that counts
 _CHUNK = 16  # images between two rounds of scoring: this many maps of each model wait in memory
@@ -55,6 +56,7 @@ def bench(
     budget: Budget | None = None,
     batch: int = 8,
     timeline: str | Path | None = None,
+    engines: Sequence[EngineName] = ("onnxruntime",),
 ) -> BenchRecord:
     """Run every model on every image of `data`.
 
@@ -73,6 +75,8 @@ def bench(
         budget: the largest loss with which a model is still recommended.
         batch: images in one run of a network when images per second are measured.
         timeline: file for a timeline of the GPU pipeline, JSON for Perfetto or chrome://tracing.
+        engines: runtimes of ONNX models on the CPU. Each model is measured in each of them, but a graph that is made
+            for one of them only there.
 
     Raises:
         UserError: a model, the device or the data is unfit; the message says which and why.
@@ -89,7 +93,7 @@ def bench(
     check_masks(dataset, dataset.name)
     threads = threads or metrics.usable_cores()
     with contextlib.ExitStack() as stack:
-        tested = _open(models, on_gpu, threads, dataset[0], stack)
+        tested = _open(models, on_gpu, threads, engines, dataset[0], stack)
         _count_calibration_images(tested, dataset)
         if not allow_overlap:
             _refuse_overlap(tested, dataset)
@@ -116,16 +120,24 @@ def bench(
 
 
 def _open(
-    models: Sequence[str | Path], on_gpu: Sequence[bool], threads: int, first: Sample, stack: contextlib.ExitStack
+    models: Sequence[str | Path],
+    on_gpu: Sequence[bool],
+    threads: int,
+    engines: Sequence[EngineName],
+    first: Sample,
+    stack: contextlib.ExitStack,
 ) -> list[ModelUnderTest]:
-    """Each model, ready to run."""
+    """Each model, ready to run, on a CPU once for each engine that it can be measured in."""
     gpu = Device() if any(on_gpu) else None
     if gpu is not None:
         stack.enter_context(gpu.current())
     tested = []
     for model, name, there in zip(map(str, models), labels(list(map(str, models))), on_gpu, strict=True):
         if gpu is None or not there:
-            tested.append(ModelUnderTest(model, stack.enter_context(CpuRunner(Path(model), threads)), name))
+            for engine in _engines_for(Path(model), engines):
+                own_name = name if len(engines) == 1 else f"{name} in {engine}"
+                runner = stack.enter_context(CpuRunner(Path(model), threads, engine))
+                tested.append(ModelUnderTest(model, runner, own_name))
             continue
         before = gpu.memory()[0]
         one = ModelUnderTest(model, stack.enter_context(GpuRunner(Path(model), gpu)), name)
@@ -133,6 +145,17 @@ def _open(
         one.own_memory_mib = (before - gpu.memory()[0]) / 2**20
         tested.append(one)
     return tested
+
+
+def _engines_for(model: Path, engines: Sequence[EngineName]) -> list[EngineName]:
+    """The engines among `engines` that a graph is made for; all of them if it is made for none of them."""
+    if len(engines) == 1:
+        return list(engines)
+    from sodeploy.runtime.onnx_file import read_model
+
+    metadata = {entry.key: entry.value for entry in read_model(model).metadata_props}
+    made_for = {"cpu": "onnxruntime", "openvino": "openvino"}.get(metadata.get(DIALECT_KEY, ""), "nothing")
+    return [engine for engine in engines if engine.startswith(made_for)] or list(engines)
 
 
 def _measure(
@@ -199,12 +222,14 @@ def _row(model: ModelUnderTest, tested: Sequence[ModelUnderTest], dataset: str) 
     baseline, rate = tested[0], model.throughput
     ratio = time_ratio(model.inference_ms(), baseline.inference_ms())
     return Row(
+        name=model.name,
         model=model.path,
         network=model.runner.session.contract.network,
         precision=model.precision,
         method=model.method,
         target=model.target,
         device=model.runner.where,
+        engine=model.runner.engine,
         published=_published(model, tested),
         params_m=model.counted.params / 1e6 if model.counted else None,
         macs_g=model.counted.macs / 1e9 if model.counted else None,
@@ -263,6 +288,7 @@ def _advice(tested: Sequence[ModelUnderTest], budget: Budget | None) -> Advice:
     return Advice(
         budget=budget,
         model=None if advice.model is None else tested[advice.model].path,
+        engine=None if advice.model is None else tested[advice.model].runner.engine,
         int8_pays=advice.int8_pays,
         text=advice.sentences,
     )
@@ -319,6 +345,9 @@ def main(
         str | None, typer.Option(help="recommend a model that loses no more: s=0.002,mae=0.001")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="cuda: images in one run, for images per second")] = 8,
+    engine: Annotated[
+        str, typer.Option(help=f"runtime of ONNX models on a CPU, or several to compare: {','.join(ENGINES)}")
+    ] = "onnxruntime",
     timeline: Annotated[Path | None, typer.Option(help="cuda: write a timeline of the pipeline for Perfetto")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the record here; - for stdout")] = None,
     markdown: Annotated[Path | None, typer.Option(help="write the tables here")] = None,
@@ -326,7 +355,19 @@ def main(
 ) -> None:
     """Compare models in accuracy, with intervals, and in speed."""
     budget = parse_budget(max_drop) if max_drop is not None else None
-    record = bench(models, data, limit, device, threads, workers, allow_overlap, budget, batch, timeline)
+    record = bench(
+        models,
+        data,
+        limit,
+        device,
+        threads,
+        workers,
+        allow_overlap,
+        budget,
+        batch,
+        timeline,
+        parse_engines(engine),
+    )
     publish(record, json_file, markdown)
 
 

@@ -26,7 +26,7 @@ from sodeploy.runtime.gpu.pipeline import Picture, pictures
 from sodeploy.runtime.gpu.session import open_on_device
 from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.processing import predict
-from sodeploy.runtime.session import DeviceName, Session, open_session
+from sodeploy.runtime.session import DeviceName, EngineName, Session, open_session
 from sodeploy.workers import usable_cores
 
 
@@ -53,6 +53,7 @@ def infer(
     batch: int = 8,
     timeline: str | Path | None = None,
     most_pixels: int = MOST_PIXELS,
+    engine: EngineName = "onnxruntime",
 ) -> Outcome:
     """Write a PNG for every image file of a folder, named as the image.
 
@@ -64,6 +65,7 @@ def infer(
         batch: images in one run of the network on cuda; on the CPU it is always one.
         timeline: file for the timeline on cuda, JSON for Perfetto or chrome://tracing.
         most_pixels: the largest width x height of an image that is decoded; a larger one fails.
+        engine: the runtime of an ONNX model on the CPU.
 
     Raises:
         UserError: there is no such folder, it has no images, two would become the same file, an output would overwrite
@@ -80,7 +82,7 @@ def infer(
         check_output(timeline)
     read = partial(read_image, most_pixels=most_pixels)
     if device == "cpu":
-        with open_session(model) as session:
+        with open_session(model, engine=engine) as session:
             return _write_all(_on_cpu(session, targets, style, read), targets)
     times = Timeline() if timeline else None
     with (
@@ -156,6 +158,7 @@ def main(
     output: Annotated[Path, typer.Option(help="folder for the pictures, PNG", show_default=False)],
     device: Annotated[DeviceName, typer.Option(help="where to run")] = "cpu",
     style: Annotated[Style, typer.Option(help="the kind of picture")] = "map",
+    engine: Annotated[EngineName, typer.Option(help="runtime of an ONNX model on a CPU")] = "onnxruntime",
     batch: Annotated[int, typer.Option(help="cuda: images in one run of the network", min=1)] = 8,
     timeline: Annotated[
         Path | None, typer.Option(help="cuda: write a timeline for Perfetto or chrome://tracing")
@@ -175,6 +178,7 @@ def main(
         batch=batch,
         timeline=timeline or profile,
         most_pixels=int(max_megapixels * 1e6),
+        engine=engine,
     )
     terminal.results.print(f"{outcome.written} pictures in {output}", soft_wrap=True)
     if outcome.failed:

@@ -2,10 +2,10 @@
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast, get_args
 
 import numpy as np
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import onnxruntime
 
 DeviceName = Literal["cpu", "cuda"]
+EngineName = Literal["onnxruntime", "openvino", "openvino-bf16"]  # of ONNX models on a CPU
+ENGINES: tuple[EngineName, ...] = get_args(EngineName)
 
 
 class Session(Protocol):
@@ -50,24 +52,48 @@ class Session(Protocol):
     ) -> None: ...
 
 
-def open_session(path: str | Path, device: DeviceName = "cpu", threads: int | None = None) -> Session:
+def parse_engines(text: str) -> list[EngineName]:
+    """The engines in a text such as "onnxruntime,openvino".
+
+    Raises:
+        UserError: a name is unknown, or stands twice.
+    """
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in ENGINES:
+            raise UserError(f"--engine {text}: there is no engine {name!r}; choose among {', '.join(ENGINES)}")
+        if names.count(name) > 1:
+            raise UserError(f"--engine {text}: {name} stands twice; name each engine once")
+    return cast(list[EngineName], names)
+
+
+def open_session(
+    path: str | Path, device: DeviceName = "cpu", threads: int | None = None, engine: EngineName = "onnxruntime"
+) -> Session:
     """Open the model at `path`.
 
     Args:
         device: where an ONNX model runs; an engine runs on the GPU it was built for.
         threads: CPU threads within one operator of an ONNX model; one per core by default.
+        engine: the runtime of an ONNX model on a CPU. Its float layers compute in fp32, in `openvino-bf16` in bf16.
 
     Raises:
-        UserError: the file is missing, broken or of no known kind, has no contract or does not keep it, or `device`
-            cannot be had; nothing ever falls back to another device.
+        UserError: the file is missing, broken or of no known kind, has no contract or does not keep it, or `device` or
+            `engine` cannot be had; nothing ever falls back to another one.
     """
     path = require_file(path, "give the path of a model")
     if path.suffix == ".engine":
         from sodeploy.runtime.gpu.engine_session import open_engine
 
         return open_engine(path)
-    if path.suffix == ".onnx":
+    if path.suffix == ".onnx" and engine == "onnxruntime":
         return OnnxRuntimeSession(path, device, threads)
+    if path.suffix == ".onnx":
+        from sodeploy.runtime.openvino_session import OpenVinoSession
+
+        if device != "cpu":
+            raise UserError(f"the engine {engine} runs on a CPU; leave --device {device} out, or take onnxruntime")
+        return OpenVinoSession(path, "bf16" if engine == "openvino-bf16" else "fp32", threads)
     raise UserError(f"{path} is not a model that can be opened here; give an .onnx or .engine file")
 
 
@@ -104,22 +130,7 @@ class OnnxRuntimeSession:
             UserError: h, w are not what the model takes, the output is not one map per image, or the run fails.
             ValueError: `batch` is not (N, 3, h, w), N >= 1; the session is closed.
         """
-        if batch.ndim != 4 or batch.shape[1] != 3 or not len(batch):
-            raise ValueError(f"expected (N, 3, h, w), got {batch.shape}")
-        native = (self.contract.height, self.contract.width)
-        if not self.contract.dynamic_size and batch.shape[2:] != native:
-            got = "x".join(map(str, batch.shape[2:]))
-            raise UserError(f"{self._path} takes {native[0]}x{native[1]} only, got {got}; export it with that --size")
-        batch = np.ascontiguousarray(batch, self.input_dtype)
-        step = self.contract.batch or len(batch)
-        outputs = [self._run(batch[start : start + step], step) for start in range(0, len(batch), step)]
-        output = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
-        if output.shape != (len(batch), 1, *batch.shape[2:]):
-            raise UserError(
-                f"{self._path}: output {self.contract.output_name} is {output.shape} for an input {batch.shape}; "
-                f"a saliency network gives one map (N, 1, h, w); name that output to {command('adopt')}"
-            )
-        return output.astype(np.float32, copy=False)
+        return run_in_batches(self._run, batch.astype(self.input_dtype, copy=False), self.contract, self._path)
 
     def enqueue(self, input_address: int, output_address: int, shape: tuple[int, int, int, int]) -> None:
         """Run from and to memory of the session's device, (N, 3, h, w) input_dtype to (N, 1, h, w) output_dtype.
@@ -144,16 +155,12 @@ class OnnxRuntimeSession:
         with _failures_named(self._path):
             self._session.run_with_iobinding(binding, options)
 
-    def _run(self, images: np.ndarray, batch: int) -> np.ndarray:
-        """One run; a last batch that is short is filled up with zeros, whose maps are dropped."""
+    def _run(self, images: np.ndarray) -> np.ndarray:
         if self._session is None:
             raise ValueError(f"the session of {self._path} is closed")
-        missing = batch - len(images)
-        if missing:
-            images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
         with _failures_named(self._path):
             (output,) = self._session.run([self.contract.output_name], {self.contract.input_name: images})
-        return np.asarray(output)[: batch - missing]
+        return np.asarray(output)
 
     def close(self) -> None:
         """Free the engine; the session cannot be used any more."""
@@ -166,6 +173,47 @@ class OnnxRuntimeSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def run_in_batches(
+    run: Callable[[np.ndarray], np.ndarray], batch: np.ndarray, contract: Contract, path: Path
+) -> np.ndarray:
+    """The maps of a batch of any size, by a network that may take only one size of batch.
+
+    Args:
+        run: one run of the network, (n, 3, h, w) -> (n, 1, h, w), where n is the contract's batch if that is fixed. The
+            last batch is filled up with zeros, and their maps are dropped.
+        batch: (N, 3, h, w).
+        path: the model, for messages.
+
+    Returns:
+        (N, 1, h, w) float32.
+
+    Raises:
+        UserError: h, w are not a size that the model takes, or the output is not one map per image.
+        ValueError: `batch` is not (N, 3, h, w), N >= 1.
+    """
+    if batch.ndim != 4 or batch.shape[1] != 3 or not len(batch):
+        raise ValueError(f"expected (N, 3, h, w), got {batch.shape}")
+    native = (contract.height, contract.width)
+    if not contract.dynamic_size and batch.shape[2:] != native:
+        got = "x".join(map(str, batch.shape[2:]))
+        raise UserError(f"{path} takes {native[0]}x{native[1]} only, got {got}; export it with that --size")
+    step = contract.batch or len(batch)
+    outputs = []
+    for start in range(0, len(batch), step):
+        images = batch[start : start + step]
+        missing = step - len(images)
+        if missing:
+            images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), images.dtype)])
+        outputs.append(run(np.ascontiguousarray(images))[: step - missing])
+    output = outputs[0] if len(outputs) == 1 else np.concatenate(outputs)
+    if output.shape != (len(batch), 1, *batch.shape[2:]):
+        raise UserError(
+            f"{path}: output {contract.output_name} is {output.shape} for an input {batch.shape}; "
+            f"a saliency network gives one map (N, 1, h, w); name that output to {command('adopt')}"
+        )
+    return output.astype(np.float32, copy=False)
 
 
 # Where a quantised graph has fp16 scales, this one makes bias scales that underflow: map MAE .020 instead of .0008. Our

@@ -50,12 +50,16 @@ class Published(Record):
 class Row(Record):
     """One model on one data set."""
 
+    name: str = Field(description="short name in tables and sentences, unlike that of any other row")
     model: str = Field(description="path of the model")
     network: str
-    precision: str = Field(description="fp32, fp16 or int8")
+    precision: str = Field(description="fp32, fp16, bf16 or int8")
     method: str | None = Field(description="calibration method of an int8 model; null: none is stated")
-    target: str = Field(description='what the graph is made for: cpu, trt, sim (a simulation), engine; "": any')
+    target: str = Field(
+        description='what the graph is made for: cpu (onnxruntime), openvino, trt, sim (a simulation), engine; "": any'
+    )
     device: Literal["cpu", "cuda"]
+    engine: str = Field(description="onnxruntime, openvino, openvino-bf16, tensorrt or tensorrt_rtx")
     published: Published
     params_m: float | None = Field(description="millions of parameters in the graph; null for an engine")
     macs_g: float | None = Field(description="billions of MACs in the graph for one image; null for an engine")
@@ -78,6 +82,7 @@ class Advice(Record):
 
     budget: dict[str, float] | None = Field(description="largest allowed loss by metric; null: none was given")
     model: str | None = Field(description="path of the recommended model; null: none")
+    engine: str | None = Field(description="the engine to run it in; null: no model is recommended")
     int8_pays: bool | None = Field(description="null: not measured, or within the noise")
     text: list[str] = Field(description="sentences")
 

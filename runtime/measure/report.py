@@ -41,10 +41,9 @@ def bench_tables(record: BenchRecord) -> list[Table]:
     The table of differences needs a second model, the table of the GPU a model that ran there.
     """
     rows = record.rows
-    names = dict(zip((row.model for row in rows), labels([row.model for row in rows]), strict=True))
-    deltas = [_deltas(record, names)] if len(rows) > 1 else []
-    on_gpu = [_on_gpu(record, names)] if any(row.device == "cuda" for row in rows) else []
-    return [_opening(record, names), _accuracy(record, names), *deltas, _cost(record, names), *on_gpu]
+    deltas = [_deltas(record)] if len(rows) > 1 else []
+    on_gpu = [_on_gpu(record)] if any(row.device == "cuda" for row in rows) else []
+    return [_opening(record), _accuracy(record), *deltas, _cost(record), *on_gpu]
 
 
 def evaluation_table(record: EvaluationRecord) -> Table:
@@ -132,16 +131,16 @@ def decimal(value: float, signed: bool = False) -> str:
 
 
 def labels(paths: Sequence[str]) -> list[str]:
-    """What tables call each model or folder: its name without a model's suffix, as far as that tells them apart."""
+    """The name of each model or folder in tables: without a model's suffix, or the path where two would be equal."""
     short = [re.sub(r"\.(onnx|engine|plan)$", "", path.rsplit("/", 1)[-1]) for path in paths]
     return [path if short.count(name) > 1 else name for name, path in zip(short, paths, strict=True)]
 
 
-def _opening(record: BenchRecord, names: dict[str, str]) -> Table:
+def _opening(record: BenchRecord) -> Table:
     """The table that deployers know: each model with its cost, its accuracy, and the difference to the baseline."""
     baseline = record.rows[0]
     headline = [metric for metric in METRICS.values() if metric.is_headline]
-    precisions = _precisions(record.rows, names)
+    precisions = _precisions(record.rows)
     rows = []
     for row, precision in zip(record.rows, precisions, strict=True):
         costs = [_digits(row.published.flops_g), _digits(row.published.params_m)]
@@ -167,11 +166,12 @@ def _opening(record: BenchRecord, names: dict[str, str]) -> Table:
     )
 
 
-def _precisions(rows: Sequence[Row], names: dict[str, str]) -> list[str]:
-    """The precision of each row, with its calibration method, and with its target or file where two would be equal."""
-
+def _precisions(rows: Sequence[Row]) -> list[str]:
+    """The precision and calibration method of each row, and its target, engine or file where two would be equal."""
     texts = [f"{row.precision} ({row.method})" if row.method else row.precision for row in rows]
-    for further in ([row.target for row in rows], [names[row.model] for row in rows]):
+    for further in ([row.engine for row in rows], [row.target for row in rows], [row.name for row in rows]):
+        if len(set(further)) == 1:
+            continue
         keys = [(row.network, *row.input_shape[1:], text) for row, text in zip(rows, texts, strict=True)]
         texts = [
             f"{text} {more}".rstrip() if keys.count(key) > 1 else text
@@ -208,29 +208,28 @@ def _labels_of_metrics() -> list[str]:
     return [metric.label for metric in METRICS.values()]
 
 
-def _accuracy(record: BenchRecord, names: dict[str, str]) -> Table:
+def _accuracy(record: BenchRecord) -> Table:
     rows = [
-        [names[row.model], row.network, row.precision, *(decimal(row.metrics[key]) for key in METRICS)]
-        for row in record.rows
+        [row.name, row.network, row.precision, *(decimal(row.metrics[key]) for key in METRICS)] for row in record.rows
     ]
     return Table(
         f"Accuracy on {record.dataset}, {record.images} images",
         ["model", "network", "precision", *_labels_of_metrics()],
         rows,
         text_columns=3,
-        caption="\n".join(_calibration_warnings(record, names)),
+        caption="\n".join(_calibration_warnings(record)),
     )
 
 
-def _calibration_warnings(record: BenchRecord, names: dict[str, str]) -> list[str]:
+def _calibration_warnings(record: BenchRecord) -> list[str]:
     return [
-        f"{names[row.model]} was calibrated on {row.calibrated_on} of these images: its scores flatter it"
+        f"{row.name} was calibrated on {row.calibrated_on} of these images: its scores flatter it"
         for row in record.rows
         if row.calibrated_on
     ]
 
 
-def _deltas(record: BenchRecord, names: dict[str, str]) -> Table:
+def _deltas(record: BenchRecord) -> Table:
     baseline, *others = record.rows
     rows = [
         [metric.label, decimal(baseline.metrics[key]), *(interval(row.delta[key]) for row in others)]
@@ -239,8 +238,8 @@ def _deltas(record: BenchRecord, names: dict[str, str]) -> Table:
     has_interval = all(delta.ci95 for row in others for delta in row.delta.values())
     how = "with 95 % interval (paired bootstrap over images)" if has_interval else "without interval"
     return Table(
-        f"Difference to {names[baseline.model]}, {how}",
-        ["metric", "baseline", *(names[row.model] for row in others)],
+        f"Difference to {baseline.name}, {how}",
+        ["metric", "baseline", *(row.name for row in others)],
         rows,
         caption="* the interval excludes zero: the difference is more than chance on images like these"
         if has_interval
@@ -257,36 +256,36 @@ def interval(delta: Difference) -> str:
     return f"{mark}{value} [{low}, {high}]"
 
 
-def _cost(record: BenchRecord, names: dict[str, str]) -> Table:
+def _cost(record: BenchRecord) -> Table:
     stages = {"pre": "pre", "infer": "inference", "post": "post", "total": "total"}
     rows = []
     for row in record.rows:
         counts = ["-" if count is None else f"{count:.3f}" for count in (row.params_m, row.macs_g)]
         shape = "x".join(map(str, row.input_shape))
         spread = [_spread(row.latency_ms[stage]) for stage in stages]
-        rows.append([names[row.model], row.device, *counts, shape, f"{row.size_mib:.2f}", *spread])
+        rows.append([row.name, row.engine, *counts, shape, f"{row.size_mib:.2f}", *spread])
     threads = f"{record.threads} CPU thread{'s' if record.threads > 1 else ''}"
     caption = f"p50 / p90 / p99 in ms per image over {record.images} images, models in turn, decoding not counted"
     batches = [
-        f"{names[row.model]} computes {row.input_shape[0]} images whenever it is given one"
+        f"{row.name} computes {row.input_shape[0]} images whenever it is given one"
         for row in record.rows
         if row.input_shape[0] not in (1, "N")
     ]
     return Table(
         f"Cost on {record.hardware}, {threads}",
-        ["model", "device", "params (M)", "MACs (G)", "input", "size (MiB)", *stages.values()],
+        ["model", "engine", "params (M)", "MACs (G)", "input", "size (MiB)", *stages.values()],
         rows,
         text_columns=2,
         caption="\n".join([caption, *batches]),
     )
 
 
-def _on_gpu(record: BenchRecord, names: dict[str, str]) -> Table:
+def _on_gpu(record: BenchRecord) -> Table:
     """What the cost table has no room for: copies, the CPU's share, and all images in batches."""
     stages = ("host", "upload", "download")
     rows = [
         [
-            names[row.model],
+            row.name,
             *(_spread(row.latency_ms[stage]) for stage in stages),
             f"{row.images_per_s:.1f}",
             f"{row.device_memory_mib:.0f}",

@@ -14,7 +14,7 @@ from sodeploy.runtime.gpu.pipeline import Lane
 from sodeploy.runtime.gpu.session import DeviceSession, open_on_device
 from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.processing import postprocess, preprocess
-from sodeploy.runtime.session import Session, open_session
+from sodeploy.runtime.session import EngineName, Session, open_session
 
 CPU_STAGES = ("pre", "infer", "post", "total")
 # upload to download are GPU time, between events; host is what the CPU does meanwhile; total is from image to map.
@@ -27,6 +27,9 @@ class Runner(Protocol):
 
     @property
     def where(self) -> Literal["cpu", "cuda"]: ...
+
+    @property
+    def engine(self) -> str: ...
 
     @property
     def session(self) -> Session | DeviceSession: ...
@@ -46,16 +49,14 @@ class Runner(Protocol):
 
 
 class CpuRunner:
-    """OpenCV before and after an ONNX model in onnxruntime."""
+    """OpenCV before and after an ONNX model on a CPU."""
 
     where: Literal["cpu", "cuda"] = "cpu"
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
-        """
-        Args:
-            threads: of onnxruntime; one per core by default.
-        """
-        self.session: Session = open_session(path, "cpu", threads)
+    def __init__(self, path: Path, threads: int | None = None, engine: EngineName = "onnxruntime") -> None:
+        """See `sodeploy.runtime.session.open_session`."""
+        self.engine: str = engine
+        self.session: Session = open_session(path, "cpu", threads, engine)
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, float]]:
         contract = self.session.contract
@@ -84,6 +85,7 @@ class GpuRunner:
 
     def __init__(self, path: Path, device: Device) -> None:
         self.session: DeviceSession = open_on_device(path, device)
+        self.engine: str = "onnxruntime" if path.suffix == ".onnx" else "tensorrt"
         self._timeline = Timeline()
         with device.current():
             self._lane = Lane(self.session, "map", "GPU", self._timeline)
@@ -118,6 +120,8 @@ def stand_in(runner: Runner) -> str:
         return "simulates an engine"
     if runner.where == "cpu" and dialect == "tensorrt":
         return "is made for TensorRT"
+    if runner.engine == "onnxruntime" and dialect == "openvino":
+        return "is made for OpenVINO"
     if runner.where == "cpu" and session.precision == "fp16":
         return "is computed in fp32 on a CPU"
     return ""

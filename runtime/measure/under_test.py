@@ -13,7 +13,7 @@ from sodeploy.runtime.measure.record import Percentiles
 from sodeploy.runtime.measure.runners import Runner, stand_in
 from sodeploy.runtime.measure.throughput import Throughput
 
-_TARGETS = {"cpu": "cpu", "tensorrt": "trt", "simulation": "sim"}
+_TARGETS = {"cpu": "cpu", "openvino": "openvino", "tensorrt": "trt", "simulation": "sim"}
 
 
 @dataclass(eq=False)
@@ -46,6 +46,8 @@ class ModelUnderTest:
         self.counted: Complexity | None = None if self.is_engine else complexity(self.path, session.contract)
         graph_precision = self.counted.weights if self.counted else session.precision
         self.precision = session.metadata.get(PRECISION_KEY) or graph_precision
+        if self.precision == "fp32" and self.runner.engine == "openvino-bf16":
+            self.precision = "bf16"
         self.target = "engine" if self.is_engine else _TARGETS.get(session.metadata.get(DIALECT_KEY, ""), "")
         self.stand_in = stand_in(self.runner)
         self._calibration = calibration_of(session.metadata, self.path)

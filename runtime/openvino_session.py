@@ -1,0 +1,201 @@
+"""ONNX models on a CPU in OpenVINO: the session beside onnxruntime's, and the kernels that it really runs."""
+
+import contextlib
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from sodeploy.errors import UserError
+from sodeploy.runtime.contract import PRECISION_KEY, contract_of
+from sodeploy.runtime.session import run_in_batches
+from sodeploy.stages import command
+from sodeploy.workers import usable_cores
+
+Body = Literal["fp32", "bf16"]
+_HINTS = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's own default depends on the CPU: bf16 where there is AMX
+_COMPILED = 4  # shapes kept ready at a time, for a model of free batch or size
+_LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")  # OpenVINO's names
+
+
+class OpenVinoSession:
+    """One ONNX model compiled by OpenVINO for the CPU.
+
+    A static shape runs fastest, so that the model is compiled once for each shape that it meets. Compiled models are
+    kept on disk (`$XDG_CACHE_HOME/sodeploy`), in a folder for this version of OpenVINO.
+    """
+
+    def __init__(
+        self, path: Path, body: Body = "fp32", threads: int | None = None, streams: int = 1, cache: bool = True
+    ) -> None:
+        """Read and compile the model.
+
+        Args:
+            body: precision of the layers that are not int8.
+            threads: CPU threads in all; one per core by default.
+            streams: images that run at the same time, each with its share of the threads. 1 gives the least latency,
+                one per core the most images per second.
+            cache: keep the compiled model on disk.
+
+        Raises:
+            UserError: OpenVINO is missing or has no CPU plugin; the CPU lacks bf16; more threads than cores; the file
+                is broken, holds an operator that OpenVINO lacks, or does not keep its contract.
+        """
+        openvino = _openvino(path)
+        self._path, self._body, self._streams = path, body, streams
+        self._core = openvino.Core()
+        if "CPU" not in self._core.available_devices:
+            raise UserError(f"this OpenVINO has no CPU plugin; install it again: {_INSTALL}")
+        if body == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise UserError("this CPU does not compute in bf16; choose the engine openvino, whose body is fp32")
+        threads = threads or usable_cores()
+        if threads > usable_cores():
+            raise UserError(f"{threads} threads were asked of {usable_cores()} cores; give at most {usable_cores()}")
+        self._config = {
+            "INFERENCE_PRECISION_HINT": _HINTS[body],
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": streams,
+            "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+        }
+        if cache and (folder := _cache_folder(openvino.__version__)):
+            self._config["CACHE_DIR"] = str(folder)
+        with _failures_named(path):
+            self._model: Any = self._core.read_model(path)
+        information = self._model.get_rt_info()
+        framework = information["framework"] if "framework" in information else {}  # noqa: SIM401 - no dict
+        self.metadata: dict[str, str] = {key: str(entry.value) for key, entry in framework.items()}
+        self.contract = contract_of(self.metadata, path)
+        self.precision = self.metadata.get(PRECISION_KEY, "fp32")
+        self._input, self._output, self._dtype = self._tensors()
+        self._compiled: dict[tuple[int, ...], Any] = {}
+        self._compile((self.contract.batch or 1, 3, self.contract.height, self.contract.width))
+
+    def infer(self, batch: np.ndarray) -> np.ndarray:
+        """(N, 3, h, w) float32 -> (N, 1, h, w) float32; a model of fixed batch runs as often as it takes.
+
+        Raises:
+            UserError: h, w are not a size that the model takes, the output is not one map per image, or the run fails.
+            ValueError: `batch` is not (N, 3, h, w), N >= 1; the session is closed.
+        """
+        contract = self.contract
+        if self._streams > 1 and contract.batch == 1:  # `_run` divides the images over the streams
+            contract = contract.model_copy(update={"batch": None})
+        return run_in_batches(self._run, batch.astype(self._dtype, copy=False), contract, self._path)
+
+    def kernels(self) -> dict[str, Counter[str]]:
+        """Precision (i8, u8, bf16, f32) -> how many layers with weights OpenVINO runs in it, by its operator names."""
+        compiled = self._compile((self.contract.batch or 1, 3, self.contract.height, self.contract.width))
+        found: dict[str, Counter[str]] = {}
+        for node in compiled.get_runtime_model().get_ordered_ops():
+            info = node.get_rt_info()
+            kind = str(info["layerType"].value)
+            if kind in _LAYERS:
+                found.setdefault(str(info["runtimePrecision"].value), Counter())[kind] += 1
+        return found
+
+    def close(self) -> None:
+        """Free the compiled models; the session cannot be used any more."""
+        self._compiled.clear()
+        self._model = None
+
+    def __enter__(self) -> "OpenVinoSession":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _tensors(self) -> tuple[str, str, type[np.generic]]:
+        """The model's input and output, if they are those of its contract, and the type of its input."""
+        assert self._model is not None
+        inputs = {name for port in self._model.inputs for name in port.get_names()}
+        outputs = {name for port in self._model.outputs for name in port.get_names()}
+        for name, names in ((self.contract.input_name, inputs), (self.contract.output_name, outputs)):
+            if name not in names:
+                raise UserError(
+                    f"{self._path}: the contract names {name}, the graph has {', '.join(sorted(names))}; "
+                    f"name them to {command('adopt')}"
+                )
+        if len(self._model.inputs) > 1:
+            raise UserError(f"{self._path} has {len(self._model.inputs)} inputs; a saliency network takes one image")
+        dtype = self._model.input(self.contract.input_name).get_element_type().to_dtype()
+        if dtype not in (np.float32, np.float16):
+            raise UserError(f"{self._path}: its input is {dtype}; export the model with a float32 input")
+        return self.contract.input_name, self.contract.output_name, dtype
+
+    def _compile(self, shape: tuple[int, ...]) -> Any:
+        if self._model is None:
+            raise ValueError(f"the session of {self._path} is closed")
+        if shape not in self._compiled:
+            if len(self._compiled) == _COMPILED:
+                del self._compiled[next(iter(self._compiled))]
+            with _failures_named(self._path):
+                self._model.reshape({self._input: list(shape)})
+                self._compiled[shape] = self._core.compile_model(self._model, "CPU", self._config)
+        return self._compiled[shape]
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        """One run, or one for each image on the streams."""
+        split = self._streams > 1 and self.contract.batch in (None, 1) and len(images) > 1
+        shape = (1 if split else len(images), *images.shape[1:])
+        compiled = self._compile(shape)
+        with _failures_named(self._path):
+            if not split:
+                return np.array(compiled.create_infer_request().infer({self._input: images})[self._output])
+            from openvino import AsyncInferQueue, InferRequest
+
+            maps: list[np.ndarray] = [np.empty(0)] * len(images)
+
+            def keep(request: InferRequest, index: int) -> None:
+                maps[index] = np.array(request.get_tensor(self._output).data)
+
+            queue = AsyncInferQueue(compiled, self._streams)
+            queue.set_callback(keep)
+            for index in range(len(images)):
+                queue.start_async({self._input: images[index : index + 1]}, index)
+            queue.wait_all()
+        return np.concatenate(maps)
+
+
+_INSTALL = "pip install 'sodeploy[openvino]'"
+
+
+def _openvino(path: Path) -> ModuleType:
+    try:
+        import openvino
+    except ImportError as error:
+        raise UserError(f"{path}: the engine openvino cannot be imported ({error}); install it: {_INSTALL}") from None
+    module: ModuleType = openvino
+    return module
+
+
+def _cache_folder(version: str) -> Path | None:
+    """Where compiled models of this version are kept; None where nothing can be written."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "sodeploy" / f"openvino-{version.split('-')[0]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+@contextlib.contextmanager
+def _failures_named(path: Path) -> Iterator[None]:
+    """OpenVINO's errors as ours: the operators that it lacks by name, else the last line that says something."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if lacking := re.search(r"No conversion rule found for operations: (.+)", text):
+            raise UserError(
+                f"{path}: OpenVINO lacks {lacking.group(1).strip()}; use the engine onnxruntime for this model"
+            ) from None
+        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Exception from")]
+        raise UserError(f"{path}: OpenVINO refuses it ({lines[-1] if lines else text}); export it again") from None
