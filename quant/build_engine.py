@@ -48,7 +48,7 @@ from sodeploy.quant.budget.search import find_plan
 from sodeploy.quant.calib_cache import plan_from_cache
 from sodeploy.quant.calibration.methods import DEFAULT, METHODS, Method
 from sodeploy.quant.calibration.observer import calibrate
-from sodeploy.quant.emit.targets import TARGETS, Target, targets_of
+from sodeploy.quant.emit.targets import TARGETS, targets_of
 from sodeploy.quant.engines.shapes import Profile, parse_profile
 from sodeploy.quant.graph import Network, load_network
 from sodeploy.quant.planning.decide import make_plan
@@ -58,6 +58,7 @@ from sodeploy.quant.planning.plan import Plan, load_plan, save_plan
 from sodeploy.quant.sources import Cache, Counted, Edited, Images, Source, beside, evidence_of, network_for
 from sodeploy.runtime.gpu.driver import driver_problem
 from sodeploy.runtime.measure.budget import Budget, parse_budget
+from sodeploy.runtime.session import installed_engines
 from sodeploy.stages import command
 
 _SCENES = "synthetic:calib:4:320"  # in place of calibration images, for a build of fp16 alone
@@ -255,13 +256,12 @@ def bench_command(model: Path, built: Built, data: str | None, max_drop: str | N
     if driver_problem() is None:
         made, device = list(built.engines.values()), ["--device", "cuda"]
     else:
-        made, device = [built.graphs[one.name] for one in TARGETS if _measured_here(one, built)], []
+        here = [one for one in TARGETS if one.name in built.graphs and one.measured_in in installed_engines()]
+        made = [built.graphs[one.name] for one in here]
+        engines = list(dict.fromkeys(one.measured_in for one in here if one.measured_in))
+        device = ["--engine", ",".join(engines)] if len(engines) > 1 else []
     options = ["--data", data or "DATA", "--max-drop", max_drop or "s=0.002,mae=0.001", *device]
     return f"{command('bench')} {shlex.join(map(str, [model, *made, *options]))}"
-
-
-def _measured_here(target: Target, built: Built) -> bool:
-    return target.measured_on == "cpu" and target.name in built.graphs
 
 
 def main(

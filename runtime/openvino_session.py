@@ -88,15 +88,8 @@ class OpenVinoSession:
         return run_in_batches(self._run, batch.astype(self._dtype, copy=False), contract, self._path)
 
     def kernels(self) -> dict[str, Counter[str]]:
-        """Precision (i8, u8, bf16, f32) -> how many layers with weights OpenVINO runs in it, by its operator names."""
-        compiled = self._compile((self.contract.batch or 1, 3, self.contract.height, self.contract.width))
-        found: dict[str, Counter[str]] = {}
-        for node in compiled.get_runtime_model().get_ordered_ops():
-            info = node.get_rt_info()
-            kind = str(info["layerType"].value)
-            if kind in _LAYERS:
-                found.setdefault(str(info["runtimePrecision"].value), Counter())[kind] += 1
-        return found
+        """See `kernels_of`."""
+        return _kernels(self._compile((self.contract.batch or 1, 3, self.contract.height, self.contract.width)))
 
     def close(self) -> None:
         """Free the compiled models; the session cannot be used any more."""
@@ -148,19 +141,41 @@ class OpenVinoSession:
         with _failures_named(self._path):
             if not split:
                 return np.array(compiled.create_infer_request().infer({self._input: images})[self._output])
-            from openvino import AsyncInferQueue, InferRequest
-
-            maps: list[np.ndarray] = [np.empty(0)] * len(images)
-
-            def keep(request: InferRequest, index: int) -> None:
-                maps[index] = np.array(request.get_tensor(self._output).data)
-
-            queue = AsyncInferQueue(compiled, self._streams)
-            queue.set_callback(keep)
-            for index in range(len(images)):
-                queue.start_async({self._input: images[index : index + 1]}, index)
-            queue.wait_all()
+            requests = [compiled.create_infer_request() for _ in range(self._streams)]
+            maps = []
+            for start in range(0, len(images), self._streams):
+                running = list(zip(requests, range(start, len(images)), strict=False))
+                for request, index in running:
+                    request.start_async({self._input: images[index : index + 1]})
+                for request, _ in running:
+                    request.wait()
+                    maps.append(np.array(request.get_tensor(self._output).data))
         return np.concatenate(maps)
+
+
+def kernels_of(model: bytes, path: Path) -> dict[str, Counter[str]]:
+    """The layers with weights that OpenVINO runs in each precision: i8, u8, bf16, f32 -> its operators, counted.
+
+    Args:
+        model: an ONNX file's bytes.
+        path: the file, for messages.
+
+    Raises:
+        UserError: OpenVINO is missing or refuses the graph.
+    """
+    core = _openvino(path).Core()
+    with _failures_named(path):
+        return _kernels(core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
+
+
+def _kernels(compiled: Any) -> dict[str, Counter[str]]:
+    found: dict[str, Counter[str]] = {}
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        information = node.get_rt_info()
+        kind = str(information["layerType"].value)
+        if kind in _LAYERS:
+            found.setdefault(str(information["runtimePrecision"].value), Counter())[kind] += 1
+    return found
 
 
 _INSTALL = "pip install 'sodeploy[openvino]'"

@@ -1,6 +1,7 @@
 """Models opened for inference: one small interface, whatever engine is behind it."""
 
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,6 +51,11 @@ class Session(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+def installed_engines() -> list[EngineName]:
+    """The engines whose packages are installed here."""
+    return [engine for engine in ENGINES if importlib.util.find_spec(engine.removesuffix("-bf16")) is not None]
 
 
 def parse_engines(text: str) -> list[EngineName]:

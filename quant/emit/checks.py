@@ -18,6 +18,8 @@ from sodeploy.errors import UserError
 from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import PASSING, QUANTIZING, WEIGHTED, attribute, channel_axis
 from sodeploy.runtime.onnx_session import session_options, start_session
+from sodeploy.runtime.openvino_session import kernels_of
+from sodeploy.runtime.session import installed_engines
 from sodeploy.stages import command
 
 # Operators whose float inputs must be of one type; the sizes and scales of a Resize, for one, need not be.
@@ -101,6 +103,18 @@ def cpu_warnings(model: onnx.ModelProto, path: Path) -> list[str]:
             f"{path}: onnxruntime will compute {len(left)} int8 layer(s) in float, slowly: {', '.join(left)}; "
             "set them to fp16 in the plan"
         ]
+    return []
+
+
+def openvino_warnings(model: onnx.ModelProto, path: Path) -> list[str]:
+    """A line where OpenVINO, if it is installed, computes int8 layers in float."""
+    if "openvino" not in installed_engines():
+        return []
+    wanted = len(_with_integer_weights(model))
+    kernels = kernels_of(model.SerializeToString(), path)
+    run = sum(count for precision in ("i8", "u8") for count in kernels.get(precision, {}).values())
+    if run < wanted:
+        return [f"{path}: OpenVINO computes {wanted - run} of {wanted} int8 layers in float"]
     return []
 
 

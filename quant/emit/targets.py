@@ -7,12 +7,13 @@ from typing import Literal
 
 import onnx
 
-from sodeploy.quant.emit.checks import cpu_warnings, tensorrt_warnings
+from sodeploy.quant.emit.checks import cpu_warnings, openvino_warnings, tensorrt_warnings
 from sodeploy.quant.emit.cpu import emit_cpu, emit_openvino
 from sodeploy.quant.emit.fp16 import emit_fp16, emit_fp16_simulation
 from sodeploy.quant.emit.tensorrt import emit_simulation, emit_tensorrt
 from sodeploy.quant.graph import Network
 from sodeploy.quant.planning.plan import Plan
+from sodeploy.runtime.session import EngineName
 
 
 def _nothing_to_check(graph: onnx.ModelProto, path: Path) -> list[str]:
@@ -30,7 +31,8 @@ class Target:
         emit: makes the graph.
         check: (graph, the file to be written) -> warnings for the user, one line each; raises UserError for a graph
             that the engine would refuse.
-        measured_on: where `runtime/bench.py` measures this graph; None: it measures the engine that is built from it.
+        measured_in: the engine in which `runtime/bench.py` measures this graph on a CPU; None: it measures the engine
+            that is built from it.
         engine: whether TensorRT or TensorRT-RTX builds an engine of it, NETWORK.`precision`.engine.
     """
 
@@ -39,7 +41,7 @@ class Target:
     runs_on: str
     emit: Callable[[Network, Plan], onnx.ModelProto]
     check: Callable[[onnx.ModelProto, Path], list[str]] = _nothing_to_check
-    measured_on: Literal["cpu"] | None = None
+    measured_in: EngineName | None = None
     engine: bool = False
 
     @property
@@ -55,12 +57,14 @@ TARGETS = (
         "fp16",
         "any CPU, to measure fp16's accuracy",
         emit_fp16_simulation,
-        measured_on="cpu",
+        measured_in="onnxruntime",
     ),
     Target("int8.trt", "int8", "TensorRT, TensorRT-RTX", emit_tensorrt, tensorrt_warnings, engine=True),
-    Target("int8.cpu", "int8", "onnxruntime on a CPU", emit_cpu, cpu_warnings, measured_on="cpu"),
-    Target("int8.openvino", "int8", "OpenVINO on a CPU", emit_openvino),
-    Target("int8.sim", "int8", "any CPU, to measure an int8 engine's accuracy", emit_simulation, measured_on="cpu"),
+    Target("int8.cpu", "int8", "onnxruntime on a CPU", emit_cpu, cpu_warnings, measured_in="onnxruntime"),
+    Target("int8.openvino", "int8", "OpenVINO on a CPU", emit_openvino, openvino_warnings, measured_in="openvino"),
+    Target(
+        "int8.sim", "int8", "any CPU, to measure an int8 engine's accuracy", emit_simulation, measured_in="onnxruntime"
+    ),
 )
 
 

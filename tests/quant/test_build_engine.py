@@ -56,9 +56,11 @@ def test_everything_is_written(repository: Path, unet_file: Path, images: Path, 
     assert "4 images" in done.stderr
     assert done.stdout == ""
     next_step = done.stderr.splitlines()[-1].removeprefix("measure its accuracy and speed on this machine: ")
-    models = [unet_file, *(tmp_path / f"unet.{kind}.onnx" for kind in ("fp16.sim", "int8.cpu", "int8.sim"))]
+    measured = ("fp16.sim", "int8.cpu", "int8.openvino", "int8.sim")
+    models = [unet_file, *(tmp_path / f"unet.{kind}.onnx" for kind in measured)]
     bench = f"python {repository / 'runtime' / 'bench.py'}"
-    assert next_step == f"{bench} {' '.join(map(str, models))} --data DATA --max-drop s=0.002,mae=0.001"
+    engines = "--engine onnxruntime,openvino"
+    assert next_step == f"{bench} {' '.join(map(str, models))} --data DATA --max-drop s=0.002,mae=0.001 {engines}"
 
 
 def test_old_option_names_still_work(repository: Path, unet_file: Path, images: Path, tmp_path: Path) -> None:
@@ -201,7 +203,7 @@ def test_an_edited_plan_is_followed(unet_file: Path, pictures: list, tmp_path: P
         (["{model}", "--int8", "--calib", "nowhere"], "nowhere"),
         (["{model}", "--int8", "--calib", "{images}", "--method", "best"], "--method best is not one of kl"),
         (["{model}", "--int8", "--plan", "missing.json"], "missing.json does not exist"),
-        (["{images}/picture 0.png", "--fp16"], "is not a valid ONNX model"),
+        (["{images}/picture 0.png", "--fp16"], "is not an ONNX file that can be read"),
     ],
 )
 def test_bad_input_is_one_line(

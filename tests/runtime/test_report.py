@@ -22,7 +22,7 @@ from sodeploy.runtime.measure.record import (
     read_bench,
     to_json,
 )
-from sodeploy.runtime.measure.report import Table, bench_tables, show, to_markdown
+from sodeploy.runtime.measure.report import Table, bench_tables, labels, show, to_markdown
 
 TABLE = Table(
     "A title",
@@ -73,6 +73,7 @@ def row(model: str, **fields: object) -> Row:
     """A row of a record with figures as of U²-Netp."""
     once = Percentiles(p50=1, p90=1, p99=1)
     usual = {
+        "name": labels([model])[0], "engine": "onnxruntime",
         "model": model, "network": "u2netp", "precision": "fp32", "method": None, "target": "", "device": "cpu",
         "published": Published(params_m=1.131181, flops_g=39.5121792, params_as="published"), "params_m": 1.125,
         "macs_g": 19.756, "input_shape": [1, 3, 320, 320], "size_mib": 4.5, "metrics": dict.fromkeys(METRICS, 0.8373),
@@ -88,7 +89,7 @@ def record_of(*rows: Row) -> BenchRecord:
     return BenchRecord(
         rows=list(rows), dataset="eval", images=300, left_out=[], threads=2, batch=8, hardware="a CPU",
         gpu=GpuStates(before={}, after={}), versions={},
-        recommendation=Advice(budget=None, model=None, int8_pays=None, text=[]),
+        recommendation=Advice(budget=None, model=None, engine=None, int8_pays=None, text=[]),
     )  # fmt: skip
 
 
