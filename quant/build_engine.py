@@ -39,13 +39,14 @@ import onnx
 import typer
 
 from sodeploy import terminal
-from sodeploy.artifacts import atomic_write, write_manifest
-from sodeploy.calib_data import Dataset, open_dataset
+from sodeploy.artifacts import locked, manifest_path, write_manifest
+from sodeploy.calib_data import Dataset, Sample, open_dataset
 from sodeploy.errors import UserError
 from sodeploy.quant import engine
 from sodeploy.quant.budget.gate import require_disjoint, require_uncounted
 from sodeploy.quant.budget.search import find_plan
 from sodeploy.quant.calib_cache import plan_from_cache
+from sodeploy.quant.calibration.inspect_graph import some
 from sodeploy.quant.calibration.methods import DEFAULT, METHODS, Method
 from sodeploy.quant.calibration.observer import calibrate
 from sodeploy.quant.emit.targets import TARGETS, targets_of
@@ -55,7 +56,9 @@ from sodeploy.quant.planning.decide import make_plan
 from sodeploy.quant.planning.drift import drift
 from sodeploy.quant.planning.fp16_range import beyond_fp16
 from sodeploy.quant.planning.plan import Plan, load_plan, save_plan
+from sodeploy.quant.proof import IMAGES, Disproved, Prover, prove_engine
 from sodeploy.quant.sources import Cache, Counted, Edited, Images, Source, beside, evidence_of, network_for
+from sodeploy.quant.write_graphs import Written, discard_graphs, write_graphs
 from sodeploy.runtime.gpu.driver import driver_problem
 from sodeploy.runtime.measure.budget import Budget, parse_budget
 from sodeploy.runtime.session import installed_engines
@@ -133,17 +136,32 @@ def build(
     base = Path(output_dir) / Path(model).stem
     if within is not None and isinstance(source, Images):
         require_disjoint(source.dataset, within.evaluation)
-    network = network_for(source, network, base)
-    planned = _plan(source, network, base, method, within)
-    graphs = _write_graphs(network, planned, base)
+    with locked(output_dir):
+        file = network.path
+        network = network_for(source, network, base)
+        planned = _plan(source, network, base, method, within)
+        prover = Prover(onnx.load(file), network, _proving_images(source))
+        written = write_graphs(network, planned.plan, planned.file, base, prover)
+        made = _build_engines(written, base, shapes, prover) if engines else {}
+    if written.refused:
+        raise UserError(
+            f"{'; '.join(written.refused)}; not written, the other files stand: set the layers that the plan is wrong "
+            "about to fp16 (plan edit), or report this with the file"
+        )
     return Built(
         network=network.path,
         plan=planned.file,
         statistics=planned.statistics,
         search=planned.search,
-        graphs=graphs,
-        engines=_build_engines(graphs, base, shapes) if engines else {},
+        graphs=written.files,
+        engines=made,
     )
+
+
+def _proving_images(source: Source | None) -> list[Sample]:
+    """A few images to run every graph on: of the calibration, or drawn ones where there is none."""
+    images = source.dataset if isinstance(source, Images) else source.images if isinstance(source, Counted) else None
+    return some(open_dataset(_SCENES, masks=False) if images is None else images, IMAGES)
 
 
 def _plan(source: Source | None, network: Network, base: Path, method: Method, within: Within | None) -> _Planned:
@@ -198,9 +216,14 @@ def _without_int8(network: Network, path: Path) -> _Planned:
 
 
 def _save(plan: Plan, path: Path, inputs: dict[str, Path], origin: str, **facts: Any) -> None:
+    discard_graphs(_base_of(path), targets_of(plan))  # a kill from here on leaves no graph of another plan
     save_plan(plan, path)
     write_manifest(path, inputs, **_method_of(plan), **facts)
     terminal.note(f"wrote {path}: {len(plan.nodes('int8'))} of {len(plan.layers)} layers int8, {origin}")
+
+
+def _base_of(plan: Path) -> Path:
+    return plan.with_name(plan.name.removesuffix(".plan.json"))
 
 
 def _method_of(plan: Plan) -> dict[str, str]:
@@ -208,28 +231,11 @@ def _method_of(plan: Plan) -> dict[str, str]:
     return {"method": plan.calibration.method} if plan.calibration is not None else {}
 
 
-def _write_graphs(network: Network, planned: _Planned, base: Path) -> dict[str, Path]:
-    """Write every graph of the plan, once all of them are found good: target name -> file."""
-    plan = planned.plan
-    graphs = [(target, target.emit(network, plan)) for target in targets_of(plan)]
-    for target, graph in graphs:
-        for warning in target.check(graph, beside(base, target.suffix)):
-            terminal.warn(warning)
-    inputs = {"model": network.path} | ({"plan": planned.file} if planned.file else {})
-    made = {}
-    for target, graph in graphs:
-        path = made[target.name] = beside(base, target.suffix)
-        onnx.checker.check_model(graph)
-        with atomic_write(path) as temporary:
-            onnx.save(graph, temporary)
-        facts = _method_of(plan) if target.precision == "int8" else {}
-        write_manifest(path, inputs, **facts, contract=network.contract.model_dump(mode="json"))
-        terminal.note(f"wrote {path}")
-    return made
+def _build_engines(written: Written, base: Path, shapes: Profile | None, prover: Prover) -> dict[Any, Path]:
+    """Build an engine of each precision, or say why there is none.
 
-
-def _build_engines(graphs: dict[str, Path], base: Path, shapes: Profile | None) -> dict[Any, Path]:
-    """Build an engine of each precision, or say why there is none."""
+    Where an engine can run, it is held against its graph. One that fails has no file afterwards.
+    """
     try:
         builder = engine.choose_builder()
     except UserError as reason:
@@ -237,12 +243,21 @@ def _build_engines(graphs: dict[str, Path], base: Path, shapes: Profile | None) 
         return {}
     made = {}
     for target in TARGETS:
-        if target.engine and target.name in graphs:
-            path = made[target.precision] = beside(base, f".{target.precision}.engine")
-            report = engine.build(graphs[target.name], path, builder, profile=shapes)
-            for warning in report.warnings:
-                terminal.warn(warning)
-            terminal.note(f"wrote {report}")
+        if not target.engine or target.name not in written.files:
+            continue
+        path = beside(base, f".{target.precision}.engine")
+        report = engine.build(written.files[target.name], path, builder, profile=shapes)
+        for warning in report.warnings:
+            terminal.warn(warning)
+        try:
+            proof = prove_engine(path, prover, written.proofs[target.name]) if driver_problem() is None else None
+        except Disproved as reason:
+            written.refused.append(f"{path}: {reason}")
+            path.unlink(missing_ok=True)
+            manifest_path(path).unlink(missing_ok=True)
+            continue
+        made[target.precision] = path
+        terminal.note(f"wrote {report}" + (f"; {proof}" if proof else ""))
     return made
 
 

@@ -224,7 +224,7 @@ def run_in_batches(
 
 # Where a quantised graph has fp16 scales, this one makes bias scales that underflow: map MAE .020 instead of .0008. Our
 # graphs for the CPU have integer biases already and lose nothing without it.
-_HARMFUL_OPTIMIZERS = ["WeightBiasQuantization"]
+HARMFUL_OPTIMIZERS = ["WeightBiasQuantization"]
 
 
 def _load(path: Path, device: DeviceName, threads: int | None, stream: int | None) -> "onnxruntime.InferenceSession":
@@ -253,7 +253,7 @@ def _load(path: Path, device: DeviceName, threads: int | None, stream: int | Non
         options,
         provider=provider,
         provider_options=provider_options,
-        disabled_optimizers=_HARMFUL_OPTIMIZERS,
+        disabled_optimizers=HARMFUL_OPTIMIZERS,
     )
     if session.get_providers()[0] != provider:
         raise UserError(

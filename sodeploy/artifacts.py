@@ -138,30 +138,45 @@ def check_apart(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> 
 def locked(folder: str | Path) -> Iterator[None]:
     """Hold `folder` for this run alone, so that two runs do not mix their files in it; the folder is made.
 
-    The system frees the lock when the process ends, however it ends. Nothing is left in the folder.
+    The system frees the lock when the process ends, however it ends. Nothing is left in the folder, and a folder that
+    was made for nothing, because the run failed, is removed.
 
     Raises:
         UserError: another run holds the folder.
     """
     folder = Path(folder)
     check_output_folder(folder)
+    with _made(folder):
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            yield
+            return
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"another run is writing into {folder}; wait until it has ended, or choose another output folder"
+                ) from None
+            yield
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder; where the block fails and leaves nothing in it, a folder that was not there before goes again."""
+    existed = folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        import fcntl
-    except ImportError:  # Windows
         yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another run is writing into {folder}; wait until it has ended, or choose another output folder"
-            ) from None
-        yield
-    finally:
-        os.close(handle)
+    except BaseException:
+        if not existed:
+            with contextlib.suppress(OSError):  # not empty: finished files stay
+                folder.rmdir()
+        raise
 
 
 def _identities(file: Path) -> list[object]:

@@ -1,0 +1,107 @@
+"""A graph gets its name only if its map shows that it computes what it should."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from sodeploy.artifacts import locked
+from sodeploy.calib_data import Dataset
+from sodeploy.errors import UserError
+from sodeploy.quant import build_engine, write_graphs
+from sodeploy.quant.emit.targets import TARGETS, Target
+from sodeploy.quant.graph import Network
+from sodeploy.quant.planning.plan import Plan
+from sodeploy.quant.proof import Disproved, Proof, Prover, worse_than_simulated
+from sodeploy.quant.sources import Images
+from tests.quant.conftest import Picture
+
+ALL = {target.name: target for target in TARGETS}
+
+
+@pytest.fixture(scope="module")
+def prover(unet_file: Path, unet: Network, pictures: list[Picture]) -> Prover:
+    return Prover(onnx.load(unet_file), unet, pictures)
+
+
+def changed(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:
+    """The graph with other values in one of its constants."""
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    values = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(change(values).astype(values.dtype), name))
+    return model
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_good_graphs_have_a_figure(prover: Prover, unet: Network, plan: Plan, name: str) -> None:
+    proof, warning = prover.prove(ALL[name], ALL[name].emit(unet, plan), plan)
+    assert warning is None
+    assert proof.sqnr_db is not None
+    assert proof.sqnr_db > (40 if ALL[name].precision == "fp16" else 15)
+    assert 0 < proof.largest_difference < 0.2
+    assert proof.images == 4
+    assert (proof.limits is not None) == (name in ("fp16", "int8.trt"))
+
+
+def test_nan_and_constant_maps_are_refused(prover: Prover, unet: Network, plan: Plan) -> None:
+    simulation = ALL["int8.sim"]
+    for value, problem in ((np.nan, "NaN or infinite"), (1e4, "is constant")):
+        graph = changed(simulation.emit(unet, plan), "head.bias/rounded", lambda bias, value=value: bias * 0 + value)
+        with pytest.raises(Disproved, match=problem):
+            prover.prove(simulation, graph, plan)
+
+
+def test_the_layer_that_lost_its_bias_is_named(prover: Prover, unet: Network, plan: Plan) -> None:
+    simulation = ALL["int8.sim"]
+    graph = simulation.emit(unet, plan)
+    (bias,) = {node.input[2] for node in graph.graph.node if node.name == "d_pre/Conv"}
+    with pytest.raises(Disproved, match=r"layer d_pre/Conv by itself .* dB where the plan explains"):
+        prover.prove(simulation, changed(graph, bias, lambda values: values + 3), plan)
+
+
+def test_a_sensitive_network_is_a_warning(prover: Prover, unet: Network, plan: Plan) -> None:
+    """Coarse ranges are what the plan says, so no layer is blamed for their noise."""
+    coarse = [shared.model_copy(update={"amax": shared.amax * 60}) for shared in plan.ranges]
+    worse = plan.model_copy(update={"ranges": coarse})
+    proof, warning = prover.prove(ALL["int8.sim"], ALL["int8.sim"].emit(unet, worse), worse)
+    assert proof.sqnr_db is not None
+    assert proof.sqnr_db < 15
+    assert warning is not None
+    assert "sensitive to rounding" in warning
+
+
+def test_a_graph_far_below_its_simulation_is_no_good() -> None:
+    assert worse_than_simulated(Proof(10.0, 0.1, 4), Proof(25.0, 0.1, 4))
+    assert not worse_than_simulated(Proof(24.0, 0.1, 4), Proof(60.0, 0.1, 4))
+    assert not worse_than_simulated(Proof(None, 0.0, 4), Proof(60.0, 0.1, 4))
+
+
+def test_a_refused_graph_has_no_name_and_the_others_stand(
+    unet_file: Path, tmp_path: Path, pictures: list[Picture], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = Images(Dataset("pictures", pictures))
+    built = build_engine.build(unet_file, tmp_path, images, engines=False)
+    manifest = json.loads(Path(f"{built.graphs['int8.sim']}.json").read_text())
+    assert manifest["proof"]["sqnr_db"] > 15
+
+    def emit(network: Network, plan: Plan) -> onnx.ModelProto:
+        graph = ALL["int8.cpu"].emit(network, plan)
+        return changed(graph, "head.bias", lambda bias: bias * 0 + 1e4)
+
+    broken = Target("int8.cpu", "int8", "", emit)
+    others = [target for target in TARGETS if target.name != "int8.cpu"]
+    monkeypatch.setattr(write_graphs, "targets_of", lambda plan: [*others, broken])
+    with pytest.raises(UserError, match=r"unet\.int8\.cpu\.onnx: its map is constant.*the other files stand"):
+        build_engine.build(unet_file, tmp_path, images, engines=False)
+    assert not built.graphs["int8.cpu"].exists()  # the graph of the first build does not go with the new plan
+    assert all(built.graphs[target.name].exists() for target in others)
+
+
+def test_two_builds_do_not_share_a_folder(unet_file: Path, tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UserError, match="another run is writing"):
+        build_engine.build(unet_file, tmp_path, engines=False)
+    build_engine.build(unet_file, tmp_path, engines=False)
