@@ -32,6 +32,7 @@ from sodeploy.runtime.session import HARMFUL_OPTIMIZERS, open_session
 IMAGES = 4
 _LARGE = 512 * 512  # pixels of an input; above, half as many images are run
 _HEALTHY_DB = {"fp16": 30.0, "int8": 15.0}  # of a map; below, the layers are looked at one by one
+_WORTHLESS_DB = {"fp16": 10.0, "int8": 0.0}  # no such graph gets its name, whatever the plan explains
 _UNEXPLAINED_DB = 10.0  # more noise than the plan explains
 _WORST_LAYER_DB = 20.0  # of a layer by itself; no unexplained noise above matters
 _FP16_LAYER_DB = 50.0  # of a layer in fp16 by itself
@@ -108,6 +109,8 @@ class Prover:
                     f"its map has {proof.sqnr_db:.1f} dB to float32, and layer {name} by itself {measured:.1f} dB "
                     f"where the plan explains {explained:.1f} dB"
                 )
+        if proof.sqnr_db < _WORTHLESS_DB[target.precision]:
+            raise Disproved(f"its map has {proof.sqnr_db:.1f} dB to float32: hardly anything of the map is left")
         return proof, (
             f"its map has {proof.sqnr_db:.1f} dB to float32 on {proof.images} images; no layer is worse than planned, "
             "so the network is sensitive to rounding: measure it on your data"

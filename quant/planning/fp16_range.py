@@ -20,6 +20,7 @@ SMALLEST_NORMAL = 2.0**-14
 _HEADROOM = LARGEST_FP16 / 4  # images beyond the calibration set reach further
 _LEAST_DB = 60.0  # signal to rounding noise of a tensor; 74 dB inside the normal range
 _LEAST_DB_OF_CONSTANT = 45.0  # of one number the error is exact, not an average
+_CANCELLED = 2.0**8  # fp16 has 11 bits; a sum that is smaller by more has hardly any of them right
 _NORMALIZING = ("InstanceNormalization", "BatchNormalization", "GroupNormalization")
 _NOT_ROUNDED = {"Resize": (1, 2)}
 
@@ -35,7 +36,7 @@ def beyond_fp16(network: Network, statistics: Statistics | None) -> dict[str, La
     for node in network.nodes:
         reason = _problem_of_constants(network, node)
         if reason is not None and network.is_weighted(node):
-            problems.setdefault(node.output[0], reason.replace("its ", "the layer's "))
+            problems.setdefault(node.output[0], f"the layer's {reason.removeprefix('its ')}")
         if reason is None:
             touched = (*node.input, *node.output, network.scope(node))
             reason = next((problems[name] for name in touched if name in problems), None)
@@ -77,6 +78,13 @@ def _problems_of_tensors(network: Network, statistics: Statistics) -> dict[str, 
             problems[name] = (
                 f"values end at {histogram.maximum:.3g} in calibration; fp16 loses bits below {SMALLEST_NORMAL:.3g}"
             )
+    for node in network.nodes:
+        result = statistics.histograms.get(node.output[0])
+        if node.op_type in ("Add", "Sub") and result is not None and result.maximum:
+            for name in node.input:
+                read = statistics.histograms.get(name)
+                if read is not None and read.maximum > _CANCELLED * result.maximum:
+                    problems[name] = f"values of {read.maximum:.3g} cancel to {result.maximum:.3g} in {node.name}"
     for node in network.nodes:
         if node.op_type in (*PASSING, "Concat"):
             found = next((problems[name] for name in node.input if name in problems), None)

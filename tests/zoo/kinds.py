@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from tests.zoo.network import CHANNELS, SIZE, Writer
 
@@ -237,13 +237,6 @@ def if_branches(w: Writer, x: str) -> str:
     return str(w.node("If", positive, **branches))
 
 
-def sparse_constant(w: Writer, x: str) -> str:
-    values = numpy_helper.from_array(np.array([0.5, 0.7], np.float32), "values")
-    indices = numpy_helper.from_array(np.array([1, 4], np.int64), "indices")
-    sparse = w.node("Constant", sparse_value=helper.make_sparse_tensor(values, indices, [CHANNELS]))
-    return str(w.node("Add", x, w.node("Reshape", sparse, w.integers(1, CHANNELS, 1, 1))))
-
-
 def channels_of(low: float, high: float) -> np.ndarray:
     return np.linspace(low, high, CHANNELS)
 
@@ -305,7 +298,6 @@ KINDS: dict[str, Kind] = {
         lambda w, x: w.resized(w.conv(x, strides=[2, 2]), coordinate_transformation_mode="align_corners")),
     "Resize, cubic": Kind(lambda w, x: w.resized(w.conv(x, strides=[2, 2]), mode="cubic")),
     "Constant nodes": Kind(constant_nodes),
-    "sparse Constant": Kind(sparse_constant),
     "weights of 1e-7 before a normalization": Kind(tiny_weights),
     "activations of 1e-6": Kind(tiny_activations),
     "activations of 1e6": Kind(large_activations),

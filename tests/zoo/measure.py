@@ -10,7 +10,7 @@ import onnxruntime
 from sodeploy.calib_data import open_dataset
 from sodeploy.export.adopt import adopt
 from sodeploy.quant.build_engine import build
-from sodeploy.quant.planning.plan import read_plan
+from sodeploy.quant.planning.plan import Layer, read_plan
 from sodeploy.quant.sources import Images
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.processing import preprocess
@@ -18,7 +18,7 @@ from tests.zoo.kinds import Kind
 from tests.zoo.network import SIZE
 
 TARGETS = ("fp16.sim", "int8.trt", "int8.sim", "int8.cpu")
-LEAST_DB = {"fp16.sim": 35.0, "int8.trt": 20.0, "int8.sim": 20.0, "int8.cpu": 20.0}
+LEAST_DB = {"fp16.sim": 35.0, "int8.trt": 20.0, "int8.sim": 20.0, "int8.cpu": 13.0}
 _STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -54,8 +54,15 @@ def measure(kind: Kind, folder: Path) -> Measured:
     decibels = {name: _decibels(wanted, _maps(built.graphs[name], inputs)) for name in TARGETS}
     assert built.plan is not None
     layers = read_plan(built.plan).layers.values()
-    reasons = dict.fromkeys(f"{layer.op}: {layer.reason}" for layer in layers if layer.precision != "int8")
+    reasons = dict.fromkeys(
+        f"{layer.op}: {layer.reason}" for layer in layers if layer.precision != "int8" and not _is_head(layer)
+    )
     return Measured(decibels, list(reasons))
+
+
+def _is_head(layer: Layer) -> bool:
+    """Whether the layer is in float because it makes the map, which is so in every network and explains nothing."""
+    return layer.reason.startswith("head:")
 
 
 def _maps(file: Path, inputs: list[np.ndarray], plain: bool = False) -> np.ndarray:

@@ -13,7 +13,7 @@ SHOWN = (
     "convolution, one dimension",
     "convolution, weight behind nodes",
     "Gemm, alpha and beta",
-    "attention",
+    "activations of 1e-6",
     "If",
     "Where",
     "weights of 1e-7 before a normalization",
@@ -23,9 +23,9 @@ SHOWN = (
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_every_graph_is_close_or_has_its_reason(tmp_path: Path, name: str) -> None:
+def test_every_graph_is_close(tmp_path: Path, name: str) -> None:
     measured = measure(KINDS[name], tmp_path)
-    assert not measured.low or measured.reasons, measured
+    assert not measured.low, measured
 
 
 def test_the_zoo_is_large() -> None:
