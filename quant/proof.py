@@ -23,7 +23,7 @@ from sodeploy.quant.calibration.inspect_graph import as_input
 from sodeploy.quant.emit.rewriter import quantized_weight
 from sodeploy.quant.emit.targets import Target
 from sodeploy.quant.graph import Network, channel_axis
-from sodeploy.quant.int8 import dequantize_weight, fp16_scale
+from sodeploy.quant.int8 import STEPS, dequantize_weight, fp16_scale
 from sodeploy.quant.planning.plan import Plan
 from sodeploy.runtime.onnx_session import session_options, start_session
 from sodeploy.runtime.processing import to_saliency
@@ -97,12 +97,12 @@ class Prover:
             Disproved: the graph is not fit for use.
         """
         proof = self.compare(_run(graph), "it")
-        is_simulated = "sim" in target.name or target.name.endswith("cpu")
-        if not is_simulated:
+        if target.engine:
             proof = Proof(proof.sqnr_db, proof.largest_difference, proof.images, _IN_FP32)
         if proof.sqnr_db is None or proof.sqnr_db >= _HEALTHY_DB[target.precision]:
             return proof, None
-        steps = plan.target("cpu").weight_steps if target.name == "int8.cpu" else 127
+        own = {f"int8.{name}": decisions.weight_steps for name, decisions in plan.targets.items()}
+        steps = own.get(target.name, STEPS)
         for name, measured, explained in _layers(self._network, plan, graph, self._inputs[0], steps):
             if measured < min(explained - _UNEXPLAINED_DB, _WORST_LAYER_DB):
                 raise Disproved(
@@ -227,13 +227,13 @@ def _explained(network: Network, node: onnx.NodeProto, plan: Plan, x: np.ndarray
     Rounding errors of a layer's products are taken as independent: their variances add up.
     """
     shared = plan.range_of()[node.input[0]]
-    scale, shift = float(fp16_scale(shared.amax / 127)), shared.shift or 0.0
-    rounded = np.clip(np.rint((x - shift) / scale), -127, 127) * scale + shift
+    scale, shift = float(fp16_scale(shared.amax / STEPS)), shared.shift or 0.0
+    rounded = np.clip(np.rint((x - shift) / scale), -STEPS, STEPS) * scale + shift
     weight, scales, axis = quantized_weight(network, node, plan.layers[node.name])
     real = dequantize_weight(weight, scales, axis)
     outputs = real.shape[channel_axis(node)]
     taps = real.size / outputs
-    steps = scales.astype(np.float64) * (127 / weight_steps)
+    steps = scales.astype(np.float64) * (STEPS / weight_steps)
     by_input = float(np.mean(np.square(rounded - x))) * float(np.square(real).sum()) / outputs
     by_weight = float(np.mean(np.square(steps))) / 12 * taps * float(np.mean(np.square(x)))
     return by_input + by_weight
