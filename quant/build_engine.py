@@ -143,11 +143,7 @@ def build(
         prover = Prover(onnx.load(file), network, _proving_images(source))
         written = write_graphs(network, planned.plan, planned.file, base, prover)
         made = _build_engines(written, base, shapes, prover) if engines else {}
-    if written.refused:
-        raise UserError(
-            f"{'; '.join(written.refused)}; not written, the other files stand: set the layers that the plan is wrong "
-            "about to fp16 (plan edit), or report this with the file"
-        )
+    _report_refused(written)
     return Built(
         network=network.path,
         plan=planned.file,
@@ -156,6 +152,21 @@ def build(
         graphs=written.files,
         engines=made,
     )
+
+
+def _report_refused(written: Written) -> None:
+    """Warn of every graph and engine that was not written.
+
+    Raises:
+        UserError: no graph of a precision is left.
+    """
+    remedy = "set the layers that lose most to fp16 (plan edit), or report this with the file"
+    for line in written.refused:
+        terminal.warn(f"not written: {line}; {remedy}")
+    for precision in ("fp16", "int8"):
+        asked = [line for line in written.refused if f".{precision}" in line]
+        if asked and not any(name.startswith(precision) for name in written.files):
+            raise UserError(f"no {precision} graph was written: {asked[0]}; {remedy}")
 
 
 def _proving_images(source: Source | None) -> list[Sample]:
