@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from sodeploy.errors import UserError
+from sodeploy.runtime.batches import run_in_batches
 from sodeploy.runtime.contract import PRECISION_KEY, contract_of
-from sodeploy.runtime.session import run_in_batches
 from sodeploy.stages import command
 from sodeploy.workers import usable_cores
 
