@@ -31,7 +31,7 @@ test-oldest: .venv-oldest/.installed
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check uv
 	.venv-oldest/bin/uv pip install --quiet --python .venv-oldest/bin/python --resolution lowest-direct \
-		-e '.[cpu,bench,adopt,report,quant,train,test]'
+		-e '.[cpu,openvino,bench,adopt,report,quant,train,test]'
 	touch $@
 
 # Engines of every network in every precision, compiled by TensorRT-RTX without a GPU

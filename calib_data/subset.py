@@ -10,6 +10,7 @@ twice count once, and one that also stands in the evaluation set not at all.
 The choice depends on the images' contents alone: not on their order, names, or a seed.
 """
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
@@ -38,17 +39,20 @@ def write_subset(data: str | Path, count: int, output: Path, exclude: str | Path
         raise UserError(f"{output} must end with .txt to be opened as a data set; give for example --output calib.txt")
     if count < 1:
         raise UserError(f"--count {count} chooses nothing; give 1 or more")
-    files = _candidates(open_dataset(data, masks=False), open_dataset(exclude, masks=False) if exclude else None)
+    dataset = open_dataset(data, masks=False)
+    excluded = open_dataset(exclude, masks=False) if exclude else None
+    files = _candidates(dataset, excluded)
     if len(files) < count:
         raise UserError(f"{data} has only {len(files)} usable images for --count {count}; ask for fewer, or add images")
     chosen = sorted((files[i] for i in choose(_describe_all(files), count)), key=lambda sample: sample.name)
     artifacts.write_text(output, "".join(f"{_listed(sample, output)}\n" for sample in chosen))
     artifacts.write_manifest(
         output,
-        inputs={sample.name: sample.image_path for sample in chosen},
-        data=str(data),
+        inputs={},  # an input has a path, which would name folders of this machine
+        images={sample.name: sample.digest() for sample in chosen},
+        data=dataset.name,
         candidates=len(files),
-        excluded=str(exclude) if exclude else None,
+        excluded=excluded.name if excluded else None,
     )
     return chosen
 
@@ -141,9 +145,11 @@ def _describe_all(samples: list[FileSample]) -> np.ndarray:
 
 
 def _listed(sample: FileSample, output: Path) -> str:
-    """The image's path as it stands in the list: relative where the list's folder holds it."""
+    """The image's path as it stands in the list: relative to the list's folder where both lie in one folder."""
     path, folder = sample.image_path.resolve(), output.resolve().parent
-    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+    if path.parts[1:2] != folder.parts[1:2]:  # they share the root of the file system alone
+        return path.as_posix()
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def main(

@@ -10,7 +10,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from sodeploy.errors import UserError
-from sodeploy.export.normal_form import reads, sort_nodes
+from sodeploy.export.normal_form import sort_nodes
+from sodeploy.runtime.onnx_file import reads
 from sodeploy.runtime.onnx_file import one_line
 from sodeploy.runtime.onnx_session import start_session
 

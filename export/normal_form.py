@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from sodeploy.errors import UserError
 from sodeploy.export.contrib import unfuse
-from sodeploy.runtime.onnx_file import all_nodes, graphs, one_line
+from sodeploy.runtime.onnx_file import all_nodes, graphs, one_line, reads
 
 STANDARD = ("", "ai.onnx")
 _IR_VERSION = 8  # initializers need not be inputs, functions exist, and onnx's own converter works on it
@@ -94,18 +94,6 @@ def leave_training(model: onnx.ModelProto) -> list[str]:
     for output in [output for output in model.graph.output if output.name not in made]:
         model.graph.output.remove(output)  # running statistics that training would have updated
     return changed
-
-
-def reads(node: onnx.NodeProto) -> set[str]:
-    """The tensors that a node reads, also those that only the graphs inside it read."""
-    names = {name for name in node.input if name}
-    for attribute in node.attribute:
-        for graph in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else list(attribute.graphs):
-            inside = {value.name for value in (*graph.input, *graph.initializer)}
-            inside |= {name for inner in graph.node for name in inner.output}
-            wanted = {output.name for output in graph.output}.union(*(reads(inner) for inner in graph.node))
-            names |= wanted - inside
-    return names
 
 
 def sort_nodes(graph: onnx.GraphProto, source: str | Path) -> bool:

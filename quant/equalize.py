@@ -30,7 +30,7 @@ from sodeploy.errors import UserError
 from sodeploy.quant.calibration.inspect_graph import as_input, opened, per_channel, some
 from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import Network, attribute, load_network
-from sodeploy.quant.normalize import captured
+from sodeploy.runtime.onnx_file import captured
 
 # Operators with f(c * x) = c * f(x) for a factor c > 0 per channel.
 _HOMOGENEOUS = (

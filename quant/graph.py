@@ -13,9 +13,9 @@ from onnx import numpy_helper
 
 from sodeploy.artifacts import sha256
 from sodeploy.errors import UserError
-from sodeploy.quant.normalize import STANDARD, all_nodes, captured, normalized
+from sodeploy.quant.normalize import STANDARD, normalized
 from sodeploy.runtime.contract import Contract, contract_of, require_shape
-from sodeploy.runtime.onnx_file import one_line, read_model
+from sodeploy.runtime.onnx_file import all_nodes, captured, one_line, read_model
 from sodeploy.stages import command
 
 OPSET = 19  # the first in which QuantizeLinear takes fp16, which a strongly typed engine's Q/DQ needs
@@ -165,7 +165,7 @@ def _groups(node: onnx.NodeProto) -> int:
 
 def _drop_unused_domains(model: onnx.ModelProto) -> None:
     """Forget the operator sets that no node is of: the version converter takes files of ONNX's own alone."""
-    used = {node.domain for node in all_nodes(model.graph)} | set(STANDARD)
+    used = {node.domain for node in all_nodes(model)} | set(STANDARD)
     kept = {entry.domain or "ai.onnx": entry for entry in model.opset_import if entry.domain in used}
     entries = [onnx.helper.make_opsetid(entry.domain, entry.version) for entry in kept.values()]
     del model.opset_import[:]

@@ -6,11 +6,11 @@ image is an initializer. A computed bias is added by a node of its own. The func
 for the rounding of float32 in a Gemm's factors.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from sodeploy.runtime.onnx_file import reads, subgraphs
 
 STANDARD = ("", "ai.onnx")
 
@@ -31,34 +31,6 @@ def normalized(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(model)
 
 
-def captured(node: onnx.NodeProto) -> list[str]:
-    """The tensors of the outer graph that the subgraphs of a node (If, Loop, Scan) read."""
-    found: dict[str, None] = {}
-    for graph in subgraphs(node):
-        own = {tensor.name for tensor in (*graph.input, *graph.initializer)}
-        for inner in graph.node:
-            found |= dict.fromkeys(name for name in (*inner.input, *captured(inner)) if name and name not in own)
-            own |= set(inner.output)
-        found |= dict.fromkeys(output.name for output in graph.output if output.name not in own)
-    return list(found)
-
-
-def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of a graph and of the graphs inside them."""
-    for node in graph.node:
-        yield node
-        for inner in subgraphs(node):
-            yield from all_nodes(inner)
-
-
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs in a node's attributes."""
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def fold_constants(model: onnx.ModelProto) -> None:
     """Compute what depends on no input, Constant nodes of every form among it, and keep the results as initializers.
 
@@ -74,7 +46,7 @@ def fold_constants(model: onnx.ModelProto) -> None:
             known |= set(node.output)
     names = {id(node) for node in constant}
     left = [node for node in graph.node if id(node) not in names]
-    read = {name for node in left for name in (*node.input, *captured(node))} | {output.name for output in graph.output}
+    read = reads(*left) | {output.name for output in graph.output}
     wanted = [name for node in constant for name in node.output if name in read]
     values = _computed(model, constant, wanted)
     if values is None:
@@ -129,8 +101,7 @@ def _can_be_stored(value: object) -> bool:
 
 def _drop_unread(model: onnx.ModelProto) -> None:
     graph = model.graph
-    read = {name for node in graph.node for name in (*node.input, *captured(node))}
-    read |= {output.name for output in graph.output}
+    read = reads(*graph.node) | {output.name for output in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)

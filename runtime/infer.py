@@ -163,7 +163,6 @@ def main(
     timeline: Annotated[
         Path | None, typer.Option(help="cuda: write a timeline for Perfetto or chrome://tracing")
     ] = None,
-    profile: Annotated[Path | None, typer.Option(help="the former name of --timeline", hidden=True)] = None,
     max_megapixels: Annotated[
         float, typer.Option(help="larger images are refused before they are decoded", min=0.001)
     ] = MOST_PIXELS / 1e6,
@@ -176,7 +175,7 @@ def main(
         device=device,
         style=style,
         batch=batch,
-        timeline=timeline or profile,
+        timeline=timeline,
         most_pixels=int(max_megapixels * 1e6),
         engine=engine,
     )

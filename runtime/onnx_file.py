@@ -60,11 +60,16 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """A graph and those inside its nodes (the branches of an If, the body of a Loop)."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from graphs(attribute.g)
-            for inner in attribute.graphs:
-                yield from graphs(inner)
+        for inner in subgraphs(node):
+            yield from graphs(inner)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs in a node's attributes (the branches of an If, the body of a Loop), without those inside them."""
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
@@ -73,6 +78,23 @@ def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
         yield from graph.node
     for function in model.functions:
         yield from function.node
+
+
+def captured(node: onnx.NodeProto) -> list[str]:
+    """The tensors of the outer graph that the graphs inside a node read, each once. The nodes may be out of order."""
+    found: dict[str, None] = {}
+    for graph in subgraphs(node):
+        own = {value.name for value in (*graph.input, *graph.initializer)}
+        own |= {name for inner in graph.node for name in inner.output}
+        wanted = [name for inner in graph.node for name in (*inner.input, *captured(inner))]
+        wanted += [output.name for output in graph.output]
+        found |= dict.fromkeys(name for name in wanted if name and name not in own)
+    return list(found)
+
+
+def reads(*nodes: onnx.NodeProto) -> set[str]:
+    """The tensors that nodes read, also those that only the graphs inside them read."""
+    return {name for node in nodes for name in (*node.input, *captured(node)) if name}
 
 
 def _problem(model: onnx.ModelProto) -> str | None:

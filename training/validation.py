@@ -10,7 +10,7 @@ from sodeploy import terminal
 from sodeploy.calib_data import Dataset
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.measure import metrics
-from sodeploy.runtime.processing import postprocess, preprocess
+from sodeploy.runtime.processing import postprocess, predict
 from sodeploy.training.models.network import SaliencyNetwork
 from sodeploy.training.processes import Process
 
@@ -57,14 +57,15 @@ def validate(
 def _predict(
     network: SaliencyNetwork, seen: np.ndarray, contract: Contract, device: torch.device, size: tuple[int, ...]
 ) -> np.ndarray:
-    if seen.ndim == 2:  # a mask: in [0, 1], not normalized
-        resized = cv2.resize(seen, (contract.width, contract.height), interpolation=cv2.INTER_LINEAR)
-        tensor = resized.astype(np.float32)[None] / 255
-    else:
-        tensor = preprocess(seen, contract)
-    with torch.inference_mode():
-        probability = network.predict(torch.from_numpy(tensor)[None].to(device))
-    return postprocess(probability[0, 0].float().cpu().numpy(), contract, (size[0], size[1]))
+    def run(tensor: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return network.predict(torch.from_numpy(tensor).to(device)).float().cpu().numpy()
+
+    if seen.ndim == 3:
+        return predict(seen, contract, run)
+    resized = cv2.resize(seen, (contract.width, contract.height), interpolation=cv2.INTER_LINEAR)
+    probability = run(resized.astype(np.float32)[None, None] / 255)  # a mask is not normalized
+    return postprocess(probability[0, 0], contract, (size[0], size[1]))
 
 
 def _row(image: np.ndarray, *maps: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from sodeploy.quant.emit.fp32_only import fp32_only, rename_captured
 from sodeploy.quant.emit.rewriter import label
 from sodeploy.quant.graph import Network
 from sodeploy.quant.int8 import LARGEST_FP16
-from sodeploy.quant.normalize import captured
+from sodeploy.runtime.onnx_file import captured, reads
 from sodeploy.quant.planning.plan import Plan
 
 # Inputs that an operator takes in float32 only, whatever the type of its data.
@@ -169,7 +169,7 @@ class _Rounder:
                 self._round(node, keep)
         del graph.node[:]
         graph.node.extend(self.nodes)
-        read = {name for node in self.nodes for name in (*node.input, *captured(node))}
+        read = reads(*self.nodes)
         kept = [tensor for tensor in graph.initializer if tensor.name in read]
         del graph.initializer[:]
         graph.initializer.extend([*kept, *self.constants])

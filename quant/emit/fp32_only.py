@@ -2,7 +2,8 @@
 
 import onnx
 
-from sodeploy.quant.normalize import STANDARD, captured, subgraphs
+from sodeploy.quant.normalize import STANDARD
+from sodeploy.runtime.onnx_file import reads, subgraphs
 
 _SIZES = ("Shape", "Size")
 
@@ -19,7 +20,7 @@ def fp32_only(model: onnx.ModelProto) -> set[str]:
     of_size: set[str] = set()  # and of nothing else
     kept = set()
     for node in model.graph.node:
-        read = {*node.input, *captured(node)}
+        read = reads(node)
         if node.op_type in _SIZES:
             of_size |= set(node.output)
         elif not of_image.isdisjoint(read):

@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper
 
 from sodeploy.quant.graph import Network, channel_axis
 from sodeploy.quant.int8 import quantize_weight
-from sodeploy.quant.normalize import captured
+from sodeploy.runtime.onnx_file import reads
 from sodeploy.quant.planning.plan import Layer, Plan, Precision
 from sodeploy.runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY, annotate
 
@@ -65,7 +65,7 @@ class Rewriter:
     def finish(self) -> onnx.ModelProto:
         """The model, with types inferred and without constants that no node reads."""
         graph = self._model.graph
-        read = {name for node in self._nodes for name in (*node.input, *captured(node))}
+        read = reads(*self._nodes)
         old = [tensor for tensor in graph.initializer if tensor.name in read and tensor.name not in self._constants]
         new = [tensor for name, tensor in self._constants.items() if name in read]
         del graph.node[:], graph.initializer[:], graph.value_info[:]

@@ -1,5 +1,6 @@
 """A subset represents its folder, depends on contents alone, and never holds an evaluation image."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -36,11 +37,14 @@ def test_list_opens_and_its_manifest_holds_the_hashes(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path / "calib.txt", masks=False)
     assert len(dataset) == len(chosen) == 6
     assert (tmp_path / "calib.txt").read_text().startswith("all/")
-    inputs = artifacts.read_manifest(tmp_path / "calib.txt")["inputs"]
-    assert sorted(entry["sha256"] for entry in inputs.values()) == sorted(sample.digest() for sample in dataset)
+    manifest = artifacts.read_manifest(tmp_path / "calib.txt")
+    assert manifest["images"] == {sample.image_path.stem: sample.digest() for sample in dataset}
     elsewhere = tmp_path / "elsewhere" / "calib.txt"
     write_subset(folder, 6, elsewhere)
     assert sorted(s.digest() for s in open_dataset(elsewhere, masks=False)) == sorted(s.digest() for s in dataset)
+    assert elsewhere.read_text().startswith("../all/")
+    facts = {key: value for key, value in manifest.items() if key != "command"}  # which is the user's own words
+    assert str(tmp_path) not in json.dumps(facts)
 
 
 def test_rare_kinds_are_represented(tmp_path: Path) -> None:

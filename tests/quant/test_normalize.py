@@ -8,7 +8,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from sodeploy.quant.normalize import captured, normalized
+from sodeploy.quant.normalize import normalized
+from sodeploy.runtime.onnx_file import captured
 
 Run = Callable[[onnx.ModelProto, np.ndarray], np.ndarray]
 
