@@ -11,8 +11,7 @@ from onnx import helper, numpy_helper
 
 from sodeploy.errors import UserError
 from sodeploy.export.normal_form import sort_nodes
-from sodeploy.runtime.onnx_file import reads
-from sodeploy.runtime.onnx_file import one_line
+from sodeploy.runtime.onnx_file import one_line, reads
 from sodeploy.runtime.onnx_session import start_session
 
 _MOST_ROUNDS = 1024

@@ -11,8 +11,8 @@ from sodeploy.quant.emit.fp32_only import fp32_only, rename_captured
 from sodeploy.quant.emit.rewriter import label
 from sodeploy.quant.graph import Network
 from sodeploy.quant.int8 import LARGEST_FP16
-from sodeploy.runtime.onnx_file import captured, reads
 from sodeploy.quant.planning.plan import Plan
+from sodeploy.runtime.onnx_file import captured, reads
 
 # Inputs that an operator takes in float32 only, whatever the type of its data.
 _FLOAT32_INPUTS = {"Resize": (1, 2)}

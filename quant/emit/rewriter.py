@@ -9,9 +9,9 @@ from onnx import helper, numpy_helper
 
 from sodeploy.quant.graph import Network, channel_axis
 from sodeploy.quant.int8 import quantize_weight
-from sodeploy.runtime.onnx_file import reads
 from sodeploy.quant.planning.plan import Layer, Plan, Precision
 from sodeploy.runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY, annotate
+from sodeploy.runtime.onnx_file import reads
 
 
 class Rewriter:
