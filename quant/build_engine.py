@@ -56,6 +56,7 @@ from sodeploy.quant.planning.decide import make_plan
 from sodeploy.quant.planning.drift import drift
 from sodeploy.quant.planning.fp16_range import beyond_fp16
 from sodeploy.quant.planning.plan import Plan, load_plan, save_plan
+from sodeploy.quant.planning.targets import CpuKind, for_cpu
 from sodeploy.quant.proof import IMAGES, Disproved, Prover, prove_engine
 from sodeploy.quant.sources import Cache, Counted, Edited, Images, Source, beside, evidence_of, network_for
 from sodeploy.quant.write_graphs import Written, discard_graphs, write_graphs
@@ -115,6 +116,7 @@ def build(
     within: Within | None = None,
     engines: bool = True,
     shapes: Profile | None = None,
+    cpu: CpuKind = "any",
 ) -> Built:
     """Write the fp16 graphs and, given a source of ranges, the int8 graphs; then the engines.
 
@@ -126,12 +128,16 @@ def build(
             or `Edited`.
         engines: build engines with an installed builder.
         shapes: input shapes that an engine takes, for a network with dynamic shapes.
+        cpu: the x86 CPUs that the graph for onnxruntime is made for. `vnni` keeps all weight steps, but saturates on a
+            CPU without VNNI. An edited plan states it itself.
 
     Raises:
         UserError: bad input, named in the message; files that were finished before stay.
     """
     if within is not None and isinstance(source, Cache | Edited):
         raise UserError("--max-drop makes a plan of its own, from images: give --calib instead")
+    if cpu != "any" and isinstance(source, Edited):
+        raise UserError(f"--cpu {cpu}: {source.plan} states it itself; edit its targets / cpu / weight_steps")
     network = load_network(model)
     base = Path(output_dir) / Path(model).stem
     if within is not None and isinstance(source, Images):
@@ -139,7 +145,7 @@ def build(
     with locked(output_dir):
         file = network.path
         network = network_for(source, network, base)
-        planned = _plan(source, network, base, method, within)
+        planned = _plan(source, network, base, method, within, cpu)
         prover = Prover(onnx.load(file), network, _proving_images(source))
         written = write_graphs(network, planned.plan, planned.file, base, prover)
         made = _build_engines(written, base, shapes, prover) if engines else {}
@@ -175,13 +181,15 @@ def _proving_images(source: Source | None) -> list[Sample]:
     return some(open_dataset(_SCENES, masks=False) if images is None else images, IMAGES)
 
 
-def _plan(source: Source | None, network: Network, base: Path, method: Method, within: Within | None) -> _Planned:
+def _plan(
+    source: Source | None, network: Network, base: Path, method: Method, within: Within | None, cpu: CpuKind
+) -> _Planned:
     """The plan to follow, written beside `base` unless a file holds it already."""
     if isinstance(source, Edited):
         return _Planned(load_plan(source.plan, network), source.plan)
     path = beside(base, ".plan.json")
     if isinstance(source, Cache):
-        plan = plan_from_cache(network, source.file)
+        plan = for_cpu(plan_from_cache(network, source.file), cpu)
         _save(plan, path, {"model": network.path, "calib_cache": source.file}, f"ranges from {source.file}")
         return _Planned(plan, path)
     evidence, counted = None, None
@@ -198,10 +206,11 @@ def _plan(source: Source | None, network: Network, base: Path, method: Method, w
             "budget": within.budget,
             "differences": {name: asdict(delta) for name, delta in found.verdict.deltas.items()},
         }
-        _save(found.plan, path, inputs, found.name, **facts)
-        planned = _Planned(found.plan, path, counted, record)
+        plan = for_cpu(found.plan, cpu)
+        _save(plan, path, inputs, found.name, **facts)
+        planned = _Planned(plan, path, counted, record)
     elif evidence is not None:
-        plan = make_plan(network, evidence, method)
+        plan = for_cpu(make_plan(network, evidence, method), cpu)
         _save(plan, path, inputs, f"ranges by {method} from {len(evidence.statistics.images)} images")
         planned = _Planned(plan, path, counted)
     else:
@@ -314,6 +323,9 @@ def main(
         str | None, typer.Option(help="lose no more than this on --eval, at 95 % confidence: s=0.002,mae=0.001")
     ] = None,
     engines: Annotated[bool, typer.Option(help="build engines where a builder is installed")] = True,
+    cpu: Annotated[
+        CpuKind, typer.Option(help="x86 CPUs that .int8.cpu.onnx is for; vnni keeps 127 weight steps, any 64")
+    ] = "any",
     shapes: Annotated[str | None, typer.Option(help="for dynamic shapes: min:opt:max, each NxCxHxW")] = None,
     equalize: Annotated[bool, typer.Option(help="bring channels to one magnitude where layers are depthwise")] = True,
     adaptive_rounding: Annotated[
@@ -347,7 +359,10 @@ def main(
         within=Within(budget, open_dataset(evaluate)) if budget is not None and evaluate is not None else None,
         engines=engines,
         shapes=parse_profile(shapes) if shapes else None,
+        cpu=cpu,
     )
+    if "int8.cpu" in built.graphs and cpu == "any" and plan is None:
+        terminal.note(f"{built.graphs['int8.cpu']} is for any x86 CPU; --cpu vnni keeps finer weights where VNNI is")
     terminal.note(f"measure its accuracy and speed on this machine: {bench_command(model, built, evaluate, max_drop)}")
 
 

@@ -35,7 +35,7 @@ from sodeploy.quant.planning.plan import (
     save_plan,
 )
 from sodeploy.quant.planning.ranges import shared_range, sharing_a_range
-from sodeploy.quant.planning.targets import decide_targets
+from sodeploy.quant.planning.targets import decide_targets, for_cpu, kind_of_cpu
 from sodeploy.runtime.measure.report import Table, show
 
 app = terminal.application("Show a plan, compare two, or edit one.")
@@ -194,7 +194,8 @@ def edit(
     by_heads = {node.input[0] for node in network.nodes if node.name in heads}
     ranges += [shared for shared in plan.ranges if shared not in ranges and not by_heads.isdisjoint(shared.tensors)]
     targets = decide_targets(network, layers, ranges) if plan.calibration is not None else {}
-    return plan.model_copy(update={"layers": layers, "ranges": ranges, "targets": targets})
+    edited = plan.model_copy(update={"layers": layers, "ranges": ranges, "targets": targets})
+    return for_cpu(edited, kind_of_cpu(plan)) if targets else edited
 
 
 def _ranges(network: Network, group: list[str], plan: Plan, statistics: Statistics | None) -> list[Range]:

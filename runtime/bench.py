@@ -148,13 +148,16 @@ def _open(
 
 
 def _engines_for(model: Path, engines: Sequence[EngineName]) -> list[EngineName]:
-    """The engines among `engines` that a graph is made for; all of them if it is made for none of them."""
+    """The engines among `engines` that a graph is made for, or all of them; one for a stand-in for a GPU."""
     if len(engines) == 1:
         return list(engines)
     from sodeploy.runtime.onnx_file import read_model
 
     metadata = {entry.key: entry.value for entry in read_model(model).metadata_props}
-    made_for = {"cpu": "onnxruntime", "openvino": "openvino"}.get(metadata.get(DIALECT_KEY, ""), "nothing")
+    dialect = metadata.get(DIALECT_KEY, "")
+    if dialect in ("simulation", "tensorrt"):  # its accuracy is wanted, in whatever engine
+        return list(engines[:1])
+    made_for = {"cpu": "onnxruntime", "openvino": "openvino"}.get(dialect, "")
     return [engine for engine in engines if engine.startswith(made_for)] or list(engines)
 
 

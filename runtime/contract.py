@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "sodeploy.contract"
 PRECISION_KEY = "sodeploy.precision"  # fp32 | fp16 | int8; absent: fp32
-DIALECT_KEY = "sodeploy.dialect"  # of a quantised graph: tensorrt | cpu | simulation
-CALIBRATION_KEY = "sodeploy.calibration"  # JSON: what the ranges of a quantised graph were measured on
+DIALECT_KEY = "sodeploy.dialect"  # of a quantized graph: tensorrt | cpu | openvino | simulation
+CPU_KEY = "sodeploy.cpu"  # of a graph for onnxruntime on a CPU: any | vnni, the CPUs that compute it right
+CALIBRATION_KEY = "sodeploy.calibration"  # JSON: calibration method and images of a quantized graph
 
 
 LARGEST_INPUT = 4 << 30  # bytes of float32; an input beyond it is a mistake in the file

@@ -14,7 +14,7 @@ from sodeploy import terminal
 from sodeploy.artifacts import require_file
 from sodeploy.errors import UserError
 from sodeploy.runtime.batches import run_in_batches
-from sodeploy.runtime.contract import DIALECT_KEY, PRECISION_KEY, Contract, contract_of, require_shape
+from sodeploy.runtime.contract import CPU_KEY, DIALECT_KEY, PRECISION_KEY, Contract, contract_of, require_shape
 from sodeploy.runtime.cpu import saturates_int8
 from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
 from sodeploy.runtime.onnx_session import session_options, start_session
@@ -120,10 +120,11 @@ class OnnxRuntimeSession:
         self._session: onnxruntime.InferenceSession | None = session
         self.contract = contract_of(self.metadata, path)
         self.precision = self.metadata.get(PRECISION_KEY, "fp32")
-        if device == "cpu" and self.precision == "int8" and DIALECT_KEY not in self.metadata and saturates_int8():
+        may_saturate = DIALECT_KEY not in self.metadata or self.metadata.get(CPU_KEY) == "vnni"
+        if device == "cpu" and self.precision == "int8" and may_saturate and saturates_int8():
             terminal.warn(
                 f"{path}: this CPU has no VNNI and saturates int8 sums, so its maps may be worse than on another; "
-                f"{command('build_engine')} writes graphs that do not saturate"
+                f"{command('build_engine')} with --cpu any makes a graph that does not saturate"
             )
         self.input_dtype = _require_contract_kept(session, self.contract, path)
         types = {tensor.name: tensor.type for tensor in session.get_outputs()}

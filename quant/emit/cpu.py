@@ -19,6 +19,8 @@ from sodeploy.quant.graph import Network
 from sodeploy.quant.int8 import SMALLEST_SCALE, STEPS, bias_correction, dequantize_weight, quantize_weight
 from sodeploy.quant.planning.plan import Layer, Plan, Range, TargetName
 from sodeploy.quant.planning.ranges import sharing_a_range
+from sodeploy.quant.planning.targets import kind_of_cpu
+from sodeploy.runtime.contract import CPU_KEY, annotate
 
 _UINT8_STEPS = 255
 _MIDDLE = 128  # the zero point of a symmetric range
@@ -31,7 +33,9 @@ def emit_cpu(network: Network, plan: Plan) -> onnx.ModelProto:
     Raises:
         UserError: the plan has no decisions for this graph.
     """
-    return _emit(network, plan, "cpu")
+    graph = _emit(network, plan, "cpu")
+    annotate(graph, {CPU_KEY: kind_of_cpu(plan)})
+    return graph
 
 
 def emit_openvino(network: Network, plan: Plan) -> onnx.ModelProto:

@@ -5,15 +5,18 @@ here and its entry in `_DECIDE`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Literal, get_args
 
 import onnx
 
 from sodeploy.quant.graph import HEAD_CHANNELS, PASSING, Network, attribute, feature_heads, integers
 from sodeploy.quant.int8 import STEPS
-from sodeploy.quant.planning.plan import Layer, Range, TargetLayer, TargetName, TargetPlan
+from sodeploy.quant.planning.plan import Layer, Plan, Range, TargetLayer, TargetName, TargetPlan
 from sodeploy.quant.planning.ranges import sharing_a_range
 
-_CPU_WEIGHT_STEPS = 64
+CpuKind = Literal["any", "vnni"]
+CPU_KINDS: tuple[CpuKind, ...] = get_args(CpuKind)
+_WEIGHT_STEPS: dict[CpuKind, int] = {"any": 64, "vnni": STEPS}
 _NARROW = "few output channels: a plane per tap fills the blocks of 8 or 16 in which onnxruntime computes"
 _TWO_PARTS = "head: its weight in 16 bits, as the sum of two int8 weights; float kernels take longer"
 _PRELU = "a PReLU reads its result: onnxruntime has no integer kernel for it, and few of 8 bits would be used"
@@ -30,6 +33,23 @@ def decide_targets(
     """
     known = {tensor for shared in ranges for tensor in shared.tensors}
     return {name: decide(network, layers, known) for name, decide in _DECIDE.items()}
+
+
+def for_cpu(plan: Plan, kind: CpuKind) -> Plan:
+    """The plan with the graph for onnxruntime made for another kind of x86 CPU: `any`, or only those with VNNI.
+
+    An x86 CPU without VNNI adds two products of uint8 and int8 in 16 bits, which saturate. 2 x 255 x 64 does not, so a
+    graph for any CPU has 64 weight steps on each side of zero.
+    """
+    if "cpu" not in plan.targets:
+        return plan
+    cpu = plan.targets["cpu"].model_copy(update={"weight_steps": _WEIGHT_STEPS[kind]})
+    return plan.model_copy(update={"targets": plan.targets | {"cpu": cpu}})
+
+
+def kind_of_cpu(plan: Plan) -> CpuKind:
+    """The CPUs that the plan's graph for onnxruntime is made for."""
+    return "any" if plan.target("cpu").weight_steps <= _WEIGHT_STEPS["any"] else "vnni"
 
 
 def _for_openvino(network: Network, layers: Mapping[str, Layer], known: Collection[str]) -> TargetPlan:
@@ -52,10 +72,8 @@ def _for_openvino(network: Network, layers: Mapping[str, Layer], known: Collecti
 def _for_cpu(network: Network, layers: Mapping[str, Layer], known: Collection[str]) -> TargetPlan:
     """The graph for onnxruntime on a CPU.
 
-    An x86 CPU without VNNI adds two products of uint8 and int8 in 16 bits, which saturate. 2 x 255 x 64 does not: so a
-    weight takes 64 steps on each side of zero instead of 127, and a range takes all 255. Once biases are corrected,
-    rounding a weight costs less than rounding the values that it multiplies. The graph then computes the same on every
-    CPU.
+    A weight takes 64 steps on each side of zero (`for_cpu`) and a range all 255: once biases are corrected, rounding a
+    weight costs less than rounding the values that it multiplies.
     """
     in_float = {
         name: TargetLayer(precision="fp32", reason=_PRELU)
@@ -68,7 +86,7 @@ def _for_cpu(network: Network, layers: Mapping[str, Layer], known: Collection[st
         if node.name not in integer and node.input and node.input[0] in quantized and _is_narrow(network, node):
             in_float[node.name] = TargetLayer(precision="fp32", form="shifted planes", reason=_NARROW)
     order = [node.name for node in network.nodes if node.name in in_float]
-    return TargetPlan(weight_steps=_CPU_WEIGHT_STEPS, layers={name: in_float[name] for name in order})
+    return TargetPlan(weight_steps=_WEIGHT_STEPS["any"], layers={name: in_float[name] for name in order})
 
 
 def _activated_by_prelu(network: Network) -> list[str]:

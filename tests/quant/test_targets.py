@@ -17,6 +17,9 @@ from sodeploy.quant.emit.cpu import emit_cpu, emit_openvino
 from sodeploy.quant.emit.targets import TARGETS, targets_of
 from sodeploy.quant.graph import Network
 from sodeploy.quant.planning.plan import Plan, TargetLayer, load_plan, save_plan
+from sodeploy.quant.planning.targets import CPU_KINDS, for_cpu
+from sodeploy.quant.sources import Edited
+from sodeploy.runtime.contract import CPU_KEY
 
 
 def test_every_graph_is_described_where_a_user_looks() -> None:
@@ -133,3 +136,20 @@ def test_a_plan_of_fp16_alone_needs_no_decisions(unet: Network, tmp_path: Path) 
     assert load_plan(tmp_path / "plan.json", unet).targets == {}
     with pytest.raises(UserError, match="has no decisions for the cpu graph"):
         emit_cpu(unet, Plan.without_int8(unet))
+
+
+def test_a_graph_for_cpus_with_vnni_says_so_and_keeps_every_step(unet: Network, plan: Plan) -> None:
+    any_cpu, vnni = (emit_cpu(unet, for_cpu(plan, kind)) for kind in CPU_KINDS)
+    kinds = [{entry.key: entry.value for entry in graph.metadata_props}[CPU_KEY] for graph in (any_cpu, vnni)]
+    assert kinds == ["any", "vnni"]
+    assert np.abs(integers_of(any_cpu, "c_pre/Conv").astype(int)).max() == 64
+    assert np.abs(integers_of(vnni, "c_pre/Conv").astype(int)).max() == 127
+
+
+def test_an_edited_plan_states_its_cpus_itself(unet: Network, plan: Plan, tmp_path: Path) -> None:
+    save_plan(for_cpu(plan, "vnni"), tmp_path / "plan.json")
+    with pytest.raises(UserError, match=r"--cpu vnni: .*plan\.json states it itself"):
+        build_engine.build(unet.path, tmp_path, Edited(tmp_path / "plan.json"), cpu="vnni")
+    built = build_engine.build(unet.path, tmp_path, Edited(tmp_path / "plan.json"), engines=False)
+    metadata = {entry.key: entry.value for entry in onnx.load(built.graphs["int8.cpu"]).metadata_props}
+    assert metadata[CPU_KEY] == "vnni"
