@@ -1,18 +1,22 @@
 """Valid files of every kind, spoiled: what a reader makes of them is a result or one line for the user."""
 
+import hashlib
 import io
 import json
 import random
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import onnx
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 
 from sodeploy import artifacts
@@ -21,14 +25,30 @@ from sodeploy.calib_data.images import read_image
 from sodeploy.calib_data.mask_reading import read_map, read_mask
 from sodeploy.errors import UserError
 from sodeploy.quant.arrays import read_arrays
+from sodeploy.quant.budget.record import read_results, read_scores
 from sodeploy.quant.calib_cache import read_cache
 from sodeploy.quant.calibration.histogram import MagnitudeHistogram
 from sodeploy.quant.calibration.statistics import Statistics, load_statistics
+from sodeploy.quant.graph import load_network
 from sodeploy.quant.planning.plan import read_plan
-from sodeploy.training.checkpoint import read_weights
+from sodeploy.runtime.contract import (
+    CALIBRATION_KEY,
+    METADATA_KEY,
+    PRECISION_KEY,
+    Contract,
+    annotate,
+    calibration_of,
+)
+from sodeploy.runtime.gpu.engine_record import EngineRecord
+from sodeploy.runtime.measure import metrics
+from sodeploy.runtime.onnx_file import read_model
+from sodeploy.runtime.session import open_session
+from sodeploy.training.checkpoint import load_checkpoint, read_weights
+from sodeploy.training.models import build as build_network
 from sodeploy.training.recipe import RECIPES, load_recipe
 
 Reader = Callable[[Path], Any]
+Files = list[tuple[str, Reader]]
 _INTERESTING = (
     b"\0",
     b"\xff",
@@ -45,39 +65,159 @@ _INTERESTING = (
 )
 
 
-def make_seeds(folder: Path) -> list[tuple[Path, Reader]]:
-    """A valid file of each kind and its reader."""
-    picture = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+class Seed(NamedTuple):
+    """A valid file and its reader.
+
+    Attributes:
+        kind: an entry of `KINDS`.
+        path: the valid file.
+        read: the reader that users' commands have for such files.
+    """
+
+    kind: str
+    path: Path
+    read: Reader
+
+
+def make_seeds(folder: Path, kinds: Iterable[str] | None = None) -> list[Seed]:
+    """Valid files of each kind, all kinds by default, each kind in a folder of its own below `folder`."""
+    seeds = []
+    for kind in KINDS if kinds is None else kinds:
+        place = folder / kind.replace(" ", "-")
+        place.mkdir(parents=True)
+        seeds += [Seed(kind, place / name, read) for name, read in KINDS[kind](place)]
+    return seeds
+
+
+def _picture() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+
+
+def _mask() -> np.ndarray:
     mask = np.zeros((24, 32), np.uint8)
     mask[5:15, 8:20] = 255
-    seeds: list[tuple[Path, Reader]] = []
-    for suffix in (".png", ".jpg", ".bmp", ".tif", ".webp"):
-        name = f"{suffix[1:]}-image{suffix}"
-        cv2.imwrite(str(folder / name), picture)
-        seeds.append((folder / name, read_image))
-    cv2.imwrite(str(folder / "deep.png"), picture.astype(np.uint16) * 257)
-    cv2.imwrite(str(folder / "cutout.png"), np.dstack([picture, mask]))
+    return mask
+
+
+def _images(folder: Path) -> Files:
+    names = [f"{suffix}-image.{suffix}" for suffix in ("png", "jpg", "bmp", "tif", "webp")]
+    for name in names:
+        cv2.imwrite(str(folder / name), _picture())
+    cv2.imwrite(str(folder / "deep.png"), _picture().astype(np.uint16) * 257)
+    cv2.imwrite(str(folder / "progressive.jpg"), _picture(), [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])
+    return [(name, read_image) for name in (*names, "deep.png", "progressive.jpg")]
+
+
+def _masks(folder: Path) -> Files:
+    mask = _mask()
+    cv2.imwrite(str(folder / "cutout.png"), np.dstack([_picture(), mask]))
     (folder / "palette.png").write_bytes(palette_png(mask // 255))
+    names = ("mask.png", "mask.bmp", "mask.jpg", "mask.tif", "mask.webp")
+    for name in names:
+        cv2.imwrite(str(folder / name), mask)
     cv2.imwrite(str(folder / "labels.png"), (mask // 255) * 2)
-    seeds += [(folder / "deep.png", read_image), (folder / "cutout.png", read_map)]
-    seeds += [(folder / "palette.png", read_mask), (folder / "labels.png", read_mask)]
-    (folder / "list.txt").write_text("# images\npng-image.png\njpg-image.jpg\n")
-    seeds.append((folder / "list.txt", lambda path: open_dataset(path, masks=False)))
-    (folder / "recipe.yaml").write_text((RECIPES / "demo.yaml").read_text())
-    seeds.append((folder / "recipe.yaml", load_recipe))
-    weights = {"a.weight": torch.zeros(3, 2), "a.bias": torch.zeros(3)}
-    torch.save({"state_dict": weights, "epoch": 3}, folder / "zip.pth")
-    torch.save(weights, folder / "old.pth", _use_new_zipfile_serialization=False)
-    save_file(weights, folder / "w.safetensors")
-    seeds += [(folder / name, read_weights) for name in ("zip.pth", "old.pth", "w.safetensors")]
-    statistics = Statistics("0" * 64, images={"ab" * 32: "a"})
-    statistics.histograms["x"] = MagnitudeHistogram()
-    statistics.histograms["x"].add(np.linspace(-1, 2, 50, dtype=np.float32))
-    statistics.channel_sums["x"] = np.arange(3, dtype=np.int64)
-    statistics.save(folder / "statistics.npz")
-    seeds.append((folder / "statistics.npz", load_statistics))
-    np.savez_compressed(folder / "rounding.npz", conv=np.zeros((3, 2), np.int8))
-    seeds.append((folder / "rounding.npz", lambda path: read_arrays(path, "rounded weights", "make the plan anew")))
+    cv2.imwrite(str(folder / "deep.png"), mask.astype(np.uint16) * 16)
+    cv2.imwrite(str(folder / "colours.png"), np.dstack([mask, mask // 2, mask * 0]))
+    read: list[tuple[str, Reader]] = [("cutout.png", read_map), ("palette.png", read_mask), ("labels.png", read_mask)]
+    return read + [(name, read_mask) for name in ("deep.png", "colours.png", *names)]
+
+
+def _lists(folder: Path) -> Files:
+    for name in ("a.png", "b.jpg"):
+        cv2.imwrite(str(folder / name), _picture())
+    (folder / "list.txt").write_text("# images\na.png\nb.jpg\n")
+    return [("list.txt", lambda path: open_dataset(path, masks=False))]
+
+
+def _recipes(folder: Path) -> Files:
+    names = [path.name for path in sorted(RECIPES.glob("*.yaml"))]
+    for name in names:
+        (folder / name).write_text((RECIPES / name).read_text())
+    return [(name, load_recipe) for name in names]
+
+
+def _checkpoints(folder: Path) -> Files:
+    network = build_network("u2net_tiny")
+    few = {"a.weight": torch.zeros(3, 2), "a.bias": torch.zeros(3)}
+    torch.save({"state_dict": few, "epoch": 3}, folder / "zip.pth")
+    torch.save(few, folder / "old.pth", _use_new_zipfile_serialization=False)
+    save_file(few, folder / "w.safetensors")
+    torch.save(network.state_dict(), folder / "network.pth")
+    load = partial(load_checkpoint, network=network)
+    return [(name, read_weights) for name in ("zip.pth", "old.pth", "w.safetensors")] + [("network.pth", load)]
+
+
+def _onnx_model() -> onnx.ModelProto:
+    """A network of two convolutions, a resize and a concatenation, 16 x 16, with all our metadata."""
+    rng = np.random.default_rng(0)
+    constants = {
+        "w1": rng.standard_normal((4, 3, 3, 3)).astype(np.float32),
+        "b1": np.zeros(4, np.float32),
+        "w2": rng.standard_normal((1, 8, 1, 1)).astype(np.float32),
+        "scales": np.array([1, 1, 2, 2], np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "w1", "b1"], ["c1"], "first", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["c1"], ["r1"], "relu"),
+        helper.make_node("MaxPool", ["r1"], ["p1"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("Resize", ["p1", "", "scales"], ["u1"], "up", mode="nearest"),
+        helper.make_node("Concat", ["r1", "u1"], ["k1"], "cat", axis=1),
+        helper.make_node("Conv", ["k1", "w2"], ["c2"], "last"),
+        helper.make_node("Sigmoid", ["c2"], ["saliency"], "sigmoid"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 16, 16])],
+        [helper.make_tensor_value_info("saliency", TensorProto.FLOAT, [1, 1, 16, 16])],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    contract = Contract(network="tiny", height=16, width=16, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    calibration = {"method": "kl", "digests_sha256": ["0" * 64]}
+    annotate(model, {METADATA_KEY: contract.to_json(), PRECISION_KEY: "fp32", CALIBRATION_KEY: json.dumps(calibration)})
+    return model
+
+
+def _run_onnx(path: Path) -> None:
+    """As bench does: the model's metadata is read, and it runs once."""
+    read_model(path)
+    with open_session(path, threads=1) as session:
+        contract = session.contract
+        calibration_of(session.metadata, path)
+        if contract.height * contract.width * (contract.batch or 1) <= 1 << 20:
+            session.infer(np.zeros((1, 3, contract.height, contract.width), np.float32))
+
+
+def _onnx_files(folder: Path) -> Files:
+    onnx.save(_onnx_model(), folder / "tiny.onnx")
+    return [("tiny.onnx", _run_onnx), ("tiny.onnx", load_network)]
+
+
+def _in_metadata(key: str) -> Callable[[Path], Files]:
+    """Files with the value of one key of the metadata; the reader puts it into a model."""
+
+    def files(folder: Path) -> Files:
+        model = _onnx_model()
+        onnx.save(model, folder / "tiny.onnx")
+        name = f"{key}.txt"
+        (folder / name).write_text(next(entry.value for entry in model.metadata_props if entry.key == key))
+
+        def read(path: Path) -> None:
+            data = path.read_bytes()
+            entry = next(entry for entry in model.metadata_props if entry.key == key)
+            entry.value = "\0" * len(data)  # protobuf takes no bytes that are not UTF-8, and files have them
+            target = path.with_suffix(".onnx")
+            target.write_bytes(model.SerializeToString().replace(b"\0" * len(data), data, 1) if data else b"")
+            if data:
+                _run_onnx(target)
+
+        return [(name, read)]
+
+    return files
+
+
+def _plans(folder: Path) -> Files:
     plan = {
         "network": "n",
         "onnx": "n.onnx",
@@ -87,12 +227,87 @@ def make_seeds(folder: Path) -> list[tuple[Path, Reader]]:
         "layers": {"conv": {"op": "Conv", "precision": "fp16", "reason": "r"}},
     }
     (folder / "plan.json").write_text(json.dumps(plan))
-    seeds.append((folder / "plan.json", read_plan))
+    return [("plan.json", read_plan)]
+
+
+def _statistics(folder: Path) -> Files:
+    statistics = Statistics("0" * 64, images={"ab" * 32: "a"})
+    statistics.histograms["x"] = MagnitudeHistogram()
+    statistics.histograms["x"].add(np.linspace(-1, 2, 50, dtype=np.float32))
+    statistics.channel_sums["x"] = np.arange(3, dtype=np.int64)
+    statistics.save(folder / "statistics.npz")
+    return [("statistics.npz", load_statistics)]
+
+
+def _rounding(folder: Path) -> Files:
+    np.savez_compressed(folder / "rounding.npz", conv=np.zeros((3, 2), np.int8))
+    return [("rounding.npz", lambda path: read_arrays(path, "rounded weights", "make the plan anew"))]
+
+
+def _calib_caches(folder: Path) -> Files:
     (folder / "calib.cache").write_text("TRT-8601-EntropyCalibration2\ninput: 3c008912\nx: 3c008912\n")
-    seeds.append((folder / "calib.cache", read_cache))
-    (folder / "m.onnx.json").write_text(json.dumps({"artifact": "m.onnx", "inputs": {}, "sha256": "0"}))
-    seeds.append((folder / "m.onnx.json", lambda path: artifacts.read_json(path, "make it again")))
-    return seeds
+    return [("calib.cache", read_cache)]
+
+
+def _manifests(folder: Path) -> Files:
+    (folder / "m.onnx.json").write_text(json.dumps({"artifact": "m.onnx", "inputs": {}, "sha256": "0", "size": 64}))
+    return [("m.onnx.json", lambda path: artifacts.read_json(path, "make it again"))]
+
+
+def _sidecars(folder: Path) -> Files:
+    """The record beside an engine; the reader opens the engine that belongs to it."""
+    engine = b"engine"
+    contract = Contract(network="tiny", height=16, width=16, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    record = EngineRecord(
+        sha256=hashlib.sha256(engine).hexdigest(),
+        contract=contract,
+        precision="int8",
+        builder="tensorrt",
+        builder_version="10.9.0",
+        targets=("sm80",),
+        gpu="A100",
+        any_newer_gpu=False,
+        any_newer_version=False,
+        rebuild="sodeploy engine tiny.onnx",
+        calibration={"method": "kl", "digests_sha256": ["0" * 64]},
+    )
+    (folder / "tiny.engine.json").write_text(record.model_dump_json())
+
+    def read(path: Path) -> None:
+        path.with_suffix("").write_bytes(engine)
+        open_session(path.with_suffix(""))
+
+    return [("tiny.engine.json", read)]
+
+
+def _search_records(folder: Path) -> Files:
+    key = {"format": 1, "network": "0" * 64, "images": "1" * 64}
+    verdict = {"candidate": "all int8", "deltas": {"s": [0.0, -0.1, 0.1]}, "seconds": 1.5}
+    record = {**key, "verdicts": {"2" * 64: verdict}, "map_errors": {"2" * 64: 0.01}}
+    (folder / "tiny.search.json").write_text(json.dumps(record))
+    scores: dict[str, Any] = {name: np.zeros(8) for name in metrics.per_image_values()}
+    np.savez_compressed(folder / "tiny.search.npz", key=json.dumps(key), **scores)
+    return [("tiny.search.json", read_results), ("tiny.search.npz", lambda path: read_scores(path, key, 8))]
+
+
+KINDS: dict[str, Callable[[Path], Files]] = {
+    "image": _images,
+    "mask": _masks,
+    "list": _lists,
+    "recipe": _recipes,
+    "checkpoint": _checkpoints,
+    "onnx": _onnx_files,
+    "contract": _in_metadata(METADATA_KEY),
+    "calibration key": _in_metadata(CALIBRATION_KEY),
+    "precision key": _in_metadata(PRECISION_KEY),
+    "plan": _plans,
+    "statistics": _statistics,
+    "rounding": _rounding,
+    "calib.cache": _calib_caches,
+    "manifest": _manifests,
+    "engine sidecar": _sidecars,
+    "search record": _search_records,
+}
 
 
 def palette_png(indices: np.ndarray) -> bytes:

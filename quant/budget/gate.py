@@ -17,6 +17,7 @@ from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_text
 from sodeploy.calib_data import Dataset, Sample, overlap
 from sodeploy.errors import UserError
+from sodeploy.quant.budget.record import FoundVerdict, Results, read_results, read_scores
 from sodeploy.quant.calibration.inspect_graph import as_input
 from sodeploy.quant.calibration.statistics import load_statistics
 from sodeploy.quant.graph import Network
@@ -27,6 +28,7 @@ from sodeploy.runtime.measure.differences import FEWEST_IMAGES, Delta, bootstrap
 from sodeploy.runtime.processing import predict, to_saliency
 from sodeploy.runtime.session import Session, open_session
 
+_FORMAT = 1  # of the record
 _PROBES = 4  # images on which the map error of a candidate is measured
 
 
@@ -100,8 +102,7 @@ class Gate:
             images[index] for index in np.linspace(0, len(images) - 1, min(_PROBES, len(images)), dtype=int)
         ]
         self._probe_maps: list[np.ndarray] = []
-        self._key = {"format": 1, "network": network.digest, "images": _digest(images)}
-        self._state = self._load()
+        self._results = self._load(_digest(images))
         self._baseline: metrics.Scores | None = None
         self._has_warned = False
 
@@ -116,34 +117,36 @@ class Gate:
     def judge(self, model: onnx.ModelProto, label: str) -> Verdict:
         """The loss of `model`, a candidate, against the fp32 network."""
         key = _graph_digest(model)
-        found = self._state["verdicts"].get(key)
+        found = self._results.verdicts.get(key)
         if found is None:
             started = time.monotonic()
             scores = self._score(model, label)
             deltas = self._deltas(scores) if scores is not None else {}
-            found = {
-                "candidate": label,
-                "deltas": {name: [delta.value, delta.low, delta.high] for name, delta in deltas.items()},
-                "seconds": round(time.monotonic() - started, 1),
-            }
-            self._remember("verdicts", key, found)
+            found = FoundVerdict(
+                candidate=label,
+                deltas={name: (delta.value, delta.low, delta.high) for name, delta in deltas.items()},
+                seconds=round(time.monotonic() - started, 1),
+            )
+            self._results.verdicts[key] = found
+            self._write()
             self.measured.add(key)
         elif key not in self.measured:
             self.remembered.add(key)
-        return Verdict({name: Delta(*values) for name, values in found["deltas"].items()})
+        return Verdict({name: Delta(*values) for name, values in found.deltas.items()})
 
     def map_error(self, model: onnx.ModelProto) -> float:
         """Mean absolute difference between the maps of `model` and of fp32 on 4 images, in [0, 1]; NaN counts as 1."""
         key = _graph_digest(model)
-        if key not in self._state["map_errors"]:
+        if key not in self._results.map_errors:
             if not self._probe_maps:
                 self._probe_maps = [saliency for saliency in self._saliency(self.network.model) if saliency is not None]
             errors = [
                 1.0 if saliency is None else float(np.abs(saliency - reference).mean())
                 for saliency, reference in zip(self._saliency(model), self._probe_maps, strict=True)
             ]
-            self._remember("map_errors", key, float(np.mean(errors)))
-        return float(self._state["map_errors"][key])
+            self._results.map_errors[key] = float(np.mean(errors))
+            self._write()
+        return self._results.map_errors[key]
 
     def baseline(self) -> metrics.Scores:
         """The scores of fp32, measured once."""
@@ -157,7 +160,7 @@ class Gate:
                     f"{self.images.name}; check the checkpoint and the contract's mean, std and divide_by"
                 )
             with atomic_write(self._file.with_suffix(".npz")) as temporary:
-                arrays: dict[str, Any] = {"key": json.dumps(self._key), **self._baseline.values}
+                arrays: dict[str, Any] = {"key": json.dumps(self._results.key), **self._baseline.values}
                 np.savez_compressed(temporary, **arrays)
         return self._baseline
 
@@ -200,37 +203,25 @@ class Gate:
                 maps.append(to_saliency(output, session.contract) if _is_valid(output, session.contract) else None)
             return maps
 
-    def _remember(self, kind: str, key: str, value: Any) -> None:
-        self._state[kind][key] = value
-        write_text(self._file, json.dumps(self._state, indent=1) + "\n")
+    def _write(self) -> None:
+        write_text(self._file, self._results.model_dump_json(indent=1) + "\n")
 
-    def _load(self) -> dict[str, Any]:
+    def _load(self, images: str) -> Results:
         """The results of an earlier search on the same network and images."""
-        empty: dict[str, Any] = {**self._key, "verdicts": {}, "map_errors": {}}
+        empty = Results(format=_FORMAT, network=self.network.digest, images=images)
         if not self._file.exists():
             return empty
-        try:
-            state = json.loads(self._file.read_text())
-            if any(state[name] != value for name, value in self._key.items()):
-                terminal.note(f"{self._file} is of another network or of other images; searching anew")
-                return empty
-            if state["verdicts"] or state["map_errors"]:
-                terminal.note(f"{self._file}: {len(state['verdicts'])} candidates are measured already")
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{self._file} is no record of a search; delete it and search again") from None
-        return dict(state)
+        found = read_results(self._file)
+        if found.key != empty.key:
+            terminal.note(f"{self._file} is of another network or of other images; searching anew")
+            return empty
+        if found.verdicts or found.map_errors:
+            terminal.note(f"{self._file}: {len(found.verdicts)} candidates are measured already")
+        return found
 
     def _load_baseline(self) -> metrics.Scores | None:
         file = self._file.with_suffix(".npz")
-        if not file.exists():
-            return None
-        try:
-            with np.load(file) as arrays:
-                if json.loads(str(arrays["key"])) != self._key:
-                    return None
-                return metrics.Scores({name: arrays[name] for name in metrics.per_image_values()})
-        except Exception as error:  # zipfile, json and numpy each have their own
-            raise UserError(f"{file} holds no scores ({error}); delete it and search again") from None
+        return read_scores(file, self._results.key, len(self.images)) if file.exists() else None
 
 
 class _NotFiniteError(Exception):

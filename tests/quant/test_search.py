@@ -227,7 +227,7 @@ def test_a_record_of_other_images_is_not_used(tmp_path: Path) -> None:
     state = json.loads((tmp_path / "net.search.json").read_text())
     assert len(state["verdicts"]) == 1
     (tmp_path / "net.search.json").write_text("{")
-    with pytest.raises(UserError, match=r"net\.search\.json is no record of a search; delete it"):
+    with pytest.raises(UserError, match=r"net\.search\.json is not JSON .*; delete it and search again"):
         open_gate(network, tmp_path)
 
 
