@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_DEFLATED = 8 * 1032  # pixels of one bit, at the greatest compression that deflate has
+_BMP_PLAIN, _BMP_BIT_FIELDS = 0, 3
 GREY, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 3, 4, 6  # colour types of a PNG's header
 
 
@@ -18,6 +20,7 @@ class Header:
         width, height: pixels, before an EXIF orientation is applied.
         animated: the file holds more than one picture to be shown in turn.
         alpha: the file may have an alpha channel.
+        densest: the most pixels that one byte of the file can hold; None where its coding sets no bound.
     """
 
     kind: str
@@ -25,6 +28,7 @@ class Header:
     height: int
     animated: bool = False
     alpha: bool = False
+    densest: int | None = None
 
     @property
     def pixels(self) -> int:
@@ -59,7 +63,7 @@ def _png(data: bytes) -> Header:
             break
         alpha |= kind == b"tRNS"
         animated |= kind == b"acTL" and struct.unpack(">I", content[:4])[0] > 1
-    return Header("PNG", width, height, animated, alpha)
+    return Header("PNG", width, height, animated, alpha, _DEFLATED)
 
 
 def png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
@@ -84,7 +88,8 @@ def _jpeg(data: bytes) -> Header:
             position += 1
         elif 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack(">HH", data[position + 5 : position + 9])
-            return Header("JPEG", width, height)
+            huffman = code in (0xC0, 0xC1, 0xC2)
+            return Header("JPEG", width, height, densest=8 * 64 if huffman else None)  # a bit or more per 8 x 8 block
         elif code in (0x01, *range(0xD0, 0xD8)):  # markers without a length
             position += 2
         else:
@@ -94,9 +99,10 @@ def _jpeg(data: bytes) -> Header:
 def _bmp(data: bytes) -> Header:
     (size,) = struct.unpack("<I", data[14:18])
     if size == 12:
-        return Header("BMP", *struct.unpack("<HH", data[18:22]))
-    width, height = struct.unpack("<ii", data[18:26])
-    return Header("BMP", width, abs(height), alpha=True)
+        return Header("BMP", *struct.unpack("<HH", data[18:22]), densest=8)
+    width, height, _, bits, compression = struct.unpack("<iiHHI", data[18:34])
+    densest = 8 // min(8, bits or 8) if compression in (_BMP_PLAIN, _BMP_BIT_FIELDS) else None
+    return Header("BMP", width, abs(height), alpha=True, densest=densest)
 
 
 def _gif(data: bytes) -> Header:
@@ -147,7 +153,8 @@ def _tiff(data: bytes) -> Header:
         found[tag] = struct.unpack(
             f"{order}H" if kind == 3 else f"{order}I", data[at + 8 : at + (10 if kind == 3 else 12)]
         )[0]
-    return Header("TIFF", found[256], found[257], alpha=found.get(277, 1) in (2, 4))
+    densest = {1: 8, 8: _DEFLATED, 32946: _DEFLATED}.get(found.get(259, 1))
+    return Header("TIFF", found[256], found[257], alpha=found.get(277, 1) in (2, 4), densest=densest)
 
 
 def _avif(data: bytes) -> Header:
@@ -168,7 +175,7 @@ def _netpbm(data: bytes) -> Header:
     match = re.match(rb"P[1-6]\s+(\d{1,9})\s+(\d{1,9})\s", text)
     if not match:
         raise IndexError
-    return Header("PNM", int(match[1]), int(match[2]))
+    return Header("PNM", int(match[1]), int(match[2]), densest=8)
 
 
 _READERS: list[tuple[str, re.Pattern[bytes], Callable[[bytes], Header]]] = [

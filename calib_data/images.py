@@ -11,7 +11,6 @@ from sodeploy.errors import UserError
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 MOST_PIXELS = 178_956_970  # an image beyond is refused before it is decoded: half a gigabyte as 8-bit RGB
-_PNG_PIXELS_PER_BYTE = 8 * 1032  # of one bit each, at the greatest compression that deflate has
 
 # Our own errors say what went wrong and name the file, which OpenCV's log does not know.
 _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # moved after OpenCV 4.10
@@ -42,7 +41,7 @@ def decode_image(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) 
     image = decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, name)
     if image.dtype == np.uint16:
         image = cv2.convertScaleAbs(image, alpha=1 / 257)  # 65535 = 255 * 257, rounded
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image))
 
 
 def check_header(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) -> Header:
@@ -60,7 +59,7 @@ def check_header(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) 
             f"{name} is {header.width} x {header.height} pixels, {header.pixels / 1e6:.0f} megapixels; the limit is "
             f"{most_pixels / 1e6:.0f}: make it smaller or remove it, or, in infer, raise --max-megapixels"
         )
-    if header.kind == "PNG" and header.pixels > _PNG_PIXELS_PER_BYTE * len(data):
+    if header.densest and header.pixels > header.densest * len(data):
         raise UserError(
             f"{name} is broken: it declares {header.width} x {header.height} pixels, more than {len(data)} bytes can "
             "hold; replace or remove it"

@@ -6,7 +6,7 @@ that no rule fits is refused, because a guess would make every score wrong witho
 """
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -209,9 +209,30 @@ def check_masks(samples: Iterable[_Masked], data: str) -> None:
 
 def _levels(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The different values, ascending, and how often each occurs."""
-    counted = np.bincount(plane.ravel())
+    counted = np.zeros(np.iinfo(plane.dtype).max + 1, np.int64)
+    for rows in _in_strips(plane):
+        counted += np.bincount(rows.ravel(), minlength=len(counted))
     (levels,) = np.nonzero(counted)
     return levels, counted[levels]
+
+
+def _in_strips(image: np.ndarray) -> Iterator[np.ndarray]:
+    """Views of some rows each, of a million pixels or less: NumPy's temporary arrays are eight bytes per pixel."""
+    step = max(1, (1 << 20) // image.shape[1])
+    for first in range(0, len(image), step):
+        yield image[first : first + step]
+
+
+def _colours(image: np.ndarray) -> np.ndarray | None:
+    """The different colours of an (H, W, 3) uint8 image as blue + 256 green + 65536 red, ascending; None for many."""
+    found = np.empty(0, np.uint32)
+    for rows in _in_strips(image):
+        packed = (rows.astype(np.uint32) @ np.array([1, 256, 65536], np.uint32)).ravel()
+        changes = np.flatnonzero(packed[1:] != packed[:-1])  # few where colours are flat: sorting them is quick
+        found = np.unique(np.concatenate([found, packed[:1], packed[changes + 1]]))
+        if len(found) > _MOST_COLOURS:
+            return None
+    return found
 
 
 def _plane(data: bytes, header: Header, name: str | Path) -> tuple[np.ndarray, str]:
@@ -254,7 +275,8 @@ def _plane_of_colours(
     None: it is a picture in colour.
     """
     indices = _palette_indices(data, header, name)
-    spread = image.max(axis=2) - image.min(axis=2)
+    blue, green, red = (image[..., channel] for channel in range(3))
+    spread = np.maximum(np.maximum(blue, green), red) - np.minimum(np.minimum(blue, green), red)
     stray = spread.size // 1000 if indices is None else 0  # pixels that a JPEG may tint
     if np.count_nonzero(spread > np.iinfo(image.dtype).max // 16) <= stray:
         grey = decode(data, cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH, name)
@@ -263,18 +285,18 @@ def _plane_of_colours(
         return grey, ""
     if image.dtype != np.uint8:
         return None, ""
-    colours = np.unique(image.astype(np.uint32) @ np.array([1, 256, 65536], np.uint32))
-    if len(colours) > _MOST_COLOURS:
+    colours = _colours(image)
+    if colours is None:
         return None, ""
     if colours[0] == 0:
-        background = image.max(axis=2) == 0
+        background = (blue | green | red) == 0
         says = "black is background, every other colour is the object"
     elif indices is not None and indices.min() == 0:
         background = indices == 0
         says = "the palette's colour 0 is background, every other is the object"
     else:
         raise _Unclear(f"it has {len(colours)} colours, none of which is black; store the background as black")
-    void = (image == np.array(_VOID[::-1], np.uint8)).all(axis=2)
+    void = (red == _VOID[0]) & (green == _VOID[1]) & (blue == _VOID[2])
     if void.any():
         says += ", and VOC's void colour counts as background"
     return _where(~(background | void)), says

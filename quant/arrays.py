@@ -10,6 +10,7 @@ from sodeploy.artifacts import one_line, require_file
 from sodeploy.errors import UserError
 
 _MOST_BYTES = 1 << 32  # of all arrays of a file, once they are unpacked
+_DEFLATED = 1032  # bytes that one byte can stand for, at the greatest compression that deflate has
 
 
 def read_arrays(path: str | Path, contents: str, remedy: str) -> dict[str, np.ndarray]:
@@ -39,6 +40,8 @@ def read_arrays(path: str | Path, contents: str, remedy: str) -> dict[str, np.nd
 
 def _check_size(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
     """Refuse an array that declares more bytes than its entry holds; NumPy would take memory for all of them."""
+    if entry.file_size > _DEFLATED * entry.compress_size + 64:
+        raise ValueError(f"{entry.filename} declares {entry.file_size} bytes, which {entry.compress_size} cannot hold")
     with archive.open(entry) as file:
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
