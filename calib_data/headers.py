@@ -99,7 +99,8 @@ def _jpeg(data: bytes) -> Header:
 def _bmp(data: bytes) -> Header:
     (size,) = struct.unpack("<I", data[14:18])
     if size == 12:
-        return Header("BMP", *struct.unpack("<HH", data[18:22]), densest=8)
+        width, height = struct.unpack("<HH", data[18:22])
+        return Header("BMP", width, height, densest=8)
     width, height, _, bits, compression = struct.unpack("<iiHHI", data[18:34])
     densest = 8 // min(8, bits or 8) if compression in (_BMP_PLAIN, _BMP_BIT_FIELDS) else None
     return Header("BMP", width, abs(height), alpha=True, densest=densest)

@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sodeploy.artifacts import manifest_path, read_manifest, require_file, sha256
 from sodeploy.errors import UserError
@@ -39,7 +39,7 @@ class EngineRecord(BaseModel):
     contract: Contract
     precision: str
     builder: Builder
-    builder_version: str
+    builder_version: str = Field(pattern=r"^\d{1,9}(\.\d{1,9})*$")
     targets: tuple[str, ...]
     gpu: str | None
     any_newer_gpu: bool

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from sodeploy.calib_data.images import read_image, write_picture
+from sodeploy.calib_data.images import decode_image, read_image, write_picture
 from sodeploy.calib_data.mask_reading import read_map, read_mask
 from sodeploy.errors import UserError
 
@@ -194,3 +194,13 @@ def test_a_full_disk_leaves_no_picture(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match=r"a.png"):
         write_picture(tmp_path / "a.png", PICTURE)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("suffix", "order"), [(".jpg", ">H"), (".bmp", "<I"), (".tif", "<H"), (".pgm", "")])
+def test_more_pixels_than_the_bytes_can_hold_are_refused(suffix: str, order: str) -> None:
+    encoded = cv2.imencode(suffix, np.zeros((203, 207), np.uint8), [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1].tobytes()
+    for value in (203, 207):
+        old, new = (struct.pack(order, number) if order else b"%d" % number for number in (value, 9000))
+        encoded = encoded.replace(old, new)
+    with pytest.raises(UserError, match=r"declares 9000 x 9000 pixels, more than \d+ bytes can hold"):
+        decode_image(encoded, "bomb")
