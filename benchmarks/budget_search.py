@@ -17,7 +17,7 @@ import onnx
 import typer
 from onnx import numpy_helper
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.artifacts import atomic_write
 from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
@@ -131,4 +131,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import typer
 
-from sodeploy import terminal
+from sodeploy import command_line
 from sodeploy.artifacts import atomic_write
 from sodeploy.calib_data import Dataset, open_dataset
 from sodeploy.errors import UserError
@@ -110,4 +110,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.export.to_onnx import export
 from sodeploy.runtime.bench import bench, publish
 from sodeploy.training.recipe import load_recipe
@@ -54,4 +54,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

@@ -23,7 +23,7 @@ from typing import Annotated, Any
 import typer
 from kernel_times import copy_bandwidth, kernel_rows
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.artifacts import versions, write_text
 from sodeploy.errors import UserError
 from sodeploy.runtime.gpu.device import Device
@@ -224,4 +224,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import torch
 import typer
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.errors import UserError
 from sodeploy.training.processes import Process
 from sodeploy.training.recipe import Recipe, load_recipe
@@ -87,4 +87,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

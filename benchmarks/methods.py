@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from sodeploy import terminal
+from sodeploy import command_line
 from sodeploy.quant.calibration.methods import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,4 +49,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

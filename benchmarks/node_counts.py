@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 import onnx
 import typer
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.errors import UserError
 from sodeploy.export.simplify import simplify
 from sodeploy.export.to_onnx import trace
@@ -65,4 +65,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

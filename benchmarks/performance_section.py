@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from gpu_check import PARTS, RESULTS, table
 
-from sodeploy import terminal
+from sodeploy import command_line
 from sodeploy.artifacts import require_file, write_text
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "docs" / "make"))
@@ -79,4 +79,4 @@ def main(readme: Annotated[Path, typer.Argument(help="file with the two marker l
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

@@ -22,7 +22,7 @@ import onnx
 import typer
 from process_cost import CommandFailed, Cost, measure
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.artifacts import sha256, write_text
 from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
@@ -261,4 +261,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

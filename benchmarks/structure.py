@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.errors import UserError
 from sodeploy.runtime.measure.report import Table, show, to_markdown
 
@@ -136,4 +136,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

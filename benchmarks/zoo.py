@@ -18,7 +18,7 @@ import typer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the zoo is a part of the tests
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.artifacts import write_text
 from sodeploy.errors import UserError
 from sodeploy.runtime.measure.report import Table, show
@@ -70,4 +70,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import typer
 
-from sodeploy import artifacts, terminal
+from sodeploy import artifacts, command_line, terminal
 from sodeploy.calib_data.dataset import FileSample, Sample
 from sodeploy.calib_data.images import write_picture
 from sodeploy.calib_data.sources import open_dataset
@@ -102,4 +102,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import typer
 
-from sodeploy import artifacts, terminal
+from sodeploy import artifacts, command_line, terminal
 from sodeploy.calib_data.dataset import Dataset, FileSample
 from sodeploy.calib_data.sources import open_dataset
 from sodeploy.errors import UserError
@@ -164,4 +164,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import typer
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.artifacts import atomic_write, write_manifest
 from sodeploy.errors import UserError
 from sodeploy.export import adapters, upgrade
@@ -197,7 +197,7 @@ def preprocessing_like(network: str) -> tuple[dict[str, Any], tuple[int, int]]:
     return {field: getattr(contract, field) for field in fields}, (contract.height, contract.width)
 
 
-app = terminal.application(help="Give any ONNX saliency network a contract.")
+app = command_line.application(help="Give any ONNX saliency network a contract.")
 
 
 @app.command(cls=SizedCommand)
@@ -250,4 +250,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(app)
+    command_line.run(app)

@@ -17,7 +17,7 @@ import onnx
 import typer
 from onnx import TensorProto, helper, numpy_helper
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.calib_data import Dataset, open_dataset
 from sodeploy.errors import UserError
 from sodeploy.export import adapters, upgrade
@@ -266,7 +266,7 @@ def _adopt_command(foreign: Foreign, best: Candidate, size: tuple[int, int]) -> 
     return f"{command('adopt')} {shlex.join(words)}"
 
 
-app = terminal.application(help="Say what an ONNX file is, and how to adopt it.")
+app = command_line.application(help="Say what an ONNX file is, and how to adopt it.")
 
 
 @app.command(cls=SizedCommand)
@@ -293,4 +293,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(app)
+    command_line.run(app)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from sodeploy.command_line import Command
 from sodeploy.errors import UserError
-from sodeploy.terminal import Command
 
 HELP = "height and width of the input in pixels; one number for both"
 

@@ -20,7 +20,7 @@ import onnx
 import torch
 import typer
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.artifacts import atomic_write, manifest_path, read_manifest, require_file, sha256, write_manifest
 from sodeploy.errors import UserError
 from sodeploy.export.image_options import Colour, DivideBy, Interpolation, Mean, Std, Stretch, image_fields
@@ -178,7 +178,7 @@ def parity_shapes(contract: Contract, multiple: int) -> list[Shape]:
     return shapes
 
 
-app = terminal.application()
+app = command_line.application()
 
 
 @app.command(cls=SizedCommand)
@@ -222,4 +222,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(app)
+    command_line.run(app)

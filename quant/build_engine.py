@@ -38,7 +38,7 @@ from typing import Annotated, Any, Literal
 import onnx
 import typer
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.artifacts import locked, manifest_path, write_manifest
 from sodeploy.calib_data import Dataset, Sample, open_dataset
 from sodeploy.errors import UserError
@@ -375,4 +375,4 @@ def _require_one_source(given: list[str], budget: Budget | None) -> None:
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

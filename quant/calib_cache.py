@@ -17,7 +17,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.artifacts import require_file, write_text
 from sodeploy.errors import UserError
 from sodeploy.quant.graph import PASSING, WEIGHTED, Network, load_network
@@ -204,4 +204,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

@@ -17,11 +17,12 @@ import typer
 
 from sodeploy.artifacts import write_manifest
 from sodeploy.calib_data import Sample, open_dataset
+from sodeploy.command_line import run
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.observer import gather, select_shard
 from sodeploy.quant.calibration.statistics import load_statistics
 from sodeploy.quant.graph import load_network
-from sodeploy.terminal import note, run
+from sodeploy.terminal import note
 
 
 def main(

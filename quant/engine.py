@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 
 import typer
 
-from sodeploy import terminal
+from sodeploy import command_line, stages, terminal
 from sodeploy.artifacts import atomic_write, require_file, write_manifest
 from sodeploy.errors import UserError
 from sodeploy.quant.emit.checks import check_tensorrt, unequal_scales
@@ -126,7 +126,7 @@ def build(
     Raises:
         UserError: the graph, the options or the machine do not allow it; nothing is written.
     """
-    onnx_path = require_file(onnx_path, f"make it: {terminal.command('build_engine')}")
+    onnx_path = require_file(onnx_path, f"make it: {stages.command('build_engine')}")
     graph = _read_graph(onnx_path)
     profile = checked_profile(profile, graph.dims, graph.contract, onnx_path)
     trt = load(builder)
@@ -217,7 +217,7 @@ class _Graph(NamedTuple):
 
 
 def _read_graph(path: Path) -> _Graph:
-    model = read_model(path, f"make it: {terminal.command('build_engine')}")
+    model = read_model(path, f"make it: {stages.command('build_engine')}")
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     contract = contract_of(metadata, path)
     if metadata.get(DIALECT_KEY, "tensorrt") != "tensorrt":
@@ -230,7 +230,7 @@ def _read_graph(path: Path) -> _Graph:
             calibration = calibration_of(metadata, path) or None
             return _Graph(contract, metadata.get(PRECISION_KEY, "fp32"), calibration, shape, unequal_scales(model))
     raise UserError(
-        f"{path} has no input {contract.input_name}, which its contract names; see {terminal.command('adopt')} --help"
+        f"{path} has no input {contract.input_name}, which its contract names; see {stages.command('adopt')} --help"
     )
 
 
@@ -297,4 +297,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

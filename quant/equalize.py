@@ -23,7 +23,7 @@ import onnx
 import typer
 from onnx import numpy_helper
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.artifacts import atomic_write, write_manifest
 from sodeploy.calib_data import Sample, open_dataset
 from sodeploy.errors import UserError
@@ -243,4 +243,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

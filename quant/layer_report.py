@@ -20,7 +20,7 @@ import onnx
 import typer
 from onnx import TensorProto, helper, numpy_helper
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.artifacts import write_text
 from sodeploy.calib_data import Dataset, Sample, open_dataset
 from sodeploy.errors import UserError
@@ -251,4 +251,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

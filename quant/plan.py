@@ -16,7 +16,7 @@ from typing import Annotated, Any, get_args
 import numpy as np
 import typer
 
-from sodeploy import terminal
+from sodeploy import command_line, stages, terminal
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.statistics import Statistics, load_statistics
 from sodeploy.quant.graph import Network, feature_heads, is_residual, load_network
@@ -38,7 +38,7 @@ from sodeploy.quant.planning.ranges import shared_range, sharing_a_range
 from sodeploy.quant.planning.targets import decide_targets, for_cpu, kind_of_cpu
 from sodeploy.runtime.measure.report import Table, show
 
-app = terminal.application("Show a plan, compare two, or edit one.")
+app = command_line.application("Show a plan, compare two, or edit one.")
 
 _SET = "NODES=int8, NODES=fp16 or NODES=fp32; NODES is a name, or a glob of layers such as '/stage1/*'; repeatable"
 _SHOWN = 6  # reasons for each precision in the summary
@@ -173,7 +173,7 @@ def edit(
     for name, precision in changes.items():
         node = nodes.get(name)
         if node is None:
-            raise UserError(f"{network.path} has no node {name!r}; {terminal.command('plan')} show --layers lists them")
+            raise UserError(f"{network.path} has no node {name!r}; {stages.command('plan')} show --layers lists them")
         if precision != "int8":
             layers[name] = Layer(op=node.op_type, precision=precision, reason=reason)
         elif name not in layers or layers[name].precision != "int8":
@@ -303,7 +303,7 @@ def edit_command(
     for line in differences(old, new):
         terminal.note(line)
     follow = shlex.join([str(network.path), "--int8", "--plan", str(output)])
-    terminal.note(f"wrote {output}; to build by it: {terminal.command('build_engine')} {follow}")
+    terminal.note(f"wrote {output}; to build by it: {stages.command('build_engine')} {follow}")
 
 
 def matched(network: Network, plan: Plan, settings: Sequence[str]) -> dict[str, Precision]:
@@ -323,7 +323,7 @@ def matched(network: Network, plan: Plan, settings: Sequence[str]) -> dict[str, 
         found = [pattern] if pattern in nodes else fnmatch.filter(plan.layers, pattern)
         if not found:
             near = difflib.get_close_matches(pattern, nodes, n=3, cutoff=0.4)
-            meant = f"near names: {', '.join(near)}" if near else f"{terminal.command('plan')} show --layers lists them"
+            meant = f"near names: {', '.join(near)}" if near else f"{stages.command('plan')} show --layers lists them"
             raise UserError(f"--set {setting}: {network.path} has no node {pattern!r}; {meant}")
         if found != [pattern]:
             terminal.note(f"{pattern}: {len(found)} layers to {precision}")
@@ -339,4 +339,4 @@ def _beside(plan: Path, content: Plan) -> Path:
 
 
 if __name__ == "__main__":
-    terminal.run(app)
+    command_line.run(app)

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 import typer
 
-from sodeploy import artifacts, terminal
+from sodeploy import artifacts, command_line, stages, terminal
 from sodeploy.calib_data import Dataset, Sample, open_dataset
 from sodeploy.calib_data.mask_reading import check_masks
 from sodeploy.errors import UserError
@@ -304,7 +304,7 @@ def _announce_stand_ins(tested: Sequence[ModelUnderTest]) -> None:
             simulation = Path(model.path).stem.removesuffix(".trt") + ".sim.onnx"
             terminal.warn(
                 f"{model.path} {model.stand_in}, so its accuracy differs from that of an engine; measure {simulation} "
-                f"instead, which {terminal.command('build_engine')} writes"
+                f"instead, which {stages.command('build_engine')} writes"
             )
 
 
@@ -392,4 +392,4 @@ def publish(record: BenchRecord, json_file: Path | None = None, markdown: Path |
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

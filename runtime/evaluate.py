@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 import typer
 
-from sodeploy import artifacts, terminal
+from sodeploy import artifacts, command_line, terminal
 from sodeploy.calib_data import open_dataset
 from sodeploy.calib_data.dataset import FileSample
 from sodeploy.calib_data.images import SUFFIXES
@@ -214,4 +214,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.artifacts import check_apart, check_output, check_output_folder
 from sodeploy.calib_data.images import MOST_PIXELS, read_image, write_picture
 from sodeploy.calib_data.layouts import image_files
@@ -187,4 +187,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from sodeploy import __version__, terminal
+from sodeploy import __version__, command_line, terminal
 from sodeploy.stages import STAGES, stage_named
 
 
@@ -21,9 +21,9 @@ class LazyStage(TyperCommand):
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """The context of the real command, which then takes the place of this one."""
         assert self.name is not None
-        with terminal.errors_in_one_line(self.name):
+        with command_line.errors_in_one_line(self.name):
             module = importlib.import_module(f"sodeploy.{STAGES[self.name].module}")
-            app = terminal.application_of(getattr(module, "app", None) or module.main)
+            app = command_line.application_of(getattr(module, "app", None) or module.main)
             return typer.main.get_command(app).make_context(info_name, args, parent=parent, **extra)
 
 
@@ -81,7 +81,7 @@ def main() -> None:
     if len(sys.argv) < 2:
         sys.argv.append("--help")
     stage = stage_named(sys.argv[1])
-    with terminal.errors_in_one_line(stage):
+    with command_line.errors_in_one_line(stage):
         group()()
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.calib_data import open_dataset
 from sodeploy.export.to_onnx import export
 from sodeploy.quant import build_engine
@@ -83,4 +83,4 @@ def main(output: Annotated[Path, typer.Option(help="folder for everything that i
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

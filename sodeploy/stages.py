@@ -58,6 +58,17 @@ class Stage(NamedTuple):
         return (self.module if "." in self.module else f"sodeploy.{self.module}").replace(".", "/") + ".py"
 
 
+# The extra that brings a module, for an import that fails.
+EXTRA_OF = {
+    "torch": "train",
+    "yaml": "train",
+    "onnx": "quant",
+    "onnxsim": "adopt",
+    "onnxruntime": "cpu",
+    "py_sod_metrics": "bench",
+    "matplotlib": "report",
+}
+
 STAGES = {
     "demo": Stage(
         "demo",
@@ -232,3 +243,11 @@ def examples(stage: str, subcommand: str | None = None) -> list[str]:
     """Whole command lines for a stage, or for one of its subcommands."""
     lines = [line for line in STAGES[stage].examples if subcommand is None or line.split()[0] == subcommand]
     return [f"{command(stage)} {line}" for line in lines]
+
+
+def install_command(module: str, stage: str | None = None) -> str:
+    """The one pip command that brings a missing module and everything else that the stage imports."""
+    extras = {*(STAGES[stage].extras if stage else ()), EXTRA_OF[module]}
+    if module != "onnxruntime" and "onnxruntime" in sys.modules:
+        extras.discard("cpu")  # the GPU build may be installed, which the CPU build would overwrite
+    return f"pip install 'sodeploy[{','.join(sorted(extras))}]'"

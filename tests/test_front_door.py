@@ -14,7 +14,7 @@ import pytest
 import typer
 
 import sodeploy
-from sodeploy import terminal
+from sodeploy import command_line, stages
 from sodeploy.__main__ import group
 from sodeploy.stages import STAGES, command, stage_named
 
@@ -28,7 +28,7 @@ def front_door(*arguments: str) -> subprocess.CompletedProcess[str]:
 def stage_command(stage: str) -> Any:
     """The stage's command, or its group of commands."""
     module = importlib.import_module(f"sodeploy.{STAGES[stage].module}")
-    return typer.main.get_command(terminal.application_of(getattr(module, "app", None) or module.main))
+    return typer.main.get_command(command_line.application_of(getattr(module, "app", None) or module.main))
 
 
 def test_every_script_is_a_stage(repository: Path) -> None:
@@ -38,8 +38,8 @@ def test_every_script_is_a_stage(repository: Path) -> None:
         for path in (repository / room).rglob("*.py")
         if '__name__ == "__main__"' in path.read_text()
     }
-    # The front door itself, and a script that writes a file of our documentation.
-    others = {"sodeploy/__main__.py", "runtime/measure/record.py"}
+    # The front door itself, and scripts that write files of this repository.
+    others = {"sodeploy/__main__.py", "runtime/measure/record.py", "training/signatures.py"}
     assert scripts - others == {stage.script for stage in STAGES.values()}
 
 
@@ -192,7 +192,7 @@ def test_the_extras_of_a_stage_suffice(stage: str, repository: Path) -> None:
     modules = {"pysodmetrics": "py_sod_metrics", "pyyaml": "yaml", "onnxruntime": "onnxruntime"}
     brought = {re.split(r"[>\[ ;]", line)[0] for extra in STAGES[stage].extras for line in extras[extra]}
     there = {modules.get(name, name) for name in brought}
-    assert imported(f"sodeploy.{STAGES[stage].module}", set()) & set(terminal.EXTRA_OF) <= there
+    assert imported(f"sodeploy.{STAGES[stage].module}", set()) & set(stages.EXTRA_OF) <= there
 
 
 def test_one_pip_command_names_all_extras(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

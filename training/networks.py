@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.training.models import NETWORKS, build, entry
 from sodeploy.training.models.network import SaliencyNetwork
 
@@ -65,4 +65,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

@@ -1,6 +1,7 @@
-"""Which of our networks some weights are of, known without building the networks, which takes seconds.
+"""Find the networks that some weights fit, without building the networks, which takes seconds.
 
-`signatures.json` holds a hash of the names and shapes of each network. After a network has changed, write it anew:
+`signatures.json` holds a hash of the names and shapes of each network. After a network has changed, write the file
+again:
 
     python training/signatures.py
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from sodeploy import artifacts, terminal
+from sodeploy import artifacts, command_line
 from sodeploy.training.models import NETWORKS
 
 FILE = Path(__file__).with_name("signatures.json")
@@ -54,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

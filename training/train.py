@@ -19,7 +19,7 @@ import torch
 import typer
 from torch import nn
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.errors import UserError
 from sodeploy.training.backbone import load_backbone
 from sodeploy.training.checkpoint import load_checkpoint
@@ -185,4 +185,4 @@ def _begin(state: RunState, folder: Path, resume: bool, process: Process) -> Non
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

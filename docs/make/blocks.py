@@ -16,7 +16,7 @@ import picture
 import recipe_keys
 import records
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.artifacts import write_text
 from sodeploy.errors import UserError
 
@@ -96,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

@@ -18,7 +18,7 @@ import numpy as np
 import records
 import typer
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.artifacts import atomic_write, write_text
 from sodeploy.calib_data import open_dataset
 from sodeploy.demo import CALIBRATION, EVALUATION, NETWORK
@@ -91,4 +91,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)

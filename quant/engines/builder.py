@@ -15,7 +15,8 @@ from sodeploy.errors import UserError
 from sodeploy.quant.engines.kernels import Kernel, kernels_in_inspector, kernels_in_log
 from sodeploy.runtime.engine_operators import REMEDIES
 from sodeploy.runtime.gpu.engine_record import INSTALL, Builder
-from sodeploy.terminal import Step, command, report
+from sodeploy.stages import command
+from sodeploy.terminal import Step, report
 
 OLDEST_TENSORRT = (10, 8)
 

@@ -18,7 +18,7 @@ from typing import Annotated
 
 import typer
 
-from sodeploy import terminal
+from sodeploy import command_line, terminal
 from sodeploy.artifacts import atomic_write
 from sodeploy.errors import UserError
 
@@ -131,12 +131,14 @@ def _failed(compiler: str, architecture: str, message: str) -> str:
 
 def main(
     arch: Annotated[list[str], typer.Option(help="compute capability, for example sm90; may be given several times")],
-    output: Annotated[Path, typer.Option(help="folder for the cubins; where the runtime looks by default")] = FOLDER,
+    output: Annotated[
+        Path | None, typer.Option(help="folder for the cubins; by default the folder that the runtime reads")
+    ] = None,
 ) -> None:
     """Compile the CUDA kernels ahead of time, for machines without a compiler."""
-    for path in ship(arch, output):
+    for path in ship(arch, output or FOLDER):
         terminal.results.print(str(path), soft_wrap=True)
 
 
 if __name__ == "__main__":
-    terminal.run(main)
+    command_line.run(main)
