@@ -2,11 +2,13 @@
 
 import re
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _DEFLATED = 8 * 1032  # pixels of one bit, at the greatest compression that deflate has
+_PNG_NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _BMP_PLAIN, _BMP_BIT_FIELDS = 0, 3
 GREY, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 3, 4, 6  # colour types of a PNG's header
 
@@ -45,7 +47,7 @@ def read_header(data: bytes) -> Header:
         if begins.match(data):
             try:
                 header = read(data)
-            except (struct.error, IndexError, LookupError):
+            except (struct.error, LookupError):
                 raise ValueError(f"its {kind} header is cut short") from None
             if header.width < 1 or header.height < 1:
                 raise ValueError(f"its {kind} header says {header.width} x {header.height} pixels")
@@ -58,23 +60,39 @@ def _png(data: bytes) -> Header:
         raise IndexError
     width, height, _, colour = struct.unpack(">IIBB", data[16:26])
     animated, alpha = False, colour in (GREY_ALPHA, RGB_ALPHA)
-    for kind, content in png_chunks(data):
+    chunks = png_chunks(data)
+    for kind, content in chunks:
         if kind == b"IDAT":
             break
         alpha |= kind == b"tRNS"
         animated |= kind == b"acTL" and struct.unpack(">I", content[:4])[0] > 1
+    # OpenCV takes memory for the length that a chunk declares, whatever the file's own length.
+    if chunks[-1][0] != b"IEND":
+        raise ValueError("it is cut short, or a part of it declares a wrong length")
+    if sum(kind == b"IHDR" for kind, _ in chunks) > 1:
+        raise ValueError("it has two headers")
     return Header("PNG", width, height, animated, alpha, _DEFLATED)
 
 
 def png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Kind and content of each chunk of a PNG file, up to the first that is cut short."""
+    """Kind and content of each chunk of a PNG file, up to the end of the picture or to the first that is cut short.
+
+    Raises:
+        ValueError: a chunk that every reader needs differs from its check sum.
+    """
     chunks, position = [], len(PNG_SIGNATURE)
     while len(head := data[position : position + 8]) == 8:
         (length,) = struct.unpack(">I", head[:4])
         if position + 12 + length > len(data):
             break
-        chunks.append((head[4:], data[position + 8 : position + 8 + length]))
-        position += 12 + length
+        end = position + 8 + length
+        kind, content = head[4:], data[position + 8 : end]
+        if kind in _PNG_NEEDED and zlib.crc32(kind + content).to_bytes(4, "big") != data[end : end + 4]:
+            raise ValueError(f"its part {kind.decode()} is damaged")
+        chunks.append((kind, content))
+        if kind == b"IEND":
+            break
+        position = end + 4
     return chunks
 
 

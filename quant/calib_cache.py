@@ -18,7 +18,7 @@ import numpy as np
 import typer
 
 from sodeploy import command_line, terminal
-from sodeploy.artifacts import require_file, write_text
+from sodeploy.artifacts import check_apart, check_output, require_file, write_text
 from sodeploy.errors import UserError
 from sodeploy.quant.graph import PASSING, WEIGHTED, Network, load_network
 from sodeploy.quant.int8 import SMALLEST_SCALE, STEPS
@@ -194,6 +194,8 @@ def main(
     tensorrt: Annotated[str, typer.Option(help="version that will read it, such as 8.6.1")],
 ) -> None:
     """Write a plan's ranges as a calib.cache of TensorRT <= 10."""
+    check_output(output)
+    check_apart([output], [model, plan])
     network = load_network(model)
     text = cache_of(network, load_plan(plan, network), tensorrt)
     write_text(output, text)

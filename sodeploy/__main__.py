@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from sodeploy import __version__, command_line, terminal
+from sodeploy.outputs import check_outputs
 from sodeploy.stages import STAGES, stage_named
 
 
@@ -22,6 +23,8 @@ class LazyStage(TyperCommand):
         """The context of the real command, which then takes the place of this one."""
         assert self.name is not None
         with command_line.errors_in_one_line(self.name):
+            if not {"-h", "--help"} & set(args):
+                check_outputs(self.name, args)  # before the import, which may take seconds
             module = importlib.import_module(f"sodeploy.{STAGES[self.name].module}")
             app = command_line.application_of(getattr(module, "app", None) or module.main)
             return typer.main.get_command(app).make_context(info_name, args, parent=parent, **extra)

@@ -95,16 +95,20 @@ def check_output(path: str | Path) -> None:
     """Refuse a place where no file can be written, before any work is done for it.
 
     Raises:
-        UserError: `path` is a folder, or one of the folders above it is a file.
+        UserError: `path` is a folder, one of the folders above it is a file, or this user may not write there.
     """
     path = Path(path)
+    if _is_stream(path) and not path.is_dir():
+        if not path.exists():
+            raise UserError(f"{path} cannot be written: there is no such device; choose another output")
+        return
     if path.is_dir():
         raise UserError(f"{path} is a folder, and a file is to be written there; give the name of a file")
     check_output_folder(path.parent, path)
 
 
 def check_output_folder(folder: str | Path, output: str | Path | None = None) -> None:
-    """Refuse a folder that cannot be made, because it or a folder above it is a file.
+    """Refuse a folder that cannot be made or written: it or a folder above it is a file, or is not ours to write.
 
     Raises:
         UserError: that is so; `output`, the folder itself by default, is named.
@@ -112,6 +116,10 @@ def check_output_folder(folder: str | Path, output: str | Path | None = None) ->
     folder = Path(folder)
     for place in (folder, *folder.parents):
         if place.is_dir():
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise UserError(
+                    f"{output or folder} cannot be written: {place} is read-only for this user; choose another output"
+                )
             return
         if place.exists() or place.is_symlink():
             kind = "a file" if place.exists() else "a link that leads nowhere"

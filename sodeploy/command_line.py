@@ -20,6 +20,7 @@ from typer.core import TyperCommand
 
 from sodeploy import terminal
 from sodeploy.errors import UserError
+from sodeploy.outputs import check_outputs
 from sodeploy.stages import EXTRA_OF, STAGES, Need, examples, install_command, stage_of
 
 _INTERRUPTED = "interrupted; finished artifacts are intact, unfinished ones were removed"
@@ -53,6 +54,8 @@ class Command(TyperCommand):
             given = self.make_parser(ctx).parse_args(args=list(args))[0]
             parameters = self.get_params(ctx)
             if not any(parameter.is_eager and given.get(parameter.name) for parameter in parameters):
+                if self.stage:
+                    check_outputs(self.stage, args)
                 self._refuse_missing(ctx, {p.name: given.get(p.name) for p in parameters if _present(p, given)})
         return super().parse_args(ctx, args)
 

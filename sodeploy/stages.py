@@ -42,6 +42,9 @@ class Stage(NamedTuple):
         needs: requirements that concern several options at once.
         aliases: other names that work and are not listed.
         renamed: older names of options, which work and are not listed, with the names of today.
+        writes: the options that name outputs.
+        folder: `--output` names a folder.
+        in_place: an output may be an input, which stays whole until the new file is.
     """
 
     module: str
@@ -51,6 +54,9 @@ class Stage(NamedTuple):
     needs: tuple[Need, ...] = ()
     aliases: tuple[str, ...] = ()
     renamed: Mapping[str, str] = MappingProxyType({})
+    writes: tuple[str, ...] = ("--output",)
+    folder: bool = False
+    in_place: bool = False
 
     @property
     def script(self) -> str:
@@ -75,12 +81,14 @@ STAGES = {
         "run all stages on a synthetic data set, on any machine",
         ("--output out/demo",),
         ("cpu", "bench", "quant", "train"),
+        folder=True,
     ),
     "train": Stage(
         "training.train",
         "images and masks -> checkpoint",
         ("--config training/configs/u2netp.yaml --data DUTS-TR --output runs/u2netp",),
         ("train",),
+        folder=True,
     ),
     "networks": Stage("training.networks", "list the networks with parameters and MACs", ("--size 320",), ("train",)),
     "to_onnx": Stage(
@@ -135,6 +143,7 @@ STAGES = {
         ),
         aliases=("build",),
         renamed={"--images": "--limit", "--profile": "--shapes"},
+        writes=("--output-dir",),
     ),
     "plan": Stage(
         "quant.plan",
@@ -145,6 +154,7 @@ STAGES = {
             "edit out/u2netp.plan.json --set '/stage1/*=fp16' --output out/edited.plan.json",
         ),
         ("quant", "cpu"),
+        in_place=True,
     ),
     "layer_report": Stage(
         "quant.layer_report",
@@ -153,6 +163,7 @@ STAGES = {
         ("quant", "cpu"),
         aliases=("layers",),
         renamed={"--images": "--data", "--count": "--limit"},
+        writes=("--json",),
     ),
     "engine": Stage(
         "quant.engine",
@@ -174,6 +185,7 @@ STAGES = {
         ("out/u2netp.onnx out/u2netp.int8.cpu.onnx --data ECSSD --max-drop s=0.002",),
         ("bench", "cpu"),
         renamed={"--images": "--limit", "--profile": "--timeline"},
+        writes=("--json", "--markdown", "--timeline"),
     ),
     "infer": Stage(
         "runtime.infer",
@@ -181,6 +193,8 @@ STAGES = {
         ("out/u2netp.onnx --images photos --output out/maps",),
         ("cpu",),
         renamed={"--profile": "--timeline"},
+        writes=("--output", "--timeline"),
+        folder=True,
     ),
     "evaluate": Stage(
         "runtime.evaluate",
@@ -188,9 +202,13 @@ STAGES = {
         ("--pred maps/U2Net --data ECSSD",),
         ("bench",),
         renamed={"--gt": "--data"},
+        writes=("--json", "--csv", "--markdown"),
     ),
     "masks": Stage(
-        "calib_data.masks", "masks -> grown, shrunk, and their boundaries", ("DUTS-TR --output DUTS-TR-margins",)
+        "calib_data.masks",
+        "masks -> grown, shrunk, and their boundaries",
+        ("DUTS-TR --output DUTS-TR-margins",),
+        folder=True,
     ),
     "subset": Stage(
         "calib_data.subset",
@@ -201,6 +219,7 @@ STAGES = {
         "runtime.gpu.kernels",
         "compile the CUDA kernels ahead of time",
         ("--arch sm86 --arch sm89",),
+        folder=True,
     ),
 }
 

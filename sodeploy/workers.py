@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -34,7 +34,7 @@ def parallel_map(workers: int | None = None) -> Iterator[Callable[..., Iterator[
         yield map
         return
     # Not forked: onnxruntime's and CUDA's threads do not survive a fork.
-    pool = ProcessPoolExecutor(workers or usable_cores(), _Context(), initializer=start_worker, initargs=(os.getpid(),))
+    pool = _Pool(workers or usable_cores(), _Context(), initializer=start_worker, initargs=(os.getpid(),))
     try:
         yield pool.map
     except BrokenProcessPool:
@@ -64,6 +64,18 @@ def interrupts_held_back() -> Iterator[None]:
             signal.signal(which, handler)
         for which in received[:1]:
             signal.raise_signal(which)
+
+
+class _Pool(ProcessPoolExecutor):
+    """A pool that an interrupt finds whole.
+
+    `submit` starts processes first and the thread that ends them afterwards. An interrupt between the two would leave
+    processes that nobody ends.
+    """
+
+    def submit(self, *args: Any, **kwargs: Any) -> "Future[Any]":
+        with interrupts_held_back():
+            return super().submit(*args, **kwargs)
 
 
 class _Process(SpawnProcess):

@@ -346,7 +346,19 @@ def mutate(data: bytes, chance: random.Random) -> bytes:
             spoiled[at:at] = spoiled[begin : begin + chance.randrange(1, 64)]
         elif chance.random() < 0.3:
             del spoiled[at:]
-    return bytes(spoiled)
+    return _with_check_sums(bytes(spoiled)) if chance.random() < 0.5 else bytes(spoiled)
+
+
+def _with_check_sums(data: bytes) -> bytes:
+    """A PNG whose parts have the check sums that belong to their bytes, so that more than the sums are tried."""
+    mended, position = bytearray(data), 8
+    while data.startswith(b"\x89PNG") and position + 12 <= len(data):
+        end = position + 8 + int.from_bytes(data[position : position + 4], "big")
+        if end + 4 > len(data):
+            break
+        mended[end : end + 4] = zlib.crc32(data[position + 4 : end]).to_bytes(4, "big")
+        position = end + 4
+    return bytes(mended)
 
 
 def _mutate_inside(data: bytes, chance: random.Random) -> bytes:
