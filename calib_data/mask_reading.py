@@ -6,15 +6,14 @@ that no rule fits is refused, because a guess would make every score wrong witho
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from sodeploy import terminal
 from sodeploy.calib_data.headers import PALETTE, PNG_SIGNATURE, Header, png_chunks
 from sodeploy.calib_data.images import bytes_of, check_header, decode
 from sodeploy.errors import UserError
@@ -167,44 +166,6 @@ def read_map(path: str | Path) -> np.ndarray:
     except _Unclear as reason:
         raise UserError(f"map {path} cannot be understood: {reason}") from None
     return _scaled(plane) if plane.max() > 255 else plane.astype(np.uint8, copy=False)
-
-
-class _Masked(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    def mask(self) -> np.ndarray: ...
-
-
-def check_masks(samples: Iterable[_Masked], data: str) -> None:
-    """Refuse a set whose masks say nothing, and tell the user about a way of storing them that is not the usual one.
-
-    Masks are read up to the first that has both object and background: the first, as a rule.
-
-    Args:
-        samples: have a name, a mask and, where it is a file, its `mask_path`.
-        data: name of the set.
-
-    Raises:
-        UserError: a mask cannot be read; or every mask is empty or full.
-    """
-    empty = full = 0
-    for sample in samples:
-        path = getattr(sample, "mask_path", None)
-        mask, rule = understand_mask(path) if path else (sample.mask(), "")
-        share = np.count_nonzero(mask > FOREGROUND) / mask.size
-        if 0 < share < 1:
-            if rule:
-                terminal.note(f"masks of {data}: {rule} (read from {path})")
-            return
-        empty, full = empty + (share == 0), full + (share == 1)
-        first = path or sample.name
-    if empty + full:
-        kind = "no object" if not full else "no background" if not empty else "either no object or no background"
-        raise UserError(
-            f"{data}: all {empty + full} masks have {kind} (above {FOREGROUND} is object), the last is {first}; "
-            "check that these are the masks, and how they are stored"
-        )
 
 
 def _levels(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -23,7 +23,7 @@ import typer
 
 from sodeploy import artifacts, command_line, stages, terminal
 from sodeploy.calib_data import Dataset, Sample, open_dataset
-from sodeploy.calib_data.mask_reading import check_masks
+from sodeploy.calib_data.mask_sets import check_masks
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import DIALECT_KEY
 from sodeploy.runtime.gpu.device import Device

@@ -21,7 +21,8 @@ from sodeploy.calib_data import open_dataset
 from sodeploy.calib_data.dataset import FileSample
 from sodeploy.calib_data.images import SUFFIXES
 from sodeploy.calib_data.layouts import find_layout
-from sodeploy.calib_data.mask_reading import check_masks, read_map, read_mask
+from sodeploy.calib_data.mask_reading import read_map, read_mask
+from sodeploy.calib_data.mask_sets import check_masks
 from sodeploy.errors import UserError
 from sodeploy.runtime.measure import metrics
 from sodeploy.runtime.measure.curves import draw_curves, require_drawable

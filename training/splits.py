@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sodeploy.calib_data import Dataset, open_dataset
-from sodeploy.calib_data.mask_reading import check_masks
+from sodeploy.calib_data.mask_sets import check_masks
 from sodeploy.errors import UserError
 from sodeploy.training.recipe import Validation
 

@@ -10,7 +10,8 @@ import pytest
 from test_images import encode, png_chunk
 
 from sodeploy.calib_data import open_dataset
-from sodeploy.calib_data.mask_reading import check_masks, read_map, read_mask, understand_mask
+from sodeploy.calib_data.mask_reading import read_map, read_mask, understand_mask
+from sodeploy.calib_data.mask_sets import check_masks
 from sodeploy.errors import UserError
 
 MASK = np.zeros((48, 64), np.uint8)
@@ -180,3 +181,19 @@ def test_a_set_of_masks_that_say_nothing_is_refused(tmp_path: Path, value: int, 
         check_masks(open_dataset(tmp_path), "any")
     encode(tmp_path / "masks" / "1.png", MASK)
     check_masks(open_dataset(tmp_path), "any")
+
+
+def test_each_way_of_storing_masks_is_told_with_its_number(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stored = [MASK, MASK // 255 * 2, MASK, MASK // 255 * 3, MASK // 255 * 2]
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    for number, mask in enumerate(stored):
+        encode(tmp_path / "images" / f"{number}.jpg", NOISE[..., :3])
+        encode(tmp_path / "masks" / f"{number}.png", mask)
+    check_masks(open_dataset(tmp_path), "any")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "2 of 5 masks of any: value 2 is the object" in told
+    assert "1 of 5 masks of any: value 3 is the object" in told
+    encode(tmp_path / "masks" / "3.png", np.full((48, 64), 7, np.uint8) + NOISE[..., 0] // 4)
+    with pytest.raises(UserError, match=r"masks/3.png cannot be understood"):
+        check_masks(open_dataset(tmp_path), "any")
