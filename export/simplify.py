@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import onnx
-import onnxsim
 from onnx import numpy_helper
 
 from sodeploy.errors import UserError
@@ -52,6 +51,8 @@ def strip_module_prefix(model: onnx.ModelProto, wrapper: str) -> None:
 
 
 def _simplified(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
+    import onnxsim  # here, because it takes a second, and most refusals come before it
+
     try:
         simple, same = onnxsim.simplify(model)
     except Exception as error:  # of several libraries, undocumented

@@ -79,8 +79,9 @@ def parse_contract(text: str, source: str | Path) -> Contract:
         return Contract.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "text"
-        problem = f"{source}: contract field {where}: {first['msg']}"
+        where = ".".join(map(str, first["loc"]))
+        said = first["msg"].removeprefix("Value error, ")
+        problem = f"{source}: contract{' field ' if where else ''}{where}: {said}"
         raise UserError(f"{problem}; write it again: {command('adopt')}") from None
 
 

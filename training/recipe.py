@@ -114,11 +114,12 @@ class Recipe(BaseModel):
             raise ValueError(f"no network is called {self.network}; known: {', '.join(sorted(NETWORKS))}")
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
-        for pattern in (*self.freeze, *self.undecayed):
-            try:
-                re.compile(pattern)
-            except (re.error, RecursionError, OverflowError) as error:
-                raise ValueError(f"{pattern!r} is no regular expression ({error})") from None
+        for key, patterns in (("freeze", self.freeze), ("undecayed", self.undecayed)):
+            for pattern in patterns:
+                try:
+                    re.compile(pattern)
+                except (re.error, RecursionError, OverflowError) as error:
+                    raise ValueError(f"{key}: {pattern!r} is no regular expression ({error})") from None
         if unknown := [term for term in self.loss if term not in LOSSES]:
             raise ValueError(f"no loss is called {unknown[0]}; known: {', '.join(LOSSES)}")
         with torch.device("meta"):

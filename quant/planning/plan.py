@@ -213,9 +213,8 @@ def read_plan(path: str | Path) -> Plan:
     except ValidationError as error:
         first = error.errors()[0]
         where = " / ".join(map(str, first["loc"])) or "the file"
-        raise UserError(
-            f"{path}: {one_line(where)}: {one_line(first['msg'])}; undo the edit or make the plan anew"
-        ) from None
+        said = one_line(first["msg"].removeprefix("Value error, "))
+        raise UserError(f"{path}: {one_line(where)}: {said}; undo the edit or make the plan anew") from None
 
 
 def load_plan(path: str | Path, network: Network) -> Plan:

@@ -66,8 +66,9 @@ def read_record(engine: str | Path) -> EngineRecord:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
+        said = first["msg"].removeprefix("Value error, ")
         raise UserError(
-            f"{manifest_path(engine)}: {where}: {first['msg']}; build the engine again: {command('build_engine')}"
+            f"{manifest_path(engine)}: {where}: {said}; build the engine again: {command('build_engine')}"
         ) from None
     if sha256(engine) != record.sha256:
         raise UserError(f"{engine} is truncated or was replaced; build it again: {record.rebuild}")

@@ -48,5 +48,5 @@ def test_a_malformed_contract_names_its_field(make_contract, change, field):
 
 
 def test_what_is_no_json_is_an_error_in_one_line():
-    with pytest.raises(UserError, match=r"^m\.onnx: contract field text: [^\n]*$"):
+    with pytest.raises(UserError, match=r"^m\.onnx: contract: [^\n]*$"):
         parse_contract("{", "m.onnx")
