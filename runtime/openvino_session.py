@@ -20,6 +20,8 @@ from sodeploy.workers import usable_cores
 Body = Literal["fp32", "bf16"]
 _HINTS = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's own default depends on the CPU: bf16 where there is AMX
 _COMPILED = 4  # shapes kept ready at a time, for a model of free batch or size
+# The messages of newer versions and of 2025.1.
+_LACKING = re.compile(r"(?:No conversion rule found for operations|not support the following ONNX operations): (.+)")
 _LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")  # OpenVINO's names
 
 
@@ -208,7 +210,7 @@ def _failures_named(path: Path) -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        if lacking := re.search(r"No conversion rule found for operations: (.+)", text):
+        if lacking := _LACKING.search(text):
             raise UserError(
                 f"{path}: OpenVINO lacks {lacking.group(1).strip()}; use the engine onnxruntime for this model"
             ) from None

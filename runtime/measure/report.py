@@ -25,6 +25,7 @@ class Table:
         text_columns: the first so many columns hold text; the others hold numbers and are right-aligned.
         caption: lines under the table.
         fold_text: in a narrow terminal, fold long text cells before the table is split.
+        repeated: columns whose cells Markdown of more than 100 characters leaves empty where they equal the cell above.
     """
 
     title: str
@@ -33,6 +34,7 @@ class Table:
     text_columns: int = 1
     caption: str = ""
     fold_text: bool = False
+    repeated: tuple[int, ...] = ()
 
 
 def bench_tables(record: BenchRecord) -> list[Table]:
@@ -58,9 +60,27 @@ def evaluation_table(record: EvaluationRecord) -> Table:
 def to_markdown(table: Table) -> str:
     """A GitHub-flavoured Markdown table under its title, ending in a newline."""
     rule = [":--" if column < table.text_columns else "--:" for column in range(len(table.header))]
-    lines = [f"| {' | '.join(cells)} |" for cells in (table.header, rule, *table.rows)]
-    caption = f"\n{table.caption}\n" if table.caption else ""
+    lines, caption = _piped([table.header, rule, *table.rows]), table.caption
+    if table.repeated and max(map(len, lines)) > _WIDE:
+        lines = _piped([table.header, rule, *_without_repeats(table)])
+        caption += "\nempty cell: the value of the row above"
+    caption = f"\n{caption}\n" if caption else ""
     return f"**{table.title}**\n\n" + "\n".join(lines) + "\n" + caption
+
+
+_WIDE = 100  # characters
+
+
+def _piped(rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in rows]
+
+
+def _without_repeats(table: Table) -> list[list[str]]:
+    """The rows, with an empty cell in the columns `repeated` where the cell above is the same."""
+    rows = [table.rows[0]]
+    for above, row in zip(table.rows, table.rows[1:], strict=False):
+        rows.append(["" if i in table.repeated and cell == above[i] else cell for i, cell in enumerate(row)])
+    return rows
 
 
 def show(tables: Sequence[Table]) -> None:
@@ -152,7 +172,8 @@ def _opening(record: BenchRecord) -> Table:
     difference = [f"second number: difference to {baseline.network} {precisions[0]}"] if len(rows) > 1 else []
     caption = [
         *difference,
-        "FLOPs: 2 x multiply-accumulates of convolutions and matrix products, for one image",
+        "FLOPs: 2 x multiply-accumulates of convolutions and matrix products of the network as published",
+        "(batch norms not folded), for one image",
         *_parameters_in_words(record.rows),
         *([left_out_in_words(record.left_out)] if record.left_out else []),
     ]
@@ -163,6 +184,7 @@ def _opening(record: BenchRecord) -> Table:
         text_columns=2,
         caption="\n".join(caption),
         fold_text=True,
+        repeated=(0, 2, 3, 4 + len(headline)),
     )
 
 

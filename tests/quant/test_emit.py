@@ -97,8 +97,8 @@ def test_the_simulation_is_the_plan_in_plain_numpy(unet: Network, plan: Plan, im
     model = emit_simulation(unet, plan)
     model.graph.output.append(onnx.helper.make_tensor_value_info("a/exact", TensorProto.FLOAT, None))
     del model.graph.output[0]
-    scale = fp16_scale(plan.range_of()["image"].amax / 127)
-    x = np.clip(np.rint(image[0].astype(np.float16) / scale), -128, 127) * scale
+    scale = float(fp16_scale(plan.range_of()["image"].amax / 127))
+    x = np.clip(np.rint(image[0].astype(np.float16).astype(np.float32) / scale), -128, 127) * scale
     layer = plan.layers["a_pre/Conv"]
     steps = unet.constants["a.weight"] / np.reshape(layer.weight_scales, (-1, 1, 1, 1))
     weight = np.clip(np.rint(steps), -127, 127) * np.reshape(layer.weight_scales, (-1, 1, 1, 1))

@@ -117,6 +117,23 @@ def test_the_opening_table_is_what_deployers_know_and_fits_100_columns(monkeypat
     assert all(len(line) <= 100 for line in plain.splitlines())
 
 
+def test_the_opening_table_in_markdown_fits_100_columns_for_every_network(repository: Path) -> None:
+    signatures = json.loads((repository / "training" / "signatures.json").read_text())
+    longest = max(signatures, key=len)
+    published = Published(params_m=90.72123, flops_g=1234.5678, params_as="published")
+    wide = {"network": longest, "published": published, "input_shape": [1, 3, 1024, 1024]}
+    rows = [
+        row(f"{precision}.onnx", precision=precision, method=method, engine=engine, **wide)
+        for engine in ("onnxruntime", "openvino", "openvino-bf16")
+        for precision, method in (("fp32", None), ("int8", "kl"))
+    ]
+    lines = to_markdown(bench_tables(record_of(*rows))[0]).splitlines()
+    assert all(len(line) <= 100 for line in lines)
+    assert lines[4].startswith(f"| {longest} | fp32 onnxruntime | 1235 | 90.72 | .8373")
+    assert lines[9] == "|  | int8 (kl) openvino-bf16 |  |  | .8373 -.0012 | .8373 -.0012 | .8373 -.0012 |  |"
+    assert lines[-1] == "empty cell: the value of the row above"
+
+
 def test_rows_stay_distinguishable() -> None:
     same = [row("x/a.onnx"), row("x/b.onnx")]
     assert [cells[1] for cells in bench_tables(record_of(*same))[0].rows] == ["fp32 a", "fp32 b"]
