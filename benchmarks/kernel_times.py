@@ -42,7 +42,7 @@ def copy_bandwidth(device: Device) -> float:
 
 
 def preprocess_bytes(sizes: Sequence[Size], contract: Contract, itemsize: int) -> int:
-    """What must be read of the images and written of the input.
+    """The bytes that must be read from the images and written to the input.
 
     A shrinking bilinear resize needs only some rows, and of these only sectors that hold a tap.
     """
@@ -53,7 +53,7 @@ def preprocess_bytes(sizes: Sequence[Size], contract: Contract, itemsize: int) -
 
 
 def postprocess_bytes(sizes: Sequence[Size], map_size: Size, style: Style, itemsize: int = 4) -> int:
-    """What must be read of the output, and, where a style shows them, of the images, and written of the pictures."""
+    """The bytes read from the output (and the images, where a style shows them) and written to the pictures."""
     total = 0
     for height, width in sizes:
         total += map_size[0] * map_size[1] * itemsize + height * width * CHANNELS[style]

@@ -34,7 +34,7 @@ def section(results: Path = RESULTS) -> str:
 
 
 def page(results: Path = RESULTS) -> str:
-    """The page of the results folder: what has been measured where, and what has not."""
+    """The page of the results folder: measurements per GPU, and those still missing."""
     reports = _newest(results)
     rows = [
         {"part": name, "what it shows": shows, "measured on": ", ".join(_measured(reports, name)) or "**awaits a GPU**"}

@@ -1,4 +1,4 @@
-"""What a command costs in a process of its own: seconds, and the most memory it held.
+"""The cost of a command in a process of its own: seconds, and the most memory it held.
 
 A process is billed for the memory that its parent held when it was started. So a small one stands between: this file,
 run as a script, starts the command and prints the bill.

@@ -114,7 +114,7 @@ def compare(
 
 
 def ours(network: Network, calib: str, calib_images: int, folder: Path, method: Method) -> tuple[Quantized, Quantized]:
-    """What quant/build_engine.py makes: the graph for CPUs, and the simulation of the one for TensorRT."""
+    """The graphs that quant/build_engine.py makes: the graph for CPUs, and the simulation of the one for TensorRT."""
     folder.mkdir(exist_ok=True)
     base = folder / network.path.stem
     Path(f"{base}.statistics.npz").unlink(missing_ok=True)  # else nothing is left to calibrate
@@ -129,7 +129,7 @@ def ours(network: Network, calib: str, calib_images: int, folder: Path, method: 
 
 
 def rival(network: Network, tool: str, python: str | CommandFailed, inputs: Path, folder: Path) -> Quantized:
-    """What `tool` makes of a network, with the network's contract."""
+    """The graph that `tool` makes from a network, with the network's contract."""
     if isinstance(python, CommandFailed):
         return Quantized(tool, failure=f"cannot be installed: {python}")
     graph = folder / f"{network.path.stem}.{tool}.onnx"
@@ -147,7 +147,7 @@ def rival(network: Network, tool: str, python: str | CommandFailed, inputs: Path
 
 
 def calibration_alone(network: Network, calib: str, folder: Path) -> dict[str, Any]:
-    """What our calibration costs with all images of `calib`, and the search for ranges by KL."""
+    """The cost of our calibration with all images of `calib`, and of the search for ranges by KL."""
     file = folder / f"{network.path.stem}.all.statistics.npz"
     file.unlink(missing_ok=True)
     script = HERE.parent / "quant" / "calibrate.py"

@@ -19,7 +19,7 @@ class Sample(Protocol):
 
     @property
     def name(self) -> str:
-        """What tells it from the other samples of its data set, without a file's suffix."""
+        """The name, unique in the data set, without a file's suffix."""
 
     def image(self) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""

@@ -1,4 +1,4 @@
-"""What the integrity ISNet is trained with beside each mask: the mask grown, shrunk, and the band between.
+"""The extra masks that train the integrity ISNet: each mask grown, shrunk, and the band between.
 
     python calib_data/masks.py DUTS-TR --output DUTS-TR-margins
 

@@ -132,7 +132,7 @@ def _vessel(rng: np.random.Generator) -> Shape:
 
 
 def _half(polygon: Polygon, x: float) -> Polygon:
-    """What of a polygon lies right of x."""
+    """The part of a polygon right of x."""
     return np.stack([np.maximum(polygon[:, 0], x), polygon[:, 1]], axis=1)
 
 

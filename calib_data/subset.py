@@ -58,7 +58,7 @@ def write_subset(data: str | Path, count: int, output: Path, exclude: str | Path
 
 
 def describe(image: np.ndarray) -> np.ndarray:
-    """What an image looks like, in 86 numbers of comparable size.
+    """A description of an image in 86 numbers of comparable size.
 
     Per cell of a 4 x 4 grid the mean of L*, a*, b* (48), of the gradient's magnitude (16) and the deviation of L* (16);
     of the whole image the six quantiles of L* at 1, 10, 30, 70, 90 and 99 %, for what is very dark or bright drives

@@ -207,7 +207,7 @@ def build(
 
 
 class _Graph(NamedTuple):
-    """What an ONNX file says of itself."""
+    """The metadata of an ONNX file."""
 
     contract: Contract
     precision: str
@@ -257,7 +257,7 @@ def _refuse_on_rtx(hardware_compatible: bool, version_compatible: bool, refit: b
 def main(
     model: Annotated[Path, typer.Argument(help="ONNX graph with a contract: fp32, .fp16.onnx or .int8.trt.onnx")],
     output: Annotated[Path, typer.Option(help="the engine to write")],
-    builder: Annotated[str | None, typer.Option(help="tensorrt or tensorrt_rtx; default: what can build here")] = None,
+    builder: Annotated[str | None, typer.Option(help="tensorrt or tensorrt_rtx; by default the one installed")] = None,
     target: Annotated[
         list[str] | None, typer.Option(help="tensorrt_rtx: compute capability, such as sm89; repeatable")
     ] = None,

@@ -1,4 +1,4 @@
-"""What each int8 layer of a plan costs: a row per ONNX node, the costliest first.
+"""The error that each int8 layer of a plan adds: a row per ONNX node, the costliest first.
 
     python quant/layer_report.py out/u2netp.onnx out/u2netp.plan.json --data DATA [--limit 4] [--json report.json]
 
@@ -162,7 +162,7 @@ def to_json(report: LayerReport) -> str:
 
 
 def _measure(network: Network, ranges: Mapping[str, Range], inputs: Sequence[np.ndarray]) -> dict[str, _Stored]:
-    """What quantizing each tensor adds to it, summed inside the network so that no tensor has to leave it."""
+    """The error that quantizing each tensor adds, summed inside the network so that no tensor has to leave it."""
     model = copy.deepcopy(network.model)
     graph = model.graph
 

@@ -1,4 +1,4 @@
-"""What a model expects of its input and means by its output, carried by the model itself.
+"""The contract of a model: how its input is prepared and its output is read. The model carries it itself.
 
 The contract is JSON in the ONNX metadata (key `sodeploy.contract`) and in the manifest beside an engine. Calibration,
 bench, inference, serving and the CUDA kernels all read it from the model; no flag or constant repeats it. The other

@@ -1,4 +1,4 @@
-"""What kind of CPU this is, as far as that changes what a graph computes on it."""
+"""The properties of this CPU that change the results of a graph."""
 
 from pathlib import Path
 

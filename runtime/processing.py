@@ -84,7 +84,7 @@ def predict(image: np.ndarray, contract: Contract, network: Callable[[np.ndarray
 
 
 def to_saliency(output: np.ndarray, contract: Contract) -> np.ndarray:
-    """What one output of the network says, at the network's size.
+    """The saliency in one output of the network, at the network's size.
 
     Sigmoid if the contract says logit; min-max stretch if it says so, where a constant map has nothing to stretch and
     stays as it is (upstream: NaN); clipped to [0, 1].

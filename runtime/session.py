@@ -40,7 +40,7 @@ class Session(Protocol):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What else the model says about itself, for example what it was calibrated on."""
+        """Further metadata of the model, for example its calibration images."""
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """(N, 3, h, w) float32, pre-processed -> (N, 1, h, w) float32, as the contract describes the output."""

@@ -105,7 +105,7 @@ def summary(kernels: Sequence[Kernel]) -> dict[str, Any]:
 
 
 def explanations(kernels: Sequence[Kernel]) -> list[str]:
-    """What the figures of `summary` mean for this engine, a sentence each; none where they need no explanation."""
+    """The meaning of the figures of `summary` for this engine, a sentence each; none where they need no explanation."""
     figures = summary(kernels)
     found = []
     if figures["converting"]:

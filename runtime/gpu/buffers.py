@@ -17,7 +17,7 @@ class DeviceMemory(Protocol):
 
 
 class ComputeDevice(Protocol):
-    """What pre- and post-processing need of a GPU; `sodeploy.runtime.gpu.device.Device` is one.
+    """The operations of a GPU that pre- and post-processing need; `sodeploy.runtime.gpu.device.Device` is one.
 
     Everything but `allocate` and `pinned` is enqueued on the stream and returns at once.
     """
@@ -59,7 +59,7 @@ class Buffer:
         return self._memory.address
 
     def reserve(self, size: int) -> None:
-        """Have at least `size` bytes; what the buffer held may be lost. Nothing may be using it.
+        """Grow to at least `size` bytes; the content may be lost. Nothing may be using the buffer.
 
         Raises:
             OutOfDeviceMemory: they cannot be had; the buffer is then empty.

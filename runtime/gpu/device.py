@@ -170,7 +170,7 @@ class Device:
         self._call(0, stream.synchronize)
 
     def record(self, enqueue: Callable[[], None], stream: Any) -> Graph:
-        """What `enqueue` puts on `stream`, as a CUDA graph; nothing of it runs yet.
+        """Capture the work that `enqueue` puts on `stream` as a CUDA graph; nothing runs yet.
 
         Raises:
             UserError: cuda-bindings is not installed.
@@ -245,7 +245,7 @@ def _load_pycuda() -> Any:
 
 
 def _check(driver: Any, result: tuple[Any, ...]) -> Any:
-    """What a call of cuda.bindings.driver gave, if it succeeded."""
+    """The results of a call of cuda.bindings.driver, if it succeeded."""
     status, *values = result
     if status != driver.CUresult.CUDA_SUCCESS:
         _, name = driver.cuGetErrorName(status)

@@ -1,4 +1,4 @@
-"""What an engine's manifest says, and whether the engine fits the TensorRT and the GPU at hand.
+"""The record in an engine's manifest, and the check that the engine fits the TensorRT and the GPU at hand.
 
 An engine is machine code for one TensorRT version and one kind of GPU; deserialising it elsewhere fails late and badly.
 """

@@ -40,7 +40,7 @@ def pictures(
     readers: int | None = None,
     timeline: Timeline | None = None,
 ) -> Generator[tuple[Source, Picture], None, None]:
-    """What a `Pipeline` makes of `sources`; close it to stop early."""
+    """The pictures that a `Pipeline` makes from `sources`; close the generator to stop early."""
     with Pipeline(session, batch=batch, style=style, lanes=lanes, readers=readers, timeline=timeline) as pipeline:
         yield from pipeline.pictures(sources, read)
 

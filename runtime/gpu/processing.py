@@ -133,7 +133,7 @@ class CudaProcessing:
         self._mark("download")
 
     def pictures(self) -> list[np.ndarray | UserError]:
-        """What `postprocess` made, once the stream has been synchronised: one entry for each image of the batch.
+        """The results of `postprocess`, once the stream is synchronized: one entry for each image of the batch.
 
         Each is uint8 as `sodeploy.runtime.composition.compose` describes it, a copy of its own; or, where the network
         put out

@@ -30,7 +30,7 @@ class Rule(enum.IntEnum):
 
 
 class Resize:
-    """What cv2.resize does to a (H, W, 3) uint8 image.
+    """The weights by which cv2.resize resizes a (H, W, 3) uint8 image.
 
     INTER_LINEAR that halves both sides is INTER_AREA; INTER_AREA that enlarges a side is bilinear, with weights of its
     own.

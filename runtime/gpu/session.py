@@ -28,7 +28,7 @@ class DeviceSession(Protocol):
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What else the model says about itself, for example what it was calibrated on."""
+        """Further metadata of the model, for example its calibration images."""
 
     @property
     def smallest_batch(self) -> int:

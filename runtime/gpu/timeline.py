@@ -1,4 +1,4 @@
-"""What happened when, on CPU threads and GPU streams, as a file that Perfetto and chrome://tracing open."""
+"""A timeline of CPU threads and GPU streams, as a file that Perfetto and chrome://tracing open."""
 
 import contextlib
 import json

@@ -44,7 +44,7 @@ _TRANSPARENT = (
 
 @dataclass(frozen=True)
 class Complexity:
-    """What a network costs by count."""
+    """The counted cost of a network."""
 
     params: int
     macs: int  # for one image at the contract's size

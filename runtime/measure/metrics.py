@@ -22,7 +22,7 @@ from sodeploy.workers import usable_cores as usable_cores
 
 
 class Pair:
-    """One saliency map and its mask, as every metric gets them; what several metrics share is computed once.
+    """One saliency map and its mask, as every metric gets them. Values that several metrics share are computed once.
 
     Attributes:
         saliency: (H, W) uint8.
@@ -150,7 +150,7 @@ METRICS = {
 
 
 def per_image_values() -> dict[str, PerImage]:
-    """What is computed for each image, by name: the values of all metrics, and the curves that `curves` draws."""
+    """The results for each image, by name: the values of all metrics, and the curves that `curves` draws."""
     wanted = (*(metric.per_image for metric in METRICS.values()), PRECISION, RECALL)
     return {value.name: value for value in wanted}
 
@@ -249,7 +249,7 @@ def without_undefined(scores: Sequence[Scores], names: Sequence[str], source: st
 
 
 def left_out_in_words(left_out: Sequence[str]) -> str:
-    """What to tell the user about images that `without_undefined` left out."""
+    """A sentence for the user about images that `without_undefined` left out."""
     shown = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
     masks = "1 mask is" if len(left_out) == 1 else f"{len(left_out)} masks are"
     return f"{masks} left out of all scores, because a metric is undefined (NaN) there: {shown}"

@@ -59,7 +59,7 @@ class Ratio(NamedTuple):
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to deploy.
+    """The model to deploy.
 
     Attributes:
         model: index of the model; None without a budget, or if nothing here could be deployed.

@@ -78,7 +78,7 @@ class Row(Record):
 
 
 class Advice(Record):
-    """What follows from the rows."""
+    """The recommendation that follows from the rows."""
 
     budget: dict[str, float] | None = Field(description="largest allowed loss by metric; null: none was given")
     model: str | None = Field(description="path of the recommended model; null: none")

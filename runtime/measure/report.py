@@ -303,7 +303,7 @@ def _cost(record: BenchRecord) -> Table:
 
 
 def _on_gpu(record: BenchRecord) -> Table:
-    """What the cost table has no room for: copies, the CPU's share, and all images in batches."""
+    """Further costs on a GPU: copies, CPU time, and throughput in batches."""
     stages = ("host", "upload", "download")
     rows = [
         [

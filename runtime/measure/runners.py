@@ -114,7 +114,7 @@ class GpuRunner:
 
 
 def stand_in(runner: Runner) -> str:
-    """Why the times of a model are not those of anything one would deploy; "": they are."""
+    """The reason why nobody would deploy a model as it is measured here; "" if there is none."""
     session, dialect = runner.session, runner.session.metadata.get(DIALECT_KEY)
     if dialect == "simulation":
         return "simulates an engine"

@@ -1,4 +1,4 @@
-"""A model while it is measured: what it is, and what has been found out about it so far."""
+"""A model while it is measured: its properties and the results so far."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -37,7 +37,7 @@ class AxisAttention(nn.Module):
 
 
 class AxialPair(nn.Module):
-    """What owns the two axis attentions, `Hattn` and `Wattn`, and sums them."""
+    """The owner of the two axis attentions, `Hattn` and `Wattn`, which it sums."""
 
     Hattn: AxisAttention
     Wattn: AxisAttention

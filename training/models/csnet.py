@@ -30,7 +30,7 @@ class CSNetWidths:
     features: int
 
 
-# As published: what pruning has left of a network with half of each stage's channels in either branch.
+# As published: the channels left by pruning a network with half of each stage's channels in either branch.
 L_X1 = CSNetWidths(
     stages=(
         ((8, 10),),

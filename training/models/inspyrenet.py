@@ -16,7 +16,7 @@ from sodeploy.training.models.swin import BASE, TINY, Swin
 
 
 class Levels(NamedTuple):
-    """What the network makes of an image, all logits; both from fine to coarse.
+    """The outputs of the network for an image, all logits; both lists run from fine to coarse.
 
     Attributes:
         saliency: `(N, 1, H, W)`, then 1/2, 1/4 and 1/8 of it.
@@ -82,5 +82,5 @@ def inspyrenet_swint() -> InSPyReNet:
 
 
 def inspyrenet_swinb(grid: int = 384) -> InSPyReNet:
-    """On Swin-B, with windows of 12: the authors' best, and, with a grid of 1024, that of their background remover."""
+    """InSPyReNet on Swin-B with windows of 12: the authors' best; with a grid of 1024 their background remover."""
     return InSPyReNet(Swin(BASE), grid)

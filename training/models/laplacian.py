@@ -31,7 +31,7 @@ class GaussianPyramid(nn.Module):
         return F.conv2d(_mirrored(spread), 4 * self.kernel)
 
     def reconstruct(self, coarse: torch.Tensor, detail: torch.Tensor) -> torch.Tensor:
-        """The map at the size of `detail`: the coarser one, of half that size, doubled and corrected."""
+        """The map at the size of `detail`: the coarser map is doubled in size and corrected."""
         return self.expand(coarse) + detail
 
 

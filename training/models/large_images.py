@@ -16,7 +16,7 @@ _TRANSITIONS = (17, 9, 5)  # diameter in pixels of the band that gets details, a
 
 
 def predict_blended(network: InSPyReNet, small: torch.Tensor, large: torch.Tensor) -> torch.Tensor:
-    """The saliency map `(N, 1, H, W)` of `large`; its structure is that of `small`, the same image at trained size."""
+    """The saliency map `(N, 1, H, W)` of `large`, with the structure of `small`, the same image at trained size."""
     blended = blend(network.pyramid, network.levels(small), network.levels(large))
     return torch.sigmoid(blended.saliency[0])
 
@@ -71,7 +71,7 @@ def cut_patches(image: torch.Tensor, patch: int, stride: int) -> torch.Tensor:
 
 
 def merge_patches(pyramid: GaussianPyramid, patches: Levels, columns: int, stride: int) -> Levels:
-    """The pyramid of the whole image from those of its patches, which are the batch.
+    """The pyramid of the whole image, from the pyramids of its patches, which are the batch.
 
     The coarsest map is the maximum over the patches. At each finer level a pixel's detail is that of the patch which
     had the maximum one level coarser, in that level's own maps of the patches.

@@ -1,4 +1,4 @@
-"""What every network here has in common."""
+"""The base class of every network here."""
 
 from typing import ClassVar
 

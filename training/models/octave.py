@@ -53,7 +53,7 @@ class OctaveConv(nn.Module):
         return result
 
     def resample(self, x: torch.Tensor, i: int, j: int, feature: list[torch.Tensor]) -> torch.Tensor:
-        """`x` from the resolution of branch i to that of branch j; `feature` is the layer's input."""
+        """Bring `x` from the resolution of branch i to the resolution of branch j; `feature` is the layer's input."""
         raise NotImplementedError
 
 

@@ -31,7 +31,7 @@ def convolution(kernel: int, dilation: int, norm: bool) -> Iterator[nn.Module]:
 
 
 class Narrowed(nn.Module):
-    """What both heads begin with: 64 channels by a 1x1 convolution; batch norm and ReLU only if `norm`."""
+    """The start of both heads: 64 channels by a 1x1 convolution; batch norm and ReLU only if `norm`."""
 
     def __init__(self, inputs: int, norm: bool) -> None:
         super().__init__()

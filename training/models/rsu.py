@@ -1,4 +1,4 @@
-"""Residual U-blocks and the nested U-shaped networks of them: what U²-Net and IS-Net have in common.
+"""Residual U-blocks and the nested U-shaped networks made of them, which U²-Net and IS-Net share.
 
 Xuebin Qin et al., "U²-Net: Going Deeper with Nested U-Structure for Salient Object Detection", Pattern Recognition
 2020. Module names are those of the published checkpoints.

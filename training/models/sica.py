@@ -1,4 +1,4 @@
-"""Scale-invariant context attention, what InSPyReNet draws the details of its maps from."""
+"""Scale-invariant context attention, from which InSPyReNet draws the details of its maps."""
 
 import math
 

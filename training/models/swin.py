@@ -42,14 +42,14 @@ def cut_windows(x: torch.Tensor, window: int) -> torch.Tensor:
 
 
 def join_windows(windows: torch.Tensor, window: int, height: int, width: int) -> torch.Tensor:
-    """What was cut by `cut_windows`, `(N, height, width, C)`."""
+    """The inverse of `cut_windows`; returns `(N, height, width, C)`."""
     channels = windows.shape[-1]
     x = windows.reshape(-1, height // window, width // window, window, window, channels)
     return x.transpose(2, 3).reshape(-1, height, width, channels)
 
 
 def shift_mask(height: int, width: int, window: int, device: torch.device) -> torch.Tensor:
-    """What keeps tokens of a shifted window apart that are no neighbours, `(windows, 1, window**2, window**2)`.
+    """The mask that separates tokens of a shifted window that are no neighbours, `(windows, 1, window**2, window**2)`.
 
     The cyclic shift brings the last rows and columns beside the first; 0 between tokens of one region, -100 elsewhere.
     """
@@ -80,7 +80,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """`x` is `(N * windows, window**2, C)`, as is the result; `mask` is that of `shift_mask`."""
+        """`x` is `(N * windows, window**2, C)`, like the result; `mask` comes from `shift_mask`."""
         tokens = x.shape[1]
         shape = (-1, tokens, self.heads, self.channels // self.heads)
         query, key, value = (part.reshape(shape).transpose(1, 2) for part in self.qkv(x).split(self.channels, dim=-1))
