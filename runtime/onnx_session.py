@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sodeploy.artifacts import one_line
 from sodeploy.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,8 +56,13 @@ def start_session(
             disabled_optimizers=list(disabled_optimizers),
         )
     except Exception as error:  # onnxruntime's errors have no base class in common
-        if not type(error).__module__.startswith("onnxruntime"):
+        if isinstance(error, UnicodeDecodeError):  # its message repeats a name of the file
+            reason = "a name in it is not UTF-8 text"
+        elif isinstance(error, MemoryError):
+            reason = "it needs more memory than there is"
+        elif type(error).__module__.startswith("onnxruntime"):
+            reason = one_line(error, 400)
+        else:
             raise
-        reason = " ".join(str(error).split())
         shown = name or (model if isinstance(model, Path) else "the graph")
         raise UserError(f"{shown} cannot be loaded ({reason}); export it again") from None

@@ -5,5 +5,10 @@ class UserError(Exception):
     """Something the user can mend; the message is one line that names the file, the value and what to do next.
 
     Every script prints it without a traceback and exits with status 1 (`sodeploy.command_line.run`). Anything else that
-    reaches the terminal is a defect of ours and keeps its traceback.
+    reaches the terminal is a defect of ours and keeps its traceback. Control characters in the message are escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        # Names from foreign files stand in messages; their control characters must not reach a terminal.
+        words = " ".join(message.split()) if not message.isprintable() else message
+        super().__init__("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in words))
