@@ -166,7 +166,8 @@ def locked(folder: str | Path) -> Iterator[None]:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(
-                    f"another run is writing into {folder}; wait until it has ended, or choose another output folder"
+                    f"another run{_holder(handle)} is writing into {folder}; wait until it has ended, or choose "
+                    "another output folder"
                 ) from None
             yield
         finally:
@@ -185,6 +186,17 @@ def _made(folder: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # not empty: finished files stay
                 folder.rmdir()
         raise
+
+
+def _holder(handle: int) -> str:
+    """The process that holds the lock on an open folder, as " (process 123)"; "" where the system does not tell."""
+    try:
+        inode, locks = os.fstat(handle).st_ino, Path("/proc/locks").read_text()
+    except OSError:
+        return ""
+    # Only the inode is compared: a layered file system, as containers have, reports another device there.
+    held = re.search(rf"^\d+: FLOCK +\S+ +\S+ +(\d+) \S+:{inode} ", locks, re.MULTILINE)
+    return f" (process {held[1]})" if held else ""
 
 
 def _identities(file: Path) -> list[object]:

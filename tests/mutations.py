@@ -144,8 +144,15 @@ def _checkpoints(folder: Path) -> Files:
     torch.save(few, folder / "old.pth", _use_new_zipfile_serialization=False)
     save_file(few, folder / "w.safetensors")
     torch.save(network.state_dict(), folder / "network.pth")
+    with (
+        zipfile.ZipFile(folder / "zip.pth") as stored,
+        zipfile.ZipFile(folder / "packed.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
     load = partial(load_checkpoint, network=network)
-    return [(name, read_weights) for name in ("zip.pth", "old.pth", "w.safetensors")] + [("network.pth", load)]
+    names = ("zip.pth", "packed.pth", "old.pth", "w.safetensors")
+    return [*((name, read_weights) for name in names), ("network.pth", load)]
 
 
 def _onnx_model() -> onnx.ModelProto:

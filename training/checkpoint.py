@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,9 @@ _SAVE_WEIGHTS = (
     "if you trust it, load it where it was made, c = torch.load(PATH, weights_only=False), and save its weights alone: "
     "torch.save(c.state_dict(), NEW) of a network, torch.save(c['state_dict'], NEW) of a dict"
 )
+
+_DEFLATED = 1032  # bytes that one byte can stand for, at the greatest compression that deflate has
+_MOST_UNPACKED = 4 << 30  # bytes of an archive that was compressed, as torch.save does not
 
 Weights = dict[str, torch.Tensor]
 
@@ -100,7 +104,9 @@ def read_checkpoint(path: str | Path) -> Any:
         return _read_safetensors(path)
     _require_archive(path, begin)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles that the next lines refuse
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not re.search("unsupported (global|class)|GLOBAL", str(error), re.IGNORECASE):
             raise _broken(path) from None
@@ -114,7 +120,7 @@ def read_checkpoint(path: str | Path) -> Any:
 
 
 def _require_archive(path: Path, begin: bytes) -> None:
-    """Refuse a TorchScript file, and an archive that would grow when it is read."""
+    """Refuse a TorchScript file, and an archive that would grow beyond measure when it is read."""
     if not begin.startswith(b"PK"):
         return
     try:
@@ -127,8 +133,11 @@ def _require_archive(path: Path, begin: bytes) -> None:
             f"{path} is a TorchScript file, a program with its weights; save the weights alone: "
             "torch.save(torch.jit.load(PATH, map_location='cpu').state_dict(), NEW)"
         )
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+    packed = [entry for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if any(entry.file_size > _DEFLATED * entry.compress_size + 64 for entry in packed):
         raise _broken(path)
+    if sum(entry.file_size for entry in packed) > _MOST_UNPACKED:
+        raise UserError(f"{path} unpacks to more than {_MOST_UNPACKED >> 30} GiB; save it anew with torch.save")
 
 
 def _read_safetensors(path: Path) -> Weights:

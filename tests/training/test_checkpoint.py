@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -223,3 +224,32 @@ def test_keys_that_are_no_names(tmp_path: Path, content: Any) -> None:
 
 def test_the_signatures_are_those_of_the_networks() -> None:
     assert json.loads(FILE.read_text()) == computed(), "a network changed; run python training/signatures.py"
+
+
+def test_an_archive_that_was_packed_again(tmp_path: Path, trained: SaliencyNetwork) -> None:
+    torch.save(trained.state_dict(), tmp_path / "plain.pth")
+    with zipfile.ZipFile(tmp_path / "plain.pth") as old:
+        with zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as new:
+            for name in old.namelist():
+                new.writestr(name, old.read(name))
+        with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+            for name in old.namelist():
+                bomb.writestr(name, old.read(name))
+            bomb.infolist()[0].file_size = 1 << 31
+    assert loads_as(tmp_path / "packed.pth", trained)
+    with pytest.raises(UserError, match=r"bomb.pth is broken"):
+        read_weights(tmp_path / "bomb.pth")
+
+
+def test_the_head_of_a_backbone_is_left_out(
+    tmp_path: Path, trained: SaliencyNetwork, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = {"backbone.fc.weight": torch.zeros(1000, 8), "backbone.fc.bias": torch.zeros(1000)}
+    torch.save(trained.state_dict() | head, tmp_path / "head.pth")
+    assert loads_as(tmp_path / "head.pth", trained)
+    assert "left out 2 tensors that are not of the network: backbone.fc.weight" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    torch.save(trained.state_dict() | {"backbone.layer1.weight": torch.zeros(8)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"other.pth does not fit .* it has backbone.layer1.weight"):
+        load_checkpoint(tmp_path / "other.pth", trained)
