@@ -18,7 +18,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --durations 15
 
-# The tests that need no minute in all, of every room but export; tests/conftest.py lists them
+# The tests that take less than a minute together, of every room but export; tests/quick.py lists them
 test-quick: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m quick
 

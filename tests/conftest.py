@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from quick import QUICK
+from quick import NOT_QUICK, QUICK
 from research_data import ResearchFile, reason_missing, research_folder
 
 from sodeploy import terminal
@@ -20,7 +20,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the quick tests."""
     quick = [Path(__file__).parent / path for path in QUICK]
     for item in items:
-        if any(item.path.is_relative_to(path) for path in quick):
+        left_out = item.nodeid.removeprefix("tests/").startswith(NOT_QUICK)
+        if not left_out and any(item.path.is_relative_to(path) for path in quick):
             item.add_marker(pytest.mark.quick)
 
 

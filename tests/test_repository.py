@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from quick import QUICK
+from quick import NOT_QUICK, QUICK
 
 from sodeploy.stages import STAGES, stage_named
 
@@ -134,6 +134,9 @@ def test_every_dependency_has_a_pinned_version(repository: Path) -> None:
 
 def test_the_folders_of_the_quick_tests_exist(repository: Path) -> None:
     assert all((repository / "tests" / path).exists() for path in QUICK)
+    for node in NOT_QUICK:
+        file, _, name = node.partition("::")
+        assert name in (repository / "tests" / file).read_text()
 
 
 def read_toml(path: Path) -> dict[str, Any]:
