@@ -1,5 +1,6 @@
 """A traced graph -> the graph that is deployed: constants folded, sizes fixed where they are known, names to read."""
 
+import importlib.util
 import re
 
 import numpy as np
@@ -9,6 +10,9 @@ from onnx import numpy_helper
 from sodeploy.errors import UserError
 from sodeploy.export.batch_norm import absorb_batch_norms
 from sodeploy.export.deform import rewrite_deformable
+
+if importlib.util.find_spec("onnxsim") is None:  # said before any work, although it is imported late
+    raise ModuleNotFoundError("No module named 'onnxsim'", name="onnxsim")
 
 IR_VERSION = 10  # onnxruntime 1.20 reads no newer
 
@@ -51,7 +55,7 @@ def strip_module_prefix(model: onnx.ModelProto, wrapper: str) -> None:
 
 
 def _simplified(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
-    import onnxsim  # here, because it takes a second, and most refusals come before it
+    import onnxsim  # here, because that takes a second, and most refusals come before it
 
     try:
         simple, same = onnxsim.simplify(model)
