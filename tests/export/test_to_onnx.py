@@ -184,7 +184,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
 def test_weights_that_give_nan(network: torch.nn.Module, tmp_path: Path) -> None:
     weights = network.state_dict() | {"outconv.bias": torch.tensor([float("nan")])}
     torch.save(weights, tmp_path / "nan.pth")
-    with pytest.raises(UserError, match="outconv.bias has values that are NaN or infinite"):
+    with pytest.raises(UserError, match=r"outconv\.bias has values that are NaN or infinite"):
         export("u2netp", tmp_path / "nan.pth", tmp_path / "net.onnx", size=SIZE)
     assert files(tmp_path) == ["nan.pth"]
 
