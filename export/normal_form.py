@@ -6,6 +6,7 @@ of them; onnx's own tools, onnxsim and TensorRT do not.
 """
 
 import copy
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from sodeploy.export.contrib import unfuse
 from sodeploy.runtime.onnx_file import all_nodes, graphs, one_line, reads
 
 STANDARD = ("", "ai.onnx")
+_LARGEST_DENSE = 2**30  # bytes
+_LARGEST_ITEM = 8  # bytes of a value
 _IR_VERSION = 8  # initializers need not be inputs, functions exist, and onnx's own converter works on it
 
 
@@ -34,10 +37,8 @@ def normal_form(model: onnx.ModelProto, source: str | Path) -> tuple[onnx.ModelP
     remarks: list[str] = []
     result = copy.deepcopy(model)
     result.ir_version = max(result.ir_version, _IR_VERSION)
-    for graph in graphs(result.graph):
-        if graph.sparse_initializer:
-            name = graph.sparse_initializer[0].values.name
-            raise UserError(f"{source}: constant {name} is sparse, which engines do not read; store it dense")
+    if count := store_dense(result, source):
+        remarks.append(f"{count} sparse constants are stored dense; engines read no others")
     weights_are_no_inputs(result)
     if result.functions:
         remarks.append(f"{len(result.functions)} local functions were inlined")
@@ -53,6 +54,43 @@ def normal_form(model: onnx.ModelProto, source: str | Path) -> tuple[onnx.ModelP
         remarks.append("its nodes were out of order")
     _drop_unused_domains(result)
     return result, remarks
+
+
+def store_dense(model: onnx.ModelProto, source: str | Path) -> int:
+    """Write sparse constants, of nodes and among the initializers, as dense ones; their number.
+
+    Raises:
+        UserError: one would take more than 1 GiB, or its indices lie outside it.
+    """
+    count = 0
+    for graph in graphs(model.graph):
+        graph.initializer.extend(_dense(tensor, tensor.values.name, source) for tensor in graph.sparse_initializer)
+        count += len(graph.sparse_initializer)
+        del graph.sparse_initializer[:]
+    for node in all_nodes(model):
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.name == "sparse_value":
+                dense = _dense(attribute.sparse_tensor, node.output[0], source)
+                attribute.CopyFrom(onnx.helper.make_attribute("value", dense))
+                count += 1
+    return count
+
+
+def _dense(sparse: onnx.SparseTensorProto, name: str, source: str | Path) -> onnx.TensorProto:
+    if sparse.values.data_location == onnx.TensorProto.EXTERNAL:
+        raise UserError(f"{source}: sparse constant {name} lies in another file; store it dense")
+    if min(sparse.dims, default=1) < 0 or math.prod(sparse.dims) * _LARGEST_ITEM > _LARGEST_DENSE:
+        shape = "x".join(map(str, sparse.dims))
+        raise UserError(f"{source}: sparse constant {name} of {shape} values is too large to store dense")
+    try:
+        values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+        dense = np.zeros(tuple(sparse.dims), values.dtype)
+        dense[np.unravel_index(indices, dense.shape) if indices.ndim == 1 else tuple(indices.T)] = values
+    except (ValueError, IndexError, TypeError) as error:
+        raise UserError(
+            f"{source}: sparse constant {name} is broken ({one_line(error)}); export the file again"
+        ) from None
+    return numpy_helper.from_array(dense, name)
 
 
 def weights_are_no_inputs(model: onnx.ModelProto) -> None:

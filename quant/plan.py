@@ -85,10 +85,12 @@ def range_table(plan: Plan) -> Table:
             _known(shared.shift, "{:.5g}"),
             _known(shared.maximum, "{:.5g}"),
             _known(shared.clipped, "{:.3%}"),
+            _known(shared.decibels, "{:.1f}"),
+            shared.method or "",
         ]
         for shared in plan.ranges
     ]
-    return Table("ranges", ["tensors", "signed", "amax", "shift", "maximum", "clipped"], ranges, 2)
+    return Table("ranges", ["tensors", "signed", "amax", "shift", "maximum", "clipped", "dB", "own method"], ranges, 2)
 
 
 def _title(plan: Plan) -> str:
@@ -98,6 +100,8 @@ def _title(plan: Plan) -> str:
     if plan.calibration is not None:
         images = len(plan.calibration.images)
         source = f"ranges by {plan.calibration.method}" + (f" from {images} images" if images else "")
+        other = Counter(shared.method for shared in plan.ranges if shared.method is not None)
+        source += "".join(f", {count} of them by {method} (--ranges shows them)" for method, count in other.items())
     return f"{plan.network} ({plan.onnx}): {numbers}; {source}"
 
 

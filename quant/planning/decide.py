@@ -13,6 +13,7 @@ from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.fp16_range import beyond_fp16
 from sodeploy.quant.planning.plan import Calibration, Layer, Plan, Range, short
 from sodeploy.quant.planning.ranges import groups_of, shared_range, sharing_a_range
+from sodeploy.quant.planning.shared_scale import lost_in_a_shared_scale
 from sodeploy.quant.planning.targets import decide_targets
 from sodeploy.stages import command
 
@@ -37,8 +38,12 @@ def make_plan(
         if name not in names:
             raise UserError(f"{network.path} has no node {name!r}; Netron and {command('plan')} show the names")
 
-    layers = decide(network, evidence, beyond_fp16(network, statistics), float_layers or {})
+    in_fp32 = beyond_fp16(network, statistics)
+    layers = decide(network, evidence, in_fp32, float_layers)
     ranges = _ranges(network, layers, statistics, method)
+    if lost := lost_in_a_shared_scale(network, layers, ranges, statistics):
+        layers = decide(network, evidence, in_fp32, {**lost, **(float_layers or {})})
+        ranges = _ranges(network, layers, statistics, method)
     return Plan(
         network=network.contract.network,
         onnx=network.path.name,

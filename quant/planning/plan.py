@@ -50,6 +50,12 @@ class Range(_Strict):
     clipped: float | None = Field(
         default=None, ge=0, le=1, description="share of the values that are clipped, where known"
     )
+    method: Method | None = Field(
+        default=None, description="the method that chose amax, where the plan's method would clip most of the signal"
+    )
+    decibels: float | None = Field(
+        default=None, description="signal to noise of the values in int8, predicted from calibration, where known"
+    )
 
     @property
     def reach(self) -> float:

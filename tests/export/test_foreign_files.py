@@ -132,6 +132,40 @@ def test_opsets(tmp_path: Path, opset: int) -> None:
     np.testing.assert_allclose(plain(new, images()), plain(model, images()), atol=1e-6)
 
 
+def sparse(values: np.ndarray, at: list[Any], dims: list[int], name: str = "head") -> onnx.SparseTensorProto:
+    indices = numpy_helper.from_array(np.array(at, np.int64), f"{name}/indices")
+    return helper.make_sparse_tensor(numpy_helper.from_array(values.astype(np.float32), name), indices, dims)
+
+
+@pytest.mark.parametrize("at", [[1, 3], [[0, 1, 0, 0], [0, 3, 0, 0]]], ids=["linear", "by axis"])
+@pytest.mark.parametrize("stored", ["initializer", "node"])
+def test_sparse_constants_are_stored_dense(tmp_path: Path, at: list[Any], stored: str) -> None:
+    values = np.array([0.6, -0.4])
+    model, dense = network(), network()
+    head = np.zeros((1, 4, 1, 1), np.float32)
+    head[0, [1, 3]] = values[:, None, None]
+    dense.graph.initializer[1].CopyFrom(numpy_helper.from_array(head, "head"))
+    del model.graph.initializer[1]
+    if stored == "initializer":
+        model.graph.sparse_initializer.append(sparse(values, at, [1, 4, 1, 1]))
+    else:
+        node = helper.make_node("Constant", [], ["head"], sparse_value=sparse(values, at, [1, 4, 1, 1]))
+        model.graph.node.insert(0, node)
+    new = adopted(model, tmp_path)
+    np.testing.assert_allclose(plain(new, images()), plain(dense, images()), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("at", "dims", "message"),
+    [([1, 3], [2**40, 2**20], "too large to store dense"), ([1, 9], [1, 4, 1, 1], "is broken")],
+)
+def test_sparse_constants_that_make_no_sense(tmp_path: Path, at: list[Any], dims: list[int], message: str) -> None:
+    model = network()
+    del model.graph.initializer[1]
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["head"], sparse_value=sparse(np.ones(2), at, dims)))
+    refused(model, tmp_path, message)
+
+
 def test_weights_among_the_inputs(tmp_path: Path) -> None:
     model = network(opset=9)
     model.ir_version = 3

@@ -203,3 +203,17 @@ def test_bad_input_is_one_line(repository: Path, plan_file: Path, arguments: lis
     assert done.stderr.count("\n") == 1, done.stderr
     assert message in done.stderr
     assert not (folder / "x").exists()
+
+
+def test_a_range_that_another_method_chose_is_shown(plan: Plan) -> None:
+    other = plan.ranges[0].model_copy(update={"method": "mse"})
+    edited = plan.model_copy(update={"ranges": [other, *plan.ranges[1:]]})
+    title = summary(edited).title
+    assert "1 of them by mse" in title
+    assert "by mse" not in summary(plan).title
+    assert range_table(edited).rows[0][-1] == "mse"
+    assert {row[-1] for row in range_table(plan).rows} == {""}
+
+
+def test_every_range_has_its_predicted_decibels(plan: Plan) -> None:
+    assert all(shared.decibels is not None and 15 < shared.decibels < 60 for shared in plan.ranges)

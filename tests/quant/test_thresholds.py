@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from sodeploy.quant.calibration.histogram import MagnitudeHistogram
-from sodeploy.quant.calibration.methods import METHODS, expected_error, kl_threshold, threshold
+from sodeploy.quant.calibration.methods import (
+    METHODS,
+    chosen,
+    expected_decibels,
+    expected_error,
+    kl_threshold,
+    threshold,
+)
 
 
 def histogram_of(values: np.ndarray) -> MagnitudeHistogram:
@@ -118,3 +125,33 @@ def test_expected_error_is_that_of_rounding_and_clipping(clip: float) -> None:
 def test_more_levels_clip_less() -> None:
     histogram = histogram_of(np.random.default_rng(0).exponential(size=200_000))
     assert threshold(histogram, "mse", levels=255) > 1.05 * threshold(histogram, "mse")
+
+
+def test_kl_that_clips_most_of_the_signal_gives_way_to_mse() -> None:
+    """A ReLU's zeros after a constant was added: half of the values are one number."""
+    values = 0.5 + np.maximum(np.random.default_rng(0).standard_normal(100_000), 0)
+    histogram = histogram_of(values)
+    clip, method = chosen(histogram, "kl")
+    assert (clip, method) == (threshold(histogram, "mse"), "mse")
+    assert expected_decibels(histogram, clip) > 30
+
+
+def test_kl_may_clip_a_long_tail() -> None:
+    """The tail of 1 % holds most of the energy; networks such as CSNet lose by it less than by coarser steps."""
+    rng = np.random.default_rng(0)
+    histogram = histogram_of(np.concatenate([rng.exponential(0.02, 99_000), rng.uniform(0, 4, 1_000)]))
+    clip, method = chosen(histogram, "kl")
+    assert method == "kl"
+    assert clip < threshold(histogram, "mse")
+
+
+@pytest.mark.parametrize("clip", [0.5, 2.0, 4.5])
+def test_expected_decibels_is_signal_to_noise(clip: float) -> None:
+    values = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
+    rounded = np.clip(np.rint(values / clip * 127), -127, 127) * clip / 127
+    wanted = 10 * np.log10(np.square(values).sum() / np.square(rounded - values).sum())
+    assert expected_decibels(histogram_of(values), clip) == pytest.approx(wanted, abs=0.2)
+
+
+def test_zeros_have_no_noise() -> None:
+    assert expected_decibels(histogram_of(np.zeros(4)), 1.0) == np.inf

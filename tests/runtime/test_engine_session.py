@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -10,10 +11,14 @@ from typing import Any
 
 import imitated_tensorrt
 import numpy as np
+import onnx
 import pytest
 
 from sodeploy.artifacts import write_manifest
+from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
+from sodeploy.quant.graph import load_network
+from sodeploy.quant.proof import Disproved, Proof, Prover, prove_engine
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
 from sodeploy.runtime.gpu import engine_record, engine_session
@@ -283,3 +288,41 @@ def test_a_real_engine_agrees_with_onnxruntime(builder: str, save_model: Callabl
         assert isinstance(session.engine, Engine)
         for count in (1, 1, 1, 4, 9):
             np.testing.assert_allclose(session.infer(batch(count)), reference.infer(batch(count)), atol=1e-3)
+
+
+@pytest.fixture
+def prover(save_model: Callable[..., Path]) -> Prover:
+    """Of the network that the imitated engine computes."""
+    path = save_model("tiny.onnx", batch=None)
+    return Prover(onnx.load(path), load_network(path), list(open_dataset("synthetic:eval:4:32", masks=False)))
+
+
+def test_an_engine_is_proved_against_its_graph(
+    device: Any, save_engine: SaveEngine, prover: Prover, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_session, "Device", lambda: device)
+    proof = prove_engine(save_engine(), prover, Proof(30.0, 0.1, 4))
+    assert (proof.images, proof.largest_difference) == (4, pytest.approx(0, abs=1e-5))
+    assert proof.sqnr_db is None or proof.sqnr_db > 80
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(math.nan, "the engine gives NaN"), (0.25, r"its map is constant \(0\.25\)")]
+)
+def test_an_engine_without_a_map_is_refused(
+    device: Any, save_engine: SaveEngine, prover: Prover, monkeypatch: pytest.MonkeyPatch, value: float, message: str
+) -> None:
+    monkeypatch.setattr(engine_session, "Device", lambda: device)
+    with pytest.raises(Disproved, match=message):
+        prove_engine(save_engine(value=value), prover, Proof(30.0, 0.1, 4))
+
+
+def test_an_engine_that_is_worse_than_its_graph_is_refused(
+    device: Any, save_engine: SaveEngine, save_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_session, "Device", lambda: device)
+    path = save_model("other.onnx", weights=(0.5, 0.0, 0.5), batch=None)
+    other = Prover(onnx.load(path), load_network(path), list(open_dataset("synthetic:eval:4:32", masks=False)))
+    with pytest.raises(Disproved, match=r"the engine's map has .* dB to float32, its graph's 30.0 dB"):
+        prove_engine(save_engine(), other, Proof(30.0, 0.1, 4))
+    prove_engine(save_engine(), other, Proof(0.0, 0.9, 4))  # no worse than its graph

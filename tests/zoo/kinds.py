@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.zoo.network import CHANNELS, SIZE, Writer
 
@@ -102,6 +102,16 @@ def constant_nodes(w: Writer, x: str) -> str:
     row = w.node("Constant", value_floats=[0.1] * CHANNELS)
     shape = w.node("Constant", value_ints=[1, CHANNELS, 1, 1])
     return str(w.node("Add", w.node("Mul", x, half), w.node("Reshape", row, shape)))
+
+
+def sparse_constant(w: Writer, x: str) -> str:
+    """A factor for some channels, stored as a sparse tensor."""
+    sparse = helper.make_sparse_tensor(
+        numpy_helper.from_array(np.array([0.5, -0.25, 0.75], np.float32), "values"),
+        numpy_helper.from_array(np.array([[0, 1, 0, 0], [0, 2, 0, 0], [0, 6, 0, 0]], np.int64), "indices"),
+        [1, CHANNELS, 1, 1],
+    )
+    return str(w.node("Add", x, w.node("Mul", x, w.node("Constant", sparse_value=sparse))))
 
 
 def split(w: Writer, x: str) -> str:
@@ -298,6 +308,7 @@ KINDS: dict[str, Kind] = {
         lambda w, x: w.resized(w.conv(x, strides=[2, 2]), coordinate_transformation_mode="align_corners")),
     "Resize, cubic": Kind(lambda w, x: w.resized(w.conv(x, strides=[2, 2]), mode="cubic")),
     "Constant nodes": Kind(constant_nodes),
+    "Constant, sparse": Kind(sparse_constant),
     "weights of 1e-7 before a normalization": Kind(tiny_weights),
     "activations of 1e-6": Kind(tiny_activations),
     "activations of 1e6": Kind(large_activations),

@@ -19,6 +19,7 @@ from tests.zoo.network import SIZE
 
 TARGETS = ("fp16.sim", "int8.trt", "int8.sim", "int8.cpu")
 LEAST_DB = {"fp16.sim": 35.0, "int8.trt": 20.0, "int8.sim": 20.0, "int8.cpu": 13.0}
+LOW_RANGE_DB = 15.0  # that a range leaves of its tensors, as the plan predicts
 _STATISTICS = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
@@ -28,7 +29,7 @@ class Measured:
 
     Attributes:
         decibels: target -> variance of the original's maps / mean squared difference, in dB.
-        reasons: why nodes are above int8, in the words of the plan.
+        reasons: why nodes are above int8, in the words of the plan, and ranges that lose much by the plan's prediction.
     """
 
     decibels: dict[str, float]
@@ -53,11 +54,17 @@ def measure(kind: Kind, folder: Path) -> Measured:
     wanted = _maps(file, inputs, plain=True)
     decibels = {name: _decibels(wanted, _maps(built.graphs[name], inputs)) for name in TARGETS}
     assert built.plan is not None
-    layers = read_plan(built.plan).layers.values()
+    plan = read_plan(built.plan)
+    layers = plan.layers.values()
     reasons = dict.fromkeys(
         f"{layer.op}: {layer.reason}" for layer in layers if layer.precision != "int8" and not _is_head(layer)
     )
-    return Measured(decibels, list(reasons))
+    clipped = [
+        f"{plan.calibration.method if plan.calibration else ''} clips {shared.tensors[0]}: {shared.decibels} dB"
+        for shared in plan.ranges
+        if shared.decibels is not None and shared.decibels < LOW_RANGE_DB
+    ]
+    return Measured(decibels, [*reasons, *clipped])
 
 
 def _is_head(layer: Layer) -> bool:

@@ -14,6 +14,7 @@ SHOWN = (
     "convolution, weight behind nodes",
     "Gemm, alpha and beta",
     "activations of 1e-6",
+    "Constant, sparse",
     "If",
     "Where",
     "weights of 1e-7 before a normalization",
@@ -26,6 +27,19 @@ SHOWN = (
 def test_every_graph_is_close(tmp_path: Path, name: str) -> None:
     measured = measure(KINDS[name], tmp_path)
     assert not measured.low, measured
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "reason"),
+    [
+        ("concatenation of mixed ranges", 20, "Conv: its input joins tensors of different magnitudes"),
+        ("instance normalization", 12, "kl clips instancenormalization_2_0"),
+    ],
+)
+def test_what_int8_loses_has_its_reason(tmp_path: Path, name: str, least: float, reason: str) -> None:
+    measured = measure(KINDS[name], tmp_path)
+    assert measured.decibels["int8.trt"] > least
+    assert any(one.startswith(reason) for one in measured.reasons), measured
 
 
 def test_the_zoo_is_large() -> None:
