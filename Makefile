@@ -34,9 +34,10 @@ test-oldest: .venv-oldest/.installed
 		-e '.[cpu,openvino,bench,adopt,report,quant,train,test]'
 	touch $@
 
-# Engines of every network in every precision, compiled by TensorRT-RTX without a GPU
+# Engines of every network in every precision, and of networks of 2024 to 2026, compiled by TensorRT-RTX without a GPU
 test-all-builds: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -v -m "all_builds or not all_builds" tests/quant/test_networks_build.py
+	$(BIN)/python -m pytest -n 2 -v -m "all_builds or not all_builds" \
+		tests/quant/test_networks_build.py tests/export/test_modern_networks.py
 
 # mypy wants to see the packages as they are installed: a tree of links, every room below sodeploy/
 lint: $(STAMP)

@@ -12,7 +12,7 @@ import logging
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -45,6 +45,17 @@ def table(found: dict[str, Measured | str]) -> Table:
     )
 
 
+def record(found: dict[str, Measured | str]) -> dict[str, Any]:
+    """Kind -> its figures, and the reasons where one is low; or why it was refused."""
+    kinds: dict[str, Any] = {}
+    for name, measured in found.items():
+        if isinstance(measured, str):
+            kinds[name] = {"refused": measured}
+        else:
+            kinds[name] = {"decibels": measured.decibels, "reasons": measured.reasons if measured.low else []}
+    return {"least": LEAST_DB, "kinds": kinds}
+
+
 def main(
     kinds: Annotated[list[str] | None, typer.Argument(help="only these kinds; all by default")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here too")] = None,
@@ -63,8 +74,7 @@ def main(
                 found[name] = str(reason).replace(folder, "")
     show([table(found)])
     if json_file is not None:
-        figures = {name: one if isinstance(one, str) else one.decibels for name, one in found.items()}
-        write_text(json_file, json.dumps(figures, indent=1) + "\n")
+        write_text(json_file, json.dumps(record(found), indent=1, ensure_ascii=False) + "\n")
     if any(isinstance(one, str) or (one.low and not one.reasons) for one in found.values()):
         raise typer.Exit(1)
 

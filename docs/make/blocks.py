@@ -37,6 +37,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     }[part](),
     "demo": records.demo,
     "methods": records.methods,
+    "zoo": lambda _: records.zoo(),
     "networks": lambda _: records.networks(),
     "targets": lambda _: records.targets(),
     "metrics": lambda _: records.metrics(),

@@ -3,7 +3,8 @@
     python docs/make/figures.py [--output out/demo]
 
 Runs the demo, keeps its record (docs/records/demo.json), draws docs/images/strip.png from the demo's models, measures
-the methods of calibration (docs/records/methods.json), and brings the pages up to date. `make docs-figures` runs it.
+the methods of calibration (docs/records/methods.json) and the zoo of layers (docs/records/zoo.json), and brings the
+pages up to date. `make docs-figures` runs it.
 """
 
 import subprocess
@@ -77,7 +78,7 @@ def main(
         "out/demo"
     ),
 ) -> None:
-    """Run the demo and the comparison of methods, and draw the pictures of the documentation."""
+    """Run the demo, the comparison of methods and the zoo of layers, and draw the pictures of the documentation."""
     network = output / f"{NETWORK}.onnx"
     kinds = {kind: output / f"{NETWORK}.{kind}.onnx" for kind in ("fp16.sim", "int8.cpu")}
     run("sodeploy/demo.py", "--output", output)
@@ -87,6 +88,7 @@ def main(
     record = records.RECORDS / "methods.json"
     sources = ["--calib", CALIBRATION, "--data", EVALUATION, "--output-dir", output / "methods"]
     run("benchmarks/methods.py", network, *sources, "--json", record)
+    run("benchmarks/zoo.py", "--json", records.RECORDS / "zoo.json")
     blocks.main()
 
 

@@ -1,5 +1,6 @@
 """Tables made from what commands recorded in docs/records, and from the tables of the code."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,24 @@ def demo(part: str) -> str:
 def methods(part: str) -> str:
     """What benchmarks/methods.py measured; parts as in `demo`."""
     return _bench("methods.json", part)
+
+
+def zoo() -> str:
+    """What benchmarks/zoo.py measured: a row per kind of layer, and the reasons of the plan where a figure is low."""
+    path = RECORDS / "zoo.json"
+    if not path.exists():
+        return "Not measured yet."
+    record = json.loads(path.read_text())
+    header = ["kind", *record["least"], "reasons in the plan"]
+    rows = []
+    for name, found in record["kinds"].items():
+        figures = [f"{found['decibels'][target]:.1f}" if "decibels" in found else "" for target in record["least"]]
+        rows.append(
+            [name, *figures, f"refused: {found['refused']}" if "refused" in found else "; ".join(found["reasons"])]
+        )
+    text = _plain(header, rows)
+    least = ", ".join(f"{target} {value:.0f}" for target, value in record["least"].items())
+    return f"{text.rstrip()}\n\n- reasons stand where a figure is below the least of a healthy network: {least} dB"
 
 
 def networks() -> str:
