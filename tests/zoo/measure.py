@@ -10,7 +10,8 @@ import onnxruntime
 from sodeploy.calib_data import open_dataset
 from sodeploy.export.adopt import adopt
 from sodeploy.quant.build_engine import build
-from sodeploy.quant.planning.plan import Layer, read_plan
+from sodeploy.quant.int8 import STEPS
+from sodeploy.quant.planning.plan import Layer, Plan, read_plan
 from sodeploy.quant.sources import Images
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.processing import preprocess
@@ -64,7 +65,15 @@ def measure(kind: Kind, folder: Path) -> Measured:
         for shared in plan.ranges
         if shared.decibels is not None and shared.decibels < LOW_RANGE_DB
     ]
-    return Measured(decibels, [*reasons, *clipped])
+    found = [*reasons, *clipped]
+    return Measured(decibels, found or _few_steps(plan, decibels["int8.cpu"]))
+
+
+def _few_steps(plan: Plan, decibels: float) -> list[str]:
+    """The reason of a graph for any x86 CPU that is low: its weights have half of the steps."""
+    steps = plan.target("cpu").weight_steps
+    low = decibels < LEAST_DB["int8.cpu"] and steps < STEPS
+    return [f"int8.cpu: weights have {steps} steps on each side of zero, for CPUs without VNNI"] if low else []
 
 
 def _is_head(layer: Layer) -> bool:
