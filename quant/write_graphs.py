@@ -9,6 +9,7 @@ import onnx
 
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, manifest_path, write_manifest
+from sodeploy.quant.emit.checks import Unreadable
 from sodeploy.quant.emit.targets import Target, targets_of
 from sodeploy.quant.graph import Network
 from sodeploy.quant.planning.plan import Plan
@@ -43,12 +44,19 @@ def write_graphs(network: Network, plan: Plan, plan_file: Path | None, base: Pat
         UserError: an engine would refuse a graph; nothing is written.
     """
     graphs = [(target, target.emit(network, plan)) for target in targets_of(plan)]
+    written, fit = Written(), []
     for target, graph in graphs:
         onnx.checker.check_model(graph)
-        for warning in target.check(graph, beside(base, target.suffix)):
+        path = beside(base, target.suffix)
+        try:
+            warnings = target.check(graph, path)
+        except Unreadable as reason:
+            written.refused.append(f"{path}: {reason}")
+            continue
+        fit.append((target, graph))
+        for warning in warnings:
             terminal.warn(warning)
-    written = Written()
-    good = _proved(graphs, plan, base, prover, written)
+    good = _proved(fit, plan, base, prover, written)
     with contextlib.ExitStack() as together:
         for target, graph in good:
             path = written.files[target.name] = beside(base, target.suffix)

@@ -106,12 +106,23 @@ def cpu_warnings(model: onnx.ModelProto, path: Path) -> list[str]:
     return []
 
 
+class Unreadable(Exception):
+    """The engine that a graph is for does not take it. The other graphs of the build are none the worse."""
+
+
 def openvino_warnings(model: onnx.ModelProto, path: Path) -> list[str]:
-    """A line where OpenVINO, if it is installed, computes int8 layers in float."""
+    """A line where OpenVINO, if it is installed, computes int8 layers in float.
+
+    Raises:
+        Unreadable: OpenVINO refuses the graph, for example a pooling window larger than a small feature map.
+    """
     if "openvino" not in installed_engines():
         return []
     wanted = len(_with_integer_weights(model))
-    kernels = kernels_of(model.SerializeToString(), path)
+    try:
+        kernels = kernels_of(model.SerializeToString(), path)
+    except UserError as error:
+        raise Unreadable(str(error).removeprefix(f"{path}: ")) from None
     run = sum(count for precision in ("i8", "u8") for count in kernels.get(precision, {}).values())
     if run < wanted:
         return [f"{path}: OpenVINO computes {wanted - run} of {wanted} int8 layers in float"]
