@@ -1,10 +1,11 @@
-"""Batches of augmented, normalised samples, the same whatever the number of processes, workers and interruptions.
+"""Batches of augmented, normalized samples, the same whatever the number of processes, workers and interruptions.
 
 The samples of a run form one endless sequence, epoch after epoch in an order drawn from the seed; step s takes the
 samples `s * batch` to `(s + 1) * batch - 1`, so a batch may span two epochs and none is ever smaller. Which chances an
 augmentation takes follows from the seed, the epoch and the sample. To resume, one begins at another step.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -109,7 +110,7 @@ def batches(
         worker_init_fn=partial(_start_worker, os.getpid()),
         prefetch_factor=4 if workers else None,
     )
-    with interrupts_held_back():
+    with interrupts_held_back(), _without_opencv_threads():
         loaded = iter(loader)
     while True:
         try:
@@ -126,6 +127,20 @@ def batches(
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+@contextlib.contextmanager
+def _without_opencv_threads() -> Iterator[None]:
+    """End OpenCV's threads for as long as processes are forked.
+
+    A forked process gets the pool without its threads, and waits for them forever when it changes their number.
+    """
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 class _Once:

@@ -30,6 +30,18 @@ def test_workers_change_nothing() -> None:
         assert torch.equal(alone, shared)
 
 
+def test_workers_start_although_opencv_has_threads() -> None:
+    """A forked worker that ends a pool of threads which it does not have would hang."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(4)
+    try:
+        cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (9, 9), 0)  # starts them
+        assert len(load(2)) == 10
+        assert cv2.getNumThreads() == 4
+    finally:
+        cv2.setNumThreads(before)
+
+
 def test_shapes_and_ranges() -> None:
     image, mask = load(0)[:2]
     assert image.shape == (4, 3, 32, 32)
