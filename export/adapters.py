@@ -257,9 +257,12 @@ def output_form(output: np.ndarray, batch: tuple[int, ...], logit: bool, channel
     if not logit and (low < -0.01 or high > _LARGEST_PROBABILITY):
         raise UserError(
             f"{where} goes from {low:.3g} to {high:.3g}, so it is no probability; give --logit if a sigmoid is still "
-            "to come"
+            f"to come{_TANH if -1.01 < low < -0.5 and high < 1.01 else ''}"
         )
     return plain
+
+
+_TANH = "; if a tanh made it, add (x + 1) / 2 to the network and export it again"
 
 
 def adapt_output(model: onnx.ModelProto, form: OutputForm, name: str) -> None:

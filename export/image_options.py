@@ -14,6 +14,8 @@ Colour = Annotated[str | None, typer.Option(help="order of the channels: RGB or 
 Interpolation = Annotated[str | None, typer.Option(help="interpolation of the resize: linear or area")]
 Stretch = Annotated[bool | None, typer.Option("--stretch/--no-stretch", help="min-max over the finished map")]
 
+_LARGEST_MEAN = 5.0  # of pixels in [0, 1]; the means of ImageNet are below 0.5
+
 
 def image_fields(
     *,
@@ -37,6 +39,11 @@ def image_fields(
         "interpolation": _one_of("--interpolation", interpolation, ("linear", "area")),
         "stretch": stretch,
     }
+    if mean is not None and divide_by != "max" and max(map(abs, mean)) > _LARGEST_MEAN:
+        raise UserError(
+            f"--mean {' '.join(map(str, mean))} is for pixels of 0 to 255; they are divided by 255 first: give "
+            "mean / 255 and std / 255"
+        )
     if std is not None and 0.0 in std:
         raise UserError(f"--std {' '.join(map(str, std))} has a zero to divide by; give three numbers above 0")
     if std is not None and min(std) < 0:

@@ -19,7 +19,7 @@ import typer
 from sodeploy import command_line, terminal
 from sodeploy.artifacts import check_apart, check_output, check_output_folder
 from sodeploy.calib_data.images import MOST_PIXELS, read_image, write_picture
-from sodeploy.calib_data.layouts import image_files
+from sodeploy.calib_data.layouts import find_layout, image_files
 from sodeploy.errors import UserError
 from sodeploy.runtime.composition import Style, compose
 from sodeploy.runtime.gpu.pipeline import Picture, pictures
@@ -108,11 +108,21 @@ def _targets(images: Path, output: Path) -> dict[Path, Path]:
             f"--output {output} is the folder of the images, where pictures would replace them or stand among them; "
             "give another folder"
         )
+    masks = _masks_beside(images)
+    if masks is not None and output.is_dir() and output.samefile(masks):
+        raise UserError(f"--output {output} holds the masks of these images; give another folder")
     owners: dict[str, Path] = {}
     for path, target in targets.items():
         if (other := owners.setdefault(str(target).casefold(), path)) != path:
             raise UserError(f"{other} and {path} would both become {target}; rename one")
     return targets
+
+
+def _masks_beside(images: Path) -> Path | None:
+    """The folder of masks of the data set that a folder of images belongs to, if it does."""
+    with contextlib.suppress(UserError):  # the folders around it are no data set
+        return find_layout(images.resolve().parent).mask_folder
+    return None
 
 
 def _on_cpu(

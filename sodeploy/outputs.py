@@ -4,7 +4,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sodeploy.artifacts import check_apart, check_output, check_output_folder
+from sodeploy.errors import UserError
 from sodeploy.stages import STAGES
+
+_TEXTS = ("--json", "--markdown", "--csv")
+_PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 
 
 def check_outputs(stage: str, words: Sequence[str]) -> None:
@@ -28,6 +32,8 @@ def check_outputs(stage: str, words: Sequence[str]) -> None:
             check_output_folder(value)
         elif value != "-":  # stdout
             check_output(value)
+            if name in _TEXTS and Path(value).suffix.lower() in _PICTURES and Path(value).exists():
+                raise UserError(f"{name} {value} would replace a picture; give a file of another name")
             outputs.append(Path(value))
     if not entry.in_place:
         check_apart(outputs, [file for file in others if file.is_file()])

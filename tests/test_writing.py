@@ -11,6 +11,15 @@ import pytest
 
 from sodeploy import artifacts
 from sodeploy.errors import UserError
+from sodeploy.outputs import check_outputs
+
+
+def test_a_text_never_takes_the_place_of_a_picture(tmp_path: Path) -> None:
+    (tmp_path / "mask.png").write_bytes(b"a mask")
+    with pytest.raises(UserError, match=r"--json .*mask\.png would replace a picture; give a file of another name"):
+        check_outputs("bench", ["model.onnx", "--data", str(tmp_path), "--json", str(tmp_path / "mask.png")])
+    check_outputs("bench", ["model.onnx", "--json", str(tmp_path / "new.json")])
+    assert (tmp_path / "mask.png").read_bytes() == b"a mask"
 
 
 def test_a_link_is_written_through(tmp_path: Path) -> None:

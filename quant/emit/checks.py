@@ -97,7 +97,9 @@ def tensorrt_warnings(model: onnx.ModelProto, path: Path) -> list[str]:
 def cpu_warnings(model: onnx.ModelProto, path: Path) -> list[str]:
     """A line where onnxruntime would run the graph slowly on a CPU."""
     if not _with_integer_weights(model):
-        return [f"{path} computes in fp32: int8 does not pay on a CPU where each result goes through a PReLU"]
+        return [
+            f"{path} computes in fp32: onnxruntime has no integer kernels for its layers, so int8 does not pay there"
+        ]
     if left := check_cpu(model):
         return [
             f"{path}: onnxruntime will compute {len(left)} int8 layer(s) in float, slowly: {', '.join(left)}; "

@@ -172,8 +172,7 @@ def _opening(record: BenchRecord) -> Table:
     difference = [f"second number: difference to {baseline.network} {precisions[0]}"] if len(rows) > 1 else []
     caption = [
         *difference,
-        "FLOPs: 2 x multiply-accumulates of convolutions and matrix products of the network as published",
-        "(batch norms not folded), for one image",
+        "FLOPs: 2 x multiply-accumulates of the network as published (batch norms not folded), for one image",
         *_parameters_in_words(record.rows),
         *([left_out_in_words(record.left_out)] if record.left_out else []),
     ]

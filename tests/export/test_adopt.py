@@ -285,6 +285,7 @@ def test_command_line(repository: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--mean", "0", "0", "0", "--std", "1", "0", "1"], "--std 1.0 0.0 1.0 has a zero to divide by"),
+        (["--mean", "123", "117", "104", "--std", "1", "1", "1"], "give mean / 255 and std / 255"),
         (["--like", "u2netp", "--colour", "RBG"], "--colour RBG is unknown; choose RGB or BGR"),
         (["--like", "u2nett"], "no network is called 'u2nett'"),
         (["--like", "u2netp"], "takes 1x3x32x48 only, not *x3x320x320"),

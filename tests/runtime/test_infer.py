@@ -105,6 +105,20 @@ def test_without_a_gpu_cuda_is_an_error_not_the_cpu(save_model: SaveModel, photo
     assert not (tmp_path / "out").exists()
 
 
+def test_the_masks_of_a_data_set_are_never_overwritten(save_model: SaveModel, photos: Path, tmp_path: Path) -> None:
+    images, masks = tmp_path / "set" / "images", tmp_path / "set" / "masks"
+    images.parent.mkdir()
+    photos.rename(images)
+    masks.mkdir()
+    before = {}
+    for path in images.iterdir():
+        cv2.imwrite(str(masks / f"{path.stem}.png"), np.full((4, 4), 255, np.uint8))
+        before[path.stem] = (masks / f"{path.stem}.png").read_bytes()
+    with pytest.raises(UserError, match="masks holds the masks of these images; give another folder"):
+        infer(save_model(), images, masks)
+    assert {path.stem: path.read_bytes() for path in masks.iterdir()} == before
+
+
 @pytest.mark.parametrize("lead", ["same", "link", "dots", "linked file", "hard link", "other case"])
 def test_a_source_is_never_overwritten(save_model: SaveModel, photos: Path, tmp_path: Path, lead: str) -> None:
     before = {path: path.read_bytes() for path in photos.iterdir()}
