@@ -15,8 +15,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/sodeploy demo --output out/demo
 
+# Training's tests apart: they fork, and the threads of other engines in one process do not survive that
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --durations 15
+	$(BIN)/python -m pytest -n 2 --durations 15 --ignore=tests/training
+	$(BIN)/python -m pytest -n 2 --durations 5 tests/training
 
 # The tests that take less than a minute together, of every room but export; tests/quick.py lists them
 test-quick: $(STAMP)
