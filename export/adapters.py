@@ -189,7 +189,7 @@ class OutputForm:
         return "; ".join(parts)
 
     def from_file(self, output: np.ndarray) -> np.ndarray:
-        """What the file gives -> `(N, 1, H, W) float32`."""
+        """The output of the file -> `(N, 1, H, W) float32`."""
         maps = output.astype(np.float32)
         if self.layout == "nhwc":
             maps = maps.transpose(0, 3, 1, 2)

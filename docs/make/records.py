@@ -14,17 +14,17 @@ RECORDS = Path(__file__).resolve().parents[1] / "records"
 
 
 def demo(part: str) -> str:
-    """What the demo measured: `delta`, its first table; `tables`, all of them; `advice`, the sentences below them."""
+    """The measurements of the demo: `delta`, its first table; `tables`, all; `advice`, the sentences below them."""
     return _bench("demo.json", part)
 
 
 def methods(part: str) -> str:
-    """What benchmarks/methods.py measured; parts as in `demo`."""
+    """The measurements of benchmarks/methods.py; parts as in `demo`."""
     return _bench("methods.json", part)
 
 
 def zoo() -> str:
-    """What benchmarks/zoo.py measured: a row per kind of layer, and the reasons of the plan where a figure is low."""
+    """The measurements of benchmarks/zoo.py: a row per kind of layer, and the plan's reasons for low figures."""
     path = RECORDS / "zoo.json"
     if not path.exists():
         return "Not measured yet."

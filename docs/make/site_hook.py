@@ -1,4 +1,4 @@
-"""What mkdocs does not do by itself: the pages at the root of the repository become pages of the site."""
+"""An addition to mkdocs: the pages at the root of the repository become pages of the site."""
 
 import re
 from pathlib import Path

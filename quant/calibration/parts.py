@@ -10,7 +10,9 @@ import onnx
 from sodeploy.quant.calibration.inspect_graph import inspection_options
 from sodeploy.runtime.onnx_session import start_session
 
-PART_BYTES = 2**28  # of wanted tensors; while those of one part are read, the next part makes its own
+# The most bytes that the wanted tensors of a part take, unless one node alone makes more. A graph with subgraphs (If,
+# Loop) stays in one part. While the tensors of one part are read, the next part makes its own.
+PART_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,16 @@ class _Part:
 class GraphInParts:
     """Runs a graph on one input and gives its wanted tensors, part by part, in the order of its nodes."""
 
-    def __init__(self, model: onnx.ModelProto, wanted: Sequence[str], part_bytes: int | None = None) -> None:
+    def __init__(self, model: onnx.ModelProto, wanted: Sequence[str]) -> None:
         """Start a session for each part.
 
         Args:
             model: nodes in topological order; types and shapes inferred, with no dimension left open but the batch.
             wanted: names of tensors. Nodes that none of them needs do not run.
-            part_bytes: the most that the wanted tensors of a part take; one node alone may make more. A graph with
-                subgraphs (If, Loop) stays in one part.
         """
         self._input = model.graph.input[0].name
         self._wanted = set(wanted)
-        parts = _split(model, self._wanted, part_bytes or PART_BYTES)
+        parts = _split(model, self._wanted, PART_BYTES)
         # An arena keeps what its part once took: all of them together would keep as much as the whole graph in one.
         self._parts = [(part, start_session(part.model, inspection_options(arena=len(parts) == 1))) for part in parts]
 
