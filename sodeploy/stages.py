@@ -73,6 +73,7 @@ EXTRA_OF = {
     "onnxruntime": "cpu",
     "py_sod_metrics": "bench",
     "matplotlib": "report",
+    "av": "video",
 }
 
 STAGES = {
