@@ -237,10 +237,7 @@ def _turn(frame: "av.VideoFrame") -> tuple[tuple[int, int], tuple[int, int]]:
 
     From the display matrix of ISO/IEC 14496-12, nine numbers ((a, b, u), (c, d, v), (x, y, w)).
     """
-    from av.sidedata.sidedata import Type
-
-    side_data: Any = frame.side_data  # PyAV's annotations say that its keys are text
-    data = side_data.get(Type.DISPLAYMATRIX)
+    data: Any = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return _UPRIGHT
     a, b, _, c, d = np.frombuffer(data, np.int32)[:5].astype(float)
