@@ -1,42 +1,144 @@
-"""Opening a data set from what the user typed: a folder, a .txt list of images, or `synthetic:...`."""
+"""Opening data sets from what the user typed: a folder, a list of images, a name under a root, or `synthetic:...`."""
 
-import os
-from collections import Counter
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from sodeploy.artifacts import one_line, read_bytes
 from sodeploy.calib_data import synthetic
-from sodeploy.calib_data.dataset import Dataset, FileSample
-from sodeploy.calib_data.images import SUFFIXES
+from sodeploy.calib_data.dataset import Dataset, FileSample, Sample
 from sodeploy.calib_data.layouts import IMAGE_PLACES, MASK_PLACES, Layout, find_layout
+from sodeploy.calib_data.lists import LIST_SUFFIXES, list_samples
 from sodeploy.errors import UserError
 
+Source = str | Path | Dataset
 
-def open_dataset(source: str | Path, masks: bool = True) -> Dataset:
+# The letters by which SOD100K and PoolNet (`--sal_mode`) choose a test set.
+SHORT_NAMES = {
+    "e": "ECSSD",
+    "t": "DUTS-TE",
+    "d": "DUT-OMRON",
+    "h": "HKU-IS",
+    "p": "PASCAL-S",
+    "s": "SOD",
+    "o": "SOD",
+}
+
+_KINDS = f"give a folder, a .txt list of images, or {synthetic.SYNTAX}"
+_SAYS_NOTHING = ("test", "train", "val")  # names of lists that every data set has
+
+
+def open_dataset(source: Source | Sequence[Source], masks: bool = True, root: str | Path | None = None) -> Dataset:
     """Find the samples of a data set, in an order that depends on nothing but their names or the list.
 
     Files are found and paired here and read later. Without `masks`, none is looked for.
 
     Args:
-        source: a folder in one of the layouts of `layouts.py`; or, without masks, of images; or a .txt list whose lines
-            are paths, or `dataset/name`, both relative to the list's folder, `#` beginning a comment; or
-            `synthetic:train|val|calib|eval[:COUNT[:SIZE]]`.
+        source: a folder in one of the layouts of `layouts.py`; or, without masks, of images; or a .txt or .lst list
+            (`lists.py`); or `synthetic:train|val|calib|eval[:COUNT[:SIZE]]`; or an open data set, which is returned as
+            it is. Several, in a sequence or as a text with commas between them, become one data set, in which the
+            names of files are SET/name.
+        root: the folder that holds the data sets, in which they are found by name (`DUTS-TE`, or its letter in
+            `SHORT_NAMES`), and that the lines of a list are relative to.
 
     Raises:
-        UserError: nothing there, an image without its mask or the reverse, a line that leads nowhere.
+        UserError: nothing there, an image without its mask or the reverse, a line that leads nowhere, or one data set
+            given twice.
     """
-    if str(source).startswith(synthetic.PREFIX):
+    opened = open_datasets(source, masks, root)
+    if len(opened) == 1:
+        return opened[0]
+    samples = [_of_set(sample, dataset.name) for dataset in opened for sample in dataset]
+    return Dataset("+".join(dataset.name for dataset in opened), samples)
+
+
+def open_datasets(
+    sources: Source | Sequence[Source], masks: bool = True, root: str | Path | None = None
+) -> list[Dataset]:
+    """Open several data sets, each by itself; arguments and errors as of `open_dataset`."""
+    folder = None if root is None else Path(root)
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"--root {folder} is no folder; give the one that holds the data sets")
+    opened = [_open(one, masks, folder) for one in one_by_one(sources, folder)]
+    names = [dataset.name for dataset in opened]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"the data set {twice} is given twice; give each once, under a name of its own")
+    if not opened:
+        raise UserError(f"no data set is given; {_KINDS}")
+    return opened
+
+
+def one_by_one(sources: Source | Sequence[Source], root: Path | None = None) -> Iterator[Source]:
+    """The sources one by one; a text with commas that is no path of its own is several."""
+    for source in [sources] if isinstance(sources, (str, Path, Dataset)) else sources:
+        is_one = isinstance(source, Dataset) or "," not in str(source)
+        if is_one or Path(str(source)).exists() or (root and (root / str(source)).exists()):
+            yield source
+        else:
+            yield from filter(None, (part.strip() for part in str(source).split(",")))
+
+
+def _open(source: Source, masks: bool, root: Path | None) -> Dataset:
+    if isinstance(source, Dataset):
+        return source
+    path = located(source, root)
+    if path is None:
         return synthetic.open_synthetic(str(source))
-    path = Path(source)
     if path.is_dir():
         return Dataset(path.resolve().name, _folder_samples(path, masks))
-    if path.suffix.lower() == ".txt" and path.is_file():
-        return Dataset(path.stem, _list_samples(path, masks))
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give a folder, a .txt list of images, or {synthetic.SYNTAX}")
-    raise UserError(f"{path} is no data set; give a folder, a .txt list of images, or {synthetic.SYNTAX}")
+    if path.suffix.lower() in LIST_SUFFIXES and path.is_file():
+        says_nothing = path.suffix.lower() == ".lst" and path.stem.lower() in _SAYS_NOTHING
+        return Dataset(path.resolve().parent.name if says_nothing else path.stem, list_samples(path, masks, root))
+    raise UserError(f"{path} {'is no data set' if path.exists() else 'does not exist'}; {_KINDS}")
+
+
+def located(name: str | Path, root: Path | None = None) -> Path | None:
+    """The folder or list that `name` means: a path, or the name of a data set under `root`; None for a drawn set.
+
+    Raises:
+        UserError: there is a root, and neither it nor the working folder has such a data set.
+    """
+    if str(name).startswith(synthetic.PREFIX):
+        return None
+    source, meant = Path(name), SHORT_NAMES.get(str(name), str(name))
+    if root is None:
+        return source if source.exists() else Path(meant)
+    for one in (source, meant):
+        if (root / one).exists():
+            return root / one
+    there = _places(root)
+    for places in there:
+        found = [place for place in places if _alike(place.name, meant)]
+        found = found or [place for place in places if place.is_file() and _alike(place.stem, meant)]
+        if len(found) > 1:
+            raise UserError(f"{source} can be {found[0]} or {found[1]}; give the path of one")
+        if found:
+            return found[0]
+    if source.exists():
+        return source
+    known = [place.name for place in there[0] if place.is_dir()][:12]
+    raise UserError(f"{root} has no data set {meant}; it holds {', '.join(known) or 'no folders'}")
+
+
+def _places(root: Path) -> tuple[list[Path], list[Path]]:
+    """The folders and lists in `root`, and those one level down, as in DIS5K/DIS-VD."""
+    first = [place for place in sorted(root.iterdir()) if _can_be_set(place)]
+    second = [place for folder in first if folder.is_dir() for place in sorted(folder.iterdir()) if _can_be_set(place)]
+    return first, second
+
+
+def _can_be_set(place: Path) -> bool:
+    return place.is_dir() or place.suffix.lower() in LIST_SUFFIXES
+
+
+def _alike(name: str, other: str) -> bool:
+    """Whether two names differ in nothing but case, dashes and underscores: PASCAL-S and pascals."""
+    plain, wanted = ("".join(filter(str.isalnum, text)).casefold() for text in (name, other))
+    return plain == wanted and bool(plain)
+
+
+def _of_set(sample: Sample, dataset: str) -> Sample:
+    """The sample under the name SET/name. A drawn sample keeps its name, which holds its set's."""
+    return replace(sample, name=f"{dataset}/{sample.name}") if isinstance(sample, FileSample) else sample
 
 
 def _folder_samples(root: Path, masks: bool) -> list[FileSample]:
@@ -67,87 +169,12 @@ def _require_pairs(layout: Layout) -> None:
 
 def _parts(root: Path) -> str:
     """Where to look instead: the data sets one level down, as in a DUTS folder with DUTS-TR and DUTS-TE."""
-    parts = [entry.name for entry in sorted(root.iterdir()) if entry.is_dir() and find_layout(entry).masks]
-    return f"; did you mean {' or '.join(str(root / part) for part in parts[:4])}?" if parts else ""
+    parts = [str(entry) for entry in sorted(root.iterdir()) if entry.is_dir() and _has_masks(entry)]
+    return f"; did you mean {' or '.join(parts[:4])}?" if parts else ""
 
 
-def _list_samples(path: Path, masks: bool) -> list[FileSample]:
+def _has_masks(folder: Path) -> bool:
     try:
-        text = read_bytes(path, "give a list with one image per line", most=1 << 28).decode("utf-8-sig")
-        lines = text.splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; give a list with one image per line") from None
-    layout_of = cache(find_layout)  # a list names the same few folders again and again
-    samples: list[FileSample] = []
-    outside: list[tuple[FileSample, Path]] = []  # with the root of its data set
-    line_of: dict[Path, int] = {}
-    for number, line in enumerate(map(str.strip, lines), 1):
-        if not line or line.startswith("#"):
-            continue
-        where = f"{path}, line {number}: {one_line(line)}"
-        try:
-            sample, root = _listed_sample(path.parent, line, masks, layout_of)
-        except LookupError as error:
-            raise UserError(f"{where}: {one_line(error.args[0], 2000)}") from None
-        except (OSError, ValueError) as error:  # a name that no file can have: too long, or with a zero byte
-            raise UserError(f"{where}: {getattr(error, 'strerror', None) or error}; correct it") from None
-        if (first := line_of.setdefault(sample.image_path, number)) != number:
-            raise UserError(f"{where} already stands in line {first}; remove one")
-        samples.append(sample)
-        if Path(line).is_absolute() or ".." in Path(line).parts:
-            outside.append((sample, root))
-    if not samples:
-        raise UserError(f"{path} lists no images; write one path, or dataset/name, per line")
-    _name_by_data_set(outside, {sample.name for sample in samples} - {sample.name for sample, _ in outside})
-    return samples
-
-
-def _name_by_data_set(samples: list[tuple[FileSample, Path]], taken: set[str]) -> None:
-    """Name samples as dataset/name, with more folders in front only where two names would be the same.
-
-    The names go into plans and statistics, which must not depend on where a machine keeps its data sets.
-
-    Args:
-        samples: each with the root of its data set.
-        taken: the names of the other samples.
-    """
-    folders = {id(sample): Path(os.path.abspath(root)).parts[1:] for sample, root in samples}
-    left, count = samples, 1
-    while left:
-        for sample, _ in left:
-            sample.name = "/".join((*folders[id(sample)][-count:], sample.image_path.stem))
-        names = Counter(sample.name for sample, _ in samples)
-        longer = [one for one in left if len(folders[id(one[0])]) > count]
-        left = [one for one in longer if names[one[0].name] > 1 or one[0].name in taken]
-        count += 1
-
-
-def _listed_sample(
-    folder: Path, line: str, masks: bool, layout_of: Callable[[Path], Layout]
-) -> tuple[FileSample, Path]:
-    """The sample that a line of a list names, and the root of its data set.
-
-    Raises:
-        LookupError: something is missing; the text says what.
-    """
-    path = folder / line
-    name = Path(line).with_suffix("") if path.suffix.lower() in SUFFIXES else Path(line)
-    if path.is_file():  # masks are found from the image's own folder (x.png beside x.jpg), or the one above it
-        roots = [root for root in (path.parent, path.parent.parent) if path in layout_of(root).images.values()]
-        layout = next((layout_of(root) for root in roots if layout_of(root).masks), None)
-        root = roots[-1] if roots else path.parent
-        if masks and not layout:
-            raise LookupError(f"has no mask; looked in {path.parent.parent} ({MASK_PLACES})")
-    else:
-        root = folder / name.parent
-        layout = layout_of(root) if root.is_dir() else None
-        if not layout or name.name not in layout.images:
-            raise LookupError(
-                f"no such image; looked for {path} and {layout.image_folder if layout else root}/{name.name}.*"
-            )
-        path = layout.images[name.name]
-    if not masks or not layout:
-        return FileSample(name.as_posix(), path), root
-    if name.name not in layout.masks:
-        raise LookupError(f"has no mask {name.name}.* in {layout.mask_folder or layout.image_folder}")
-    return FileSample(name.as_posix(), path, layout.masks[name.name]), root
+        return bool(find_layout(folder).masks)
+    except UserError:  # two of its folders claim the same place
+        return False

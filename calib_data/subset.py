@@ -11,6 +11,7 @@ The choice depends on the images' contents alone: not on their order, names, or 
 """
 
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,8 @@ import typer
 
 from sodeploy import artifacts, command_line, terminal
 from sodeploy.calib_data.dataset import Dataset, FileSample
-from sodeploy.calib_data.sources import open_dataset
+from sodeploy.calib_data.options import RootOption
+from sodeploy.calib_data.sources import Source, open_dataset
 from sodeploy.errors import UserError
 
 _SIDE = 64  # an image is looked at as a thumbnail of so many pixels
@@ -29,7 +31,9 @@ _CELLS = 4  # the thumbnail's places: 4 x 4
 _ITERATIONS = 50
 
 
-def write_subset(data: str | Path, count: int, output: Path, exclude: str | Path | None = None) -> list[FileSample]:
+def write_subset(
+    data: Source | Sequence[Source], count: int, output: Path, exclude: Source | Sequence[Source] | None = None
+) -> list[FileSample]:
     """Choose `count` images of `data` and list them in `output`, with their hashes in the manifest beside it.
 
     Raises:
@@ -43,7 +47,9 @@ def write_subset(data: str | Path, count: int, output: Path, exclude: str | Path
     excluded = open_dataset(exclude, masks=False) if exclude else None
     files = _candidates(dataset, excluded)
     if len(files) < count:
-        raise UserError(f"{data} has only {len(files)} usable images for --count {count}; ask for fewer, or add images")
+        raise UserError(
+            f"{dataset.name} has only {len(files)} usable images for --count {count}; ask for fewer, or add images"
+        )
     chosen = sorted((files[i] for i in choose(_describe_all(files), count)), key=lambda sample: sample.name)
     artifacts.write_text(output, "".join(f"{_listed(sample, output)}\n" for sample in chosen))
     artifacts.write_manifest(
@@ -153,13 +159,17 @@ def _listed(sample: FileSample, output: Path) -> str:
 
 
 def main(
-    data: Annotated[str, typer.Argument(help="a folder of images, a data set, or a .txt list")],
+    data: Annotated[list[str], typer.Argument(help="folders of images, data sets, or lists")],
     output: Annotated[Path, typer.Option(help="the .txt list to write; its manifest stands beside it")],
     count: Annotated[int, typer.Option(help="how many images to pick")] = 100,
-    exclude: Annotated[str | None, typer.Option(help="evaluation set, none of whose images may be picked")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="evaluation set, none of whose images may be picked; repeatable")
+    ] = None,
+    root: RootOption = None,
 ) -> None:
     """Pick a representative calibration set from a large folder."""
-    chosen = write_subset(data, count, output, exclude)
+    excluded = open_dataset(exclude, masks=False, root=root) if exclude else None
+    chosen = write_subset(open_dataset(data, masks=False, root=root), count, output, excluded)
     terminal.note(f"wrote {len(chosen)} images to {output}")
 
 

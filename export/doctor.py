@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sodeploy import command_line, terminal
 from sodeploy.calib_data import Dataset, open_dataset
+from sodeploy.calib_data.options import RootOption
 from sodeploy.errors import UserError
 from sodeploy.export import adapters, upgrade
 from sodeploy.export.foreign import Foreign, Understood, flat_graph, open_foreign, shape_text
@@ -273,18 +274,20 @@ app = command_line.application(help="Say what an ONNX file is, and how to adopt 
 def main(
     model: Annotated[Path, typer.Argument(help="the ONNX file")],
     data: Annotated[
-        str | None, typer.Option(help="images and masks to try normalizations on: a folder, a list or synthetic:eval:N")
+        list[str] | None,
+        typer.Option(help="images and masks to try normalizations on: folder, list or synthetic:eval:N; repeatable"),
     ] = None,
+    root: RootOption = None,
     limit: Annotated[int, typer.Option(help="use the first N images", min=1)] = 4,
     size: Annotated[str | None, typer.Option(help=HELP, metavar="H [W]")] = None,
 ) -> None:
     """Say what an ONNX file is, and how to adopt it."""
-    if data is None:
+    if not data:
         terminal.warn(
             "without --data, normalizations are tried on drawn pictures; a network trained on photographs may rank "
             "them otherwise"
         )
-    dataset = open_dataset(data or _SYNTHETIC)
+    dataset = open_dataset(data or _SYNTHETIC, root=root if data else None)
     chosen = Dataset(dataset.name, list(dataset)[:limit])
     found = diagnose(model, chosen, parse_size(size) if size else None)
     for line in found.lines:

@@ -31,6 +31,7 @@ It also writes
 """
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,6 +42,7 @@ import typer
 from sodeploy import command_line, terminal
 from sodeploy.artifacts import locked, manifest_path, write_manifest
 from sodeploy.calib_data import Dataset, Sample, open_dataset
+from sodeploy.calib_data.options import RootOption
 from sodeploy.errors import UserError
 from sodeploy.quant import engine
 from sodeploy.quant.budget.gate import require_disjoint, require_uncounted
@@ -281,12 +283,15 @@ def _build_engines(written: Written, base: Path, shapes: Profile | None, prover:
     return made
 
 
-def bench_command(model: Path, built: Built, data: str | None, max_drop: str | None) -> str:
+def bench_command(
+    model: Path, built: Built, data: Sequence[str] | None, max_drop: str | None, root: Path | None = None
+) -> str:
     """The command that measures the build on this machine and recommends a graph or an engine.
 
     Args:
         data: images with masks; the word DATA in their place by default.
         max_drop: as the user wrote it; an example by default.
+        root: folder of the data sets.
     """
     if driver_problem() is None:
         made, device = list(built.engines.values()), ["--device", "cuda"]
@@ -295,7 +300,8 @@ def bench_command(model: Path, built: Built, data: str | None, max_drop: str | N
         made = [built.graphs[one.name] for one in here]
         engines = list(dict.fromkeys(one.measured_in for one in here if one.measured_in))
         device = ["--engine", ",".join(engines)] if len(engines) > 1 else []
-    options = ["--data", data or "DATA", "--max-drop", max_drop or "s=0.002,mae=0.001", *device]
+    where = [word for one in data or ["DATA"] for word in ("--data", one)] + (["--root", str(root)] if root else [])
+    options = [*where, "--max-drop", max_drop or "s=0.002,mae=0.001", *device]
     return f"{command('bench')} {shlex.join(map(str, [model, *made, *options]))}"
 
 
@@ -305,7 +311,7 @@ def main(
     int8: Annotated[bool, typer.Option("--int8", help="int8 too; needs --calib, --plan or --calib-cache")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="fp16 alone; --int8 makes it too, to compare with")] = False,
     calib: Annotated[
-        str | None, typer.Option(help="images to calibrate on: folder, list, or synthetic:calib[:N]")
+        list[str] | None, typer.Option(help="images to calibrate on: folder, list or synthetic:calib[:N]; repeatable")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="calibrate on the first N images only", min=1)] = None,
     method: Annotated[str, typer.Option(help=f"how ranges are chosen: {', '.join(METHODS)}")] = DEFAULT,
@@ -317,8 +323,10 @@ def main(
         Path | None, typer.Option(help="counts of the stage `calibrate`; --calib then names some of the same images")
     ] = None,
     evaluate: Annotated[
-        str | None, typer.Option("--eval", help="images and masks to measure losses on, for --max-drop")
+        list[str] | None,
+        typer.Option("--eval", help="images and masks to measure losses on, for --max-drop; repeatable"),
     ] = None,
+    root: RootOption = None,
     max_drop: Annotated[
         str | None, typer.Option(help="lose no more than this on --eval, at 95 % confidence: s=0.002,mae=0.001")
     ] = None,
@@ -340,7 +348,7 @@ def main(
     source: Source | None = None
     if int8:
         _require_one_source([name for name, value in given.items() if value], budget)
-        dataset = open_dataset(calib, masks=False) if calib is not None else None
+        dataset = open_dataset(calib, masks=False, root=root) if calib else None
         if dataset is not None:
             dataset = Dataset(dataset.name, list(dataset)[:limit])
         if plan is not None:
@@ -356,14 +364,16 @@ def main(
         output_dir,
         source,
         method=method,
-        within=Within(budget, open_dataset(evaluate)) if budget is not None and evaluate is not None else None,
+        within=Within(budget, open_dataset(evaluate, root=root)) if budget is not None and evaluate else None,
         engines=engines,
         shapes=parse_profile(shapes) if shapes else None,
         cpu=cpu,
     )
     if "int8.cpu" in built.graphs and cpu == "any" and plan is None:
         terminal.note(f"{built.graphs['int8.cpu']} is for any x86 CPU; --cpu vnni keeps finer weights where VNNI is")
-    terminal.note(f"measure its accuracy and speed on this machine: {bench_command(model, built, evaluate, max_drop)}")
+    terminal.note(
+        f"measure its accuracy and speed on this machine: {bench_command(model, built, evaluate, max_drop, root)}"
+    )
 
 
 def _require_one_source(given: list[str], budget: Budget | None) -> None:

@@ -17,6 +17,7 @@ import typer
 
 from sodeploy.artifacts import write_manifest
 from sodeploy.calib_data import Sample, open_dataset
+from sodeploy.calib_data.options import RootOption
 from sodeploy.command_line import run
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.observer import gather, select_shard
@@ -28,7 +29,10 @@ from sodeploy.terminal import note
 def main(
     files: Annotated[list[Path], typer.Argument(help="float32 ONNX with a contract; with --merge the parts, .npz")],
     output: Annotated[Path, typer.Option("--output", "-o", help="the .npz to write; an interrupted one is completed")],
-    calib: Annotated[str | None, typer.Option(help="images: folder, list, or synthetic:calib[:N]")] = None,
+    calib: Annotated[
+        list[str] | None, typer.Option(help="images: folder, list or synthetic:calib[:N]; repeatable")
+    ] = None,
+    root: RootOption = None,
     shard: Annotated[str | None, typer.Option(help="count only this part of the images, such as 1/4")] = None,
     merge: Annotated[bool, typer.Option("--merge", help="add up the counts of several parts")] = False,
 ) -> None:
@@ -37,7 +41,7 @@ def main(
     The stage `build_engine` reads them.
     """
     if merge:
-        if calib is not None or shard is not None:
+        if calib or shard is not None:
             raise UserError("--merge adds up files of statistics; leave --calib and --shard out")
         statistics = load_statistics(files[0])
         for part in files[1:]:
@@ -46,9 +50,9 @@ def main(
         parts = {f"part {number}": part for number, part in enumerate(files, start=1)}
         write_manifest(output, parts, images=len(statistics.images))
     else:
-        if len(files) > 1 or calib is None:
+        if len(files) > 1 or not calib:
             raise UserError("give one ONNX file and --calib DATA, or files of statistics and --merge")
-        images: Iterable[Sample] = open_dataset(calib, masks=False)
+        images: Iterable[Sample] = open_dataset(calib, masks=False, root=root)
         statistics = gather(load_network(files[0]), select_shard(images, shard) if shard else images, output)
     note(f"wrote {output}: {len(statistics.images)} images, {len(statistics.histograms)} tensors")
 

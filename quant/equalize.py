@@ -26,6 +26,7 @@ from onnx import numpy_helper
 from sodeploy import command_line, terminal
 from sodeploy.artifacts import atomic_write, write_manifest
 from sodeploy.calib_data import Sample, open_dataset
+from sodeploy.calib_data.options import RootOption
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.inspect_graph import as_input, opened, per_channel, some
 from sodeploy.quant.disjoint_sets import DisjointSets
@@ -234,11 +235,14 @@ def write_equalized(network: Network, images: Iterable[Sample], path: str | Path
 
 def main(
     model: Annotated[Path, typer.Argument(help="float32 ONNX with a contract")],
-    calib: Annotated[str, typer.Option(help=f"images ({IMAGES} are read): folder, list, or synthetic:calib[:N]")],
+    calib: Annotated[
+        list[str], typer.Option(help=f"images ({IMAGES} are read): folder, list or synthetic:calib[:N]; repeatable")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="the ONNX file to write")],
+    root: RootOption = None,
 ) -> None:
     """Bring the channels of every tensor to one magnitude; the network computes the same."""
-    write_equalized(load_network(model), open_dataset(calib, masks=False), output)
+    write_equalized(load_network(model), open_dataset(calib, masks=False, root=root), output)
     terminal.note(f"wrote {output}")
 
 

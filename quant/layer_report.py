@@ -23,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sodeploy import command_line, terminal
 from sodeploy.artifacts import write_text
 from sodeploy.calib_data import Dataset, Sample, open_dataset
+from sodeploy.calib_data.options import RootOption
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.inspect_graph import as_input, opened
 from sodeploy.quant.emit.fp16 import emit_fp16_simulation
@@ -237,13 +238,16 @@ def _shown(decibels: float | None) -> str:
 def main(
     model: Annotated[Path, typer.Argument(help="the float32 ONNX that the plan is for")],
     plan: Annotated[Path, typer.Argument(help="its plan")],
-    data: Annotated[str, typer.Option(help="images to measure on: a folder, a list, or synthetic:eval[:N]")],
+    data: Annotated[
+        list[str], typer.Option(help="images to measure on: folder, list or synthetic:eval[:N]; repeatable")
+    ],
+    root: RootOption = None,
     limit: Annotated[int, typer.Option(help="use only the first N images", metavar="N", min=1)] = 4,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")] = None,
 ) -> None:
     """Print what each int8 layer of a plan costs, the costliest first."""
     network = load_network(model)
-    dataset: Dataset = open_dataset(data, masks=False)
+    dataset: Dataset = open_dataset(data, masks=False, root=root)
     report = layer_report(network, load_plan(plan, network), list(dataset)[:limit])
     if json_file is not None:
         write_text(json_file, to_json(report))

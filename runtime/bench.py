@@ -22,8 +22,10 @@ import numpy as np
 import typer
 
 from sodeploy import artifacts, command_line, stages, terminal
-from sodeploy.calib_data import Dataset, Sample, open_dataset
+from sodeploy.calib_data import Dataset, Sample, open_dataset, open_datasets
 from sodeploy.calib_data.mask_sets import check_masks
+from sodeploy.calib_data.options import RootOption
+from sodeploy.calib_data.sources import Source
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import DIALECT_KEY
 from sodeploy.runtime.gpu.device import Device
@@ -47,7 +49,7 @@ _CHUNK = 16  # images between two rounds of scoring: this many maps of each mode
 
 def bench(
     models: Sequence[str | Path],
-    data: str | Path,
+    data: Source | Sequence[Source],
     limit: int | None = None,
     device: DeviceName = "cpu",
     threads: int | None = None,
@@ -66,7 +68,7 @@ def bench(
 
     Args:
         models: paths; the first is the baseline.
-        data: a data set with masks, as `calib_data.open_dataset` takes it.
+        data: a data set with masks, as `calib_data.open_dataset` takes it; several become one.
         limit: use only the first so many images; all by default.
         device: where ONNX models run; engines run on the GPU.
         threads: CPU threads of the network and of OpenCV; one per core by default.
@@ -89,7 +91,7 @@ def bench(
     dataset = open_dataset(data)
     dataset = Dataset(dataset.name, [dataset[index] for index in range(min(len(dataset), limit or len(dataset)))])
     if not len(dataset):
-        raise UserError(f"{data} has no images; give a data set with images and masks")
+        raise UserError(f"{dataset.name} has no images; give a data set with images and masks")
     check_masks(dataset, dataset.name)
     threads = threads or metrics.usable_cores()
     with contextlib.ExitStack() as stack:
@@ -339,7 +341,11 @@ def _hardware(devices: set[str]) -> str:
 
 def main(
     models: Annotated[list[Path], typer.Argument(help="models; the first is the baseline", show_default=False)],
-    data: Annotated[str, typer.Option(help="images with masks: a folder, a .txt list or synthetic:eval")],
+    data: Annotated[
+        list[str],
+        typer.Option(help="images with masks: a folder, a list or synthetic:eval; tables for each of several"),
+    ],
+    root: RootOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="use only the first so many images")] = None,
     device: Annotated[DeviceName, typer.Option(help="where ONNX models run; engines run on the GPU")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core by default")] = None,
@@ -358,37 +364,46 @@ def main(
 ) -> None:
     """Compare models in accuracy, with intervals, and in speed."""
     budget = parse_budget(max_drop) if max_drop is not None else None
-    record = bench(
-        models,
-        data,
-        limit,
-        device,
-        threads,
-        workers,
-        allow_overlap,
-        budget,
-        batch,
-        timeline,
-        parse_engines(engine),
-    )
-    publish(record, json_file, markdown)
-
-
-def publish(record: BenchRecord, json_file: Path | None = None, markdown: Path | None = None) -> None:
-    """Show a record as tables and sentences on stdout, and write it where asked; JSON to "-" takes their place."""
-    tables, advice = bench_tables(record), record.recommendation.text
-    if json_file is not None and str(json_file) != "-":
-        artifacts.write_text(json_file, to_json(record))
-    if markdown is not None:
-        artifacts.write_text(
-            markdown, "\n".join([*map(to_markdown, tables), *(f"- {sentence}" for sentence in advice)]) + "\n"
+    datasets = open_datasets(data, root=root)
+    if timeline is not None and len(datasets) > 1:
+        raise UserError(f"--timeline {timeline} shows the run on one data set; give one, not {len(datasets)}")
+    records = [
+        bench(
+            models,
+            dataset,
+            limit,
+            device,
+            threads,
+            workers,
+            allow_overlap,
+            budget,
+            batch,
+            timeline,
+            parse_engines(engine),
         )
+        for dataset in datasets
+    ]
+    publish(*records, json_file=json_file, markdown=markdown)
+
+
+def publish(*records: BenchRecord, json_file: Path | None = None, markdown: Path | None = None) -> None:
+    """Show records as tables and sentences on stdout, and write them where asked; JSON to "-" takes their place.
+
+    The JSON of several records is an array of them.
+    """
+    parts = [(bench_tables(record), record.recommendation.text) for record in records]
+    if json_file is not None and str(json_file) != "-":
+        artifacts.write_text(json_file, to_json(*records))
+    if markdown is not None:
+        texts = [[*map(to_markdown, tables), *(f"- {sentence}" for sentence in advice)] for tables, advice in parts]
+        artifacts.write_text(markdown, "\n\n".join("\n".join(lines) for lines in texts) + "\n")
     if str(json_file) == "-":
-        typer.echo(to_json(record), nl=False)
+        typer.echo(to_json(*records), nl=False)
     else:
-        show(tables)
-        for sentence in advice:
-            terminal.results.print(sentence, markup=False, soft_wrap=True)
+        for tables, advice in parts:
+            show(tables)
+            for sentence in advice:
+                terminal.results.print(sentence, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ A map has the name of its mask, in `maps/U2Net/` or, where there are several dat
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Protocol
@@ -17,12 +17,14 @@ import numpy as np
 import typer
 
 from sodeploy import artifacts, command_line, terminal
-from sodeploy.calib_data import open_dataset
+from sodeploy.calib_data import Dataset, open_datasets
 from sodeploy.calib_data.dataset import FileSample
 from sodeploy.calib_data.images import SUFFIXES
-from sodeploy.calib_data.layouts import find_layout
+from sodeploy.calib_data.layouts import find_layout, without_ending
 from sodeploy.calib_data.mask_reading import read_map, read_mask
 from sodeploy.calib_data.mask_sets import check_masks
+from sodeploy.calib_data.options import RootOption
+from sodeploy.calib_data.sources import Source, located, one_by_one
 from sodeploy.errors import UserError
 from sodeploy.runtime.measure import metrics
 from sodeploy.runtime.measure.curves import draw_curves, require_drawable
@@ -64,7 +66,10 @@ class Evaluation:
 
 
 def evaluate(
-    predictions: Sequence[str | Path], truths: Sequence[str | Path], workers: int | None = None
+    predictions: Sequence[str | Path],
+    truths: Sequence[Source],
+    workers: int | None = None,
+    root: str | Path | None = None,
 ) -> list[Evaluation]:
     """Score every method on every data set, in parallel processes.
 
@@ -75,6 +80,7 @@ def evaluate(
         predictions: a folder of maps per method.
         truths: data sets as `calib_data.open_dataset` takes them, or folders of nothing but masks.
         workers: processes; one per core by default.
+        root: folder of the data sets that are given by name.
 
     Returns:
         Data set by data set, the methods in the given order.
@@ -82,7 +88,8 @@ def evaluate(
     Raises:
         UserError: a folder, a map or a mask is missing or broken; nothing is scored in part.
     """
-    datasets = [_open_truths(source) for source in truths]
+    folder = None if root is None else Path(root)
+    datasets = [_open_truths(source, folder) for source in one_by_one(truths, folder)]
     names = labels([name for name, _ in datasets])
     methods = labels([Path(folder).resolve().as_posix() for folder in predictions])
     jobs = [
@@ -131,15 +138,15 @@ def to_csv(record: EvaluationRecord) -> str:
     return text.getvalue()
 
 
-def _open_truths(source: str | Path) -> tuple[str, list[Truth]]:
+def _open_truths(source: Source, root: Path | None) -> tuple[str, list[Truth]]:
     """A data set's name and its masks."""
-    root = Path(source)
-    if root.is_dir() and not (layout := find_layout(root)).masks and layout.images:
+    place = None if isinstance(source, Dataset) else located(source, root)
+    if place and place.is_dir() and not (layout := find_layout(place)).masks and layout.images:
         photograph = next((path for path in layout.images.values() if path.suffix.lower() in (".jpg", ".jpeg")), None)
         if photograph:
-            raise UserError(f"{root} has no masks, and {photograph.name} does not look like one; give the data set")
-        return root.resolve().name, [MaskFile(stem, path) for stem, path in layout.images.items()]
-    dataset = open_dataset(source)
+            raise UserError(f"{place} has no masks, and {photograph.name} does not look like one; give the data set")
+        return place.resolve().name, [MaskFile(stem, path) for stem, path in layout.images.items()]
+    (dataset,) = open_datasets([place or source], root=root)
     masks: list[Truth] = [
         MaskFile(sample.name, sample.mask_path) if isinstance(sample, FileSample) and sample.mask_path else sample
         for sample in dataset
@@ -158,13 +165,27 @@ def _maps(folder: Path, dataset: str, masks: Sequence[Truth]) -> list[Path]:
             other = files.setdefault(path.relative_to(place).with_suffix("").as_posix(), path)
             if other != path:
                 raise UserError(f"{other} and {path.name} are maps of the same name; remove one")
-    missing = [mask.name for mask in masks if mask.name not in files]
+    found = {mask.name: its for mask in masks if (its := _map_of(mask.name, files))}
+    missing = [mask.name for mask in masks if mask.name not in found]
     if missing:
         raise UserError(
             f"{place} lacks {len(missing)} of {len(masks)} maps of {dataset}, the first {missing[0]}; "
             "make them, or give the list of the images that count as --data LIST.txt"
         )
-    return [files[mask.name] for mask in masks]
+    if len(set(found.values())) < len(masks):
+        first = next(name for name, its in found.items() if list(found.values()).count(its) > 1)
+        raise UserError(
+            f"{place} has one map for several masks of {dataset}, the first {first}; name maps as the masks"
+        )
+    return [found[mask.name] for mask in masks]
+
+
+def _map_of(name: str, files: Mapping[str, Path]) -> Path | None:
+    """The map of a mask: of its whole name, without its folders (a list has them), or without its ending (x_mask)."""
+    plain = Path(name).name
+    return next(
+        (files[one] for one in (name, plain, without_ending(name), without_ending(plain)) if one in files), None
+    )
 
 
 def _score(truth: Truth, path: Path) -> tuple[metrics.Scores, bool]:
@@ -178,6 +199,7 @@ def _score(truth: Truth, path: Path) -> tuple[metrics.Scores, bool]:
 def main(
     pred: Annotated[list[Path], typer.Option(help="folder of maps; once per method", show_default=False)],
     data: Annotated[list[str], typer.Option(help="data set, or folder of masks; once each", show_default=False)],
+    root: RootOption = None,
     workers: Annotated[int | None, typer.Option(min=1, help="processes that score; one per core by default")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the record here; - for stdout")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="write the rows here")] = None,
@@ -187,7 +209,7 @@ def main(
     """Score saliency maps in all metrics."""
     if curves is not None:
         require_drawable(curves)
-    evaluations = evaluate(pred, data, workers)
+    evaluations = evaluate(pred, data, workers, root)
     for dataset, left_out in {one.dataset: one.left_out for one in evaluations}.items():
         if left_out:
             terminal.warn(f"{dataset}: {metrics.left_out_in_words(left_out)}")

@@ -59,7 +59,7 @@ def test_stages_are_listed_without_importing_them() -> None:
 
 def test_older_names_of_options_work() -> None:
     shown = stage_command("layer_report").make_context("x", ["a.onnx", "a.plan.json", "--images", "DATA", "--count=2"])
-    assert (shown.params["data"], shown.params["limit"]) == ("DATA", 2)
+    assert (shown.params["data"], shown.params["limit"]) == (["DATA"], 2)
 
 
 @pytest.mark.parametrize("old", ["export", "build", "layers", "to-onnx"])

@@ -8,6 +8,7 @@ import numpy as np
 
 from sodeploy.calib_data import Dataset, open_dataset
 from sodeploy.calib_data.mask_sets import check_masks
+from sodeploy.calib_data.sources import Source
 from sodeploy.errors import UserError
 from sodeploy.training.recipe import Validation
 
@@ -22,16 +23,29 @@ class Splits:
     validation: Sequence[int]
 
 
-def open_splits(rule: Validation, source: str | Path, seed: int) -> Splits:
-    """The training set at `source`, and the validation samples by `rule`.
+@dataclass(frozen=True)
+class Place:
+    """The data of a run, as the command line names them.
+
+    Attributes:
+        training: the training set; None: the one that the recipe names.
+        root: the folder of the data sets, those of the recipe too.
+    """
+
+    training: Source | Sequence[Source] | None = None
+    root: Path | None = None
+
+
+def open_splits(rule: Validation, source: Source | Sequence[Source], seed: int, root: Path | None = None) -> Splits:
+    """The training set at `source`, and the validation samples by `rule`; `root` is the folder of both.
 
     Raises:
         UserError: a data set cannot be opened, its masks say nothing, or all of it would be held out.
     """
-    dataset = open_dataset(source)
+    dataset = open_dataset(source, root=root)
     check_masks(dataset, dataset.name)
     if rule.data is not None:
-        other = open_dataset(rule.data)
+        other = open_dataset(rule.data, root=root)
         check_masks(other, other.name)
         return Splits(dataset, range(len(dataset)), other, range(len(other)))
     held_out = rule.hold_out

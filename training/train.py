@@ -20,6 +20,8 @@ import typer
 from torch import nn
 
 from sodeploy import command_line, terminal
+from sodeploy.calib_data.options import RootOption
+from sodeploy.calib_data.sources import Source
 from sodeploy.errors import UserError
 from sodeploy.training.backbone import load_backbone
 from sodeploy.training.checkpoint import load_checkpoint
@@ -32,14 +34,17 @@ from sodeploy.training.processes import Process, join_processes
 from sodeploy.training.recipe import Recipe, load_recipe
 from sodeploy.training.run import Run
 from sodeploy.training.run_state import BEST, LAST, RunState, facts_of, load_state
-from sodeploy.training.splits import open_splits
+from sodeploy.training.splits import Place, open_splits
 
 TEACHER = "teacher"  # folder of the teacher's run, inside the folder of the run
 
 
 def main(
     config: Annotated[Path, typer.Option(help="the recipe, for example training/configs/u2netp.yaml")],
-    data: Annotated[str | None, typer.Option(help="training data; the recipe names the default")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="training data; the recipe names the default; repeatable")
+    ] = None,
+    root: RootOption = None,
     output: Annotated[Path | None, typer.Option(help="folder of the run; runs/RECIPE by default")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="continue the run in the output folder")] = False,
     overrides: Annotated[
@@ -47,17 +52,18 @@ def main(
     ] = None,
 ) -> None:
     """Train a network by a recipe."""
-    best = train(config, data, output, resume, overrides or ())
+    best = train(config, data or None, output, resume, overrides or (), root)
     if os.environ.get("RANK", "0") == "0":  # once, however many processes torchrun started
         terminal.results.print(str(best))
 
 
 def train(
     config: str | Path,
-    data: str | Path | None = None,
+    data: Source | Sequence[Source] | None = None,
     output: str | Path | None = None,
     resume: bool = False,
     overrides: Sequence[str] = (),
+    root: str | Path | None = None,
 ) -> Path:
     """Train by the recipe at `config`.
 
@@ -67,6 +73,7 @@ def train(
         output: folder of the run; None: runs/RECIPE.
         resume: continue the run in that folder.
         overrides: `key=value`, each replaces a key of the recipe.
+        root: the folder of the data sets that `data` and the recipe name.
 
     Returns:
         The weights with the best validation score, `best.pth` in the output folder.
@@ -76,11 +83,12 @@ def train(
     """
     config = Path(config)
     recipe = load_recipe(config, overrides)
+    place = Place(data, None if root is None else Path(root))
     folder = Path(output) if output else Path("runs") / config.stem
     with join_processes() as process:
         try:
             with _threads(recipe.threads):
-                return _train_stage(recipe, config, data, folder, resume, process)
+                return _train_stage(recipe, config, place, folder, resume, process)
         except KeyboardInterrupt:
             saved = [last for last in (folder / LAST, folder / TEACHER / LAST) if last.exists()]
             if process.leads and saved:
@@ -99,11 +107,9 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _train_stage(
-    recipe: Recipe, config: Path, data: str | Path | None, folder: Path, resume: bool, process: Process
-) -> Path:
-    teacher = _teacher(recipe, config, data, folder, resume, process)
-    splits = open_splits(recipe.validation, data or recipe.train, recipe.seed)
+def _train_stage(recipe: Recipe, config: Path, place: Place, folder: Path, resume: bool, process: Process) -> Path:
+    teacher = _teacher(recipe, config, place, folder, resume, process)
+    splits = open_splits(recipe.validation, place.training or recipe.train, recipe.seed, place.root)
     precision = _precision(recipe.precision, process.device)
     _check_division(recipe, process)
 
@@ -133,7 +139,7 @@ def _train_stage(
 
 
 def _teacher(
-    recipe: Recipe, config: Path, data: str | Path | None, folder: Path, resume: bool, process: Process
+    recipe: Recipe, config: Path, place: Place, folder: Path, resume: bool, process: Process
 ) -> SaliencyNetwork | None:
     """The teacher that a loss of the recipe needs. It is trained here, unless the recipe names its weights."""
     name = teacher_of(recipe.loss)
@@ -145,7 +151,7 @@ def _teacher(
         its_recipe = load_recipe(its_config)
         if its_recipe.network != name:
             raise UserError(f"{its_config} trains {its_recipe.network}; the teacher must be {name}")
-        weights = _train_stage(its_recipe, its_config, data, folder / TEACHER, resume, process)
+        weights = _train_stage(its_recipe, its_config, place, folder / TEACHER, resume, process)
     network = build(name)
     load_checkpoint(weights, network)
     return network

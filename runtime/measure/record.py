@@ -129,9 +129,11 @@ class EvaluationRecord(Record):
     versions: dict[str, str]
 
 
-def to_json(record: Record) -> str:
-    """The record as indented JSON, ending in a newline."""
-    return record.model_dump_json(indent=2) + "\n"
+def to_json(*records: Record) -> str:
+    """A record as indented JSON, several as an array; ends in a newline."""
+    if len(records) == 1:
+        return records[0].model_dump_json(indent=2) + "\n"
+    return json.dumps([record.model_dump(mode="json") for record in records], indent=2, ensure_ascii=False) + "\n"
 
 
 def read_bench(path: str | Path) -> BenchRecord:

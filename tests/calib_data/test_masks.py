@@ -5,10 +5,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import typer
 from golden_values import Golden
 
+from sodeploy import command_line
 from sodeploy.calib_data import open_dataset
-from sodeploy.calib_data.masks import margins, write_margins
+from sodeploy.calib_data.masks import MARGIN, Radii, dilate, erode, main, margins, write_margins
 from sodeploy.errors import UserError
 
 SHAPES = ("square", "disk", "ring", "two_blobs_border", "thin_line", "soft_disk", "empty", "full")
@@ -71,3 +73,26 @@ def test_a_mask_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "eroded" / "a.png").symlink_to(tmp_path / "images" / "a.png")
     with pytest.raises(UserError, match=r"eroded/a.png would overwrite the input .*images/a.png"):
         write_margins(tmp_path / "images", tmp_path, 1)
+
+
+def test_each_mask_has_a_radius_of_its_own() -> None:
+    mask = np.zeros((60, 60), np.uint8)
+    mask[20:40, 20:40] = 255
+    found = margins(mask, Radii(dilated=2, eroded=7, envelope=3))
+    assert [int(found[kind].any(axis=0).sum()) for kind in ("dilated", "eroded")] == [24, 6]
+    np.testing.assert_array_equal(found["envelope"], dilate(mask, 3) - erode(mask, 3))
+    np.testing.assert_array_equal(margins(mask)["envelope"], dilate(mask, MARGIN) - erode(mask, MARGIN))
+    between = margins(mask, Radii(dilated=2, eroded=7))
+    np.testing.assert_array_equal(between["envelope"], between["dilated"] - between["eroded"])
+
+
+def test_the_radius_is_an_option(tmp_path: Path) -> None:
+    command = typer.main.get_command(command_line.application_of(main))
+    words = ["synthetic:val:1:64", "--output", str(tmp_path), "--workers", "1"]
+    command([*words, "--radius", "2", "--erode-radius", "4"], standalone_mode=False)
+    (sample,) = open_dataset("synthetic:val:1:64")
+    for kind, mask in margins(sample.mask(), Radii(2, 4)).items():
+        stored = cv2.imread(str(tmp_path / kind / f"{sample.name}.png"), cv2.IMREAD_UNCHANGED)
+        np.testing.assert_array_equal(stored, mask)
+    with pytest.raises(typer.BadParameter, match="greater than or equal to 1"):
+        command([*words, "--radius", "0"], standalone_mode=False)

@@ -75,7 +75,7 @@ def test_on_a_gpu_the_next_step_is_to_measure_the_engines(monkeypatch: pytest.Mo
     monkeypatch.setattr(build_engine, "driver_problem", lambda: None)
     engines = {"fp16": Path("out/net.fp16.engine"), "int8": Path("out/net.int8.engine")}
     built = build_engine.Built(Path("net.onnx"), graphs={"fp16": Path("out/net.fp16.onnx")}, engines=engines)
-    assert build_engine.bench_command(Path("net.onnx"), built, "my set", "s=0.01") == (
+    assert build_engine.bench_command(Path("net.onnx"), built, ["my set"], "s=0.01") == (
         "sodeploy bench net.onnx out/net.fp16.engine out/net.int8.engine --data 'my set' --max-drop s=0.01 "
         "--device cuda"
     )

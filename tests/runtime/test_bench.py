@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,9 +10,11 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import typer
 
+from sodeploy import command_line
 from sodeploy.errors import UserError
-from sodeploy.runtime.bench import bench
+from sodeploy.runtime.bench import bench, main
 from sodeploy.runtime.measure.differences import FEWEST_IMAGES
 from sodeploy.runtime.measure.metrics import METRICS
 from sodeploy.runtime.measure.record import Difference, GpuStates, to_json
@@ -178,6 +181,19 @@ def test_the_command_writes_what_it_is_asked_for(repository, models, data, tmp_p
 
     to_stdout = run_script(repository, models[0], "--data", data, "--threads", 1, "--workers", 1, "--json", "-")
     assert json.loads(to_stdout.stdout)["rows"][0]["metrics"] == record["rows"][0]["metrics"]
+
+
+def test_each_of_several_data_sets_has_its_tables(models, data, tmp_path, capsys):
+    shutil.copytree(data, data.parent / "copy")
+    command = typer.main.get_command(command_line.application_of(main))
+    words = [str(models[0]), "--root", str(data.parent), "--limit", "2", "--threads", "1", "--workers", "1"]
+    files = ["--json", str(tmp_path / "b.json"), "--markdown", str(tmp_path / "b.md")]
+    command([*words, "--data", "discs,copy", *files], standalone_mode=False)
+    assert [record["dataset"] for record in json.loads((tmp_path / "b.json").read_text())] == ["discs", "copy"]
+    for text in (capsys.readouterr().out, (tmp_path / "b.md").read_text()):
+        assert text.index("Accuracy on discs, 2 images") < text.index("Accuracy on copy, 2 images")
+    with pytest.raises(UserError, match="shows the run on one data set; give one, not 2"):
+        command([*words, "--data", "discs", "--data", "copy", "--timeline", "t.json"], standalone_mode=False)
 
 
 def test_the_command_answers_bad_input_in_one_line(repository, data, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 
@@ -73,6 +74,27 @@ def test_a_list_evaluates_only_its_images(truths, save_maps, tmp_path):
     save_maps("maps/full", 2)
     (one,) = evaluate([tmp_path / "maps"], [tmp_path / "some.txt"], workers=1)
     assert (one.dataset, len(one.scores)) == ("some", 2)
+
+
+def test_data_sets_by_name_under_a_root(truths, save_maps, tmp_path):
+    for dataset in ("full", "bare"):
+        save_maps(f"maps/{dataset}", 2)
+    found = evaluate([tmp_path / "maps"], ["full,bare"], workers=1, root=tmp_path)
+    assert [(one.dataset, one.scores.summary()) for one in found] == [("full", expected(2)), ("bare", expected(2))]
+
+
+def test_a_map_may_lack_the_folders_and_the_ending_of_its_mask(truths, save_maps, tmp_path):
+    maps = save_maps("maps", 2)
+    for name in NAMES:
+        (tmp_path / "bare" / f"{name}.png").rename(tmp_path / "bare" / f"{name}_mask.png")
+    (tmp_path / "some.lst").write_text("full/images/a.jpg full/masks/a.png\n")
+    bare, listed = evaluate([maps], [truths[1], tmp_path / "some.lst"], workers=1)
+    assert bare.scores.summary() == expected(2)
+    assert len(listed.scores) == 1
+    shutil.copytree(truths[0], tmp_path / "copy")
+    (tmp_path / "two.lst").write_text("full/a\ncopy/a\n")
+    with pytest.raises(UserError, match="has one map for several masks of two, the first full/a"):
+        evaluate([maps], [tmp_path / "two.lst"], workers=1)
 
 
 def test_maps_of_another_size_are_resized_and_counted(truths, save_maps):

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +18,8 @@ from sodeploy import artifacts
 from sodeploy.errors import UserError
 from sodeploy.training.checkpoint import load_checkpoint
 from sodeploy.training.models import build
+from sodeploy.training.recipe import Validation
+from sodeploy.training.splits import open_splits
 from sodeploy.training.train import train
 
 RECIPE = """
@@ -62,6 +66,17 @@ def rows(
 ) -> list[dict[str, str]]:
     with open(path, newline="") as file:
         return [{key: value for key, value in row.items() if key not in but} for row in csv.DictReader(file)]
+
+
+def test_data_sets_by_name_under_a_root(tmp_path: Path) -> None:
+    rule = Validation(data="ECSSD", every=1)
+    for name in ("DUTS-TR", "ECSSD", "HKU-IS"):
+        for folder in ("images", "masks"):
+            (tmp_path / name / folder).mkdir(parents=True)
+            assert cv2.imwrite(str(tmp_path / name / folder / "a.png"), np.eye(8, dtype=np.uint8) * 255)
+    splits = open_splits(rule, ["DUTS-TR", "HKU-IS"], 0, tmp_path)
+    assert [sample.name for sample in splits.dataset] == ["DUTS-TR/a", "HKU-IS/a"]
+    assert splits.validation_dataset.name == "ECSSD"
 
 
 def test_a_run_leaves_what_it_says(recipe: Path, tmp_path: Path) -> None:
