@@ -12,6 +12,7 @@ Style = Literal["map", "rgba", "green", "blur", "overlay"]
 STYLES: tuple[Style, ...] = get_args(Style)
 CHANNELS = {"map": 1, "rgba": 4, "green": 3, "blur": 3, "overlay": 3}
 BLUR_CELL = 16  # pixels of the image that one pixel of the blurred background averages
+_LEAST_WEIGHT = 1e-4  # of a pixel of the object in its surroundings: deep within it there is nothing else to average
 _GREEN, _RED = np.array([[0, 255, 0], [255, 0, 0]], np.uint8)
 
 
@@ -36,12 +37,12 @@ def compose(image: np.ndarray, saliency: np.ndarray, style: Style) -> np.ndarray
     if style == "rgba":
         return np.dstack([image, saliency])
     if style == "overlay":
-        return _mixed(np.broadcast_to(_RED, image.shape), image, (saliency.astype(np.uint16) + 1) // 2)
+        return over(np.broadcast_to(_RED, image.shape), image, (saliency.astype(np.uint16) + 1) // 2)
     if style == "green":
-        return _mixed(image, np.broadcast_to(_GREEN, image.shape), saliency)
+        return over(image, np.broadcast_to(_GREEN, image.shape), saliency)
     height, width = image.shape[:2]
     small = cv2.resize(image, small_size((height, width))[::-1], interpolation=cv2.INTER_AREA)
-    return _mixed(image, cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), saliency)
+    return over(image, cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), saliency)
 
 
 def small_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -49,8 +50,40 @@ def small_size(size: tuple[int, int]) -> tuple[int, int]:
     return -(-size[0] // BLUR_CELL), -(-size[1] // BLUR_CELL)
 
 
-def _mixed(over: np.ndarray, under: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """`over` with opacity alpha / 255 on `under`, rounded to nearest."""
+def over(upper: np.ndarray, lower: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """`upper` with opacity alpha / 255 on `lower`, rounded to nearest.
+
+    Args:
+        upper, lower: (H, W, 3) uint8.
+        alpha: (H, W) uint8.
+    """
     weight = alpha.astype(np.uint16)[..., None]
-    result: np.ndarray = ((over * weight + under * (255 - weight) + 127) // 255).astype(np.uint8)
+    result: np.ndarray = ((upper * weight + lower * (255 - weight) + 127) // 255).astype(np.uint8)
     return result
+
+
+def defocused(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """The surroundings of an object out of focus, without the object's own colors around it.
+
+    Each pixel is the average of its neighbors under a Gaussian, weighted by how little of the object is in them
+    (normalized convolution, Knutsson and Westin 1993). The Gaussian grows with the image: its sigma is 1/40 of the
+    shorter side. It is computed on a smaller image, in which sigma is 4 pixels.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        alpha: (H, W) uint8, the object.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    height, width = alpha.shape
+    sigma = min(height, width) / 40
+    factor = max(1.0, sigma / 4)
+    small = max(1, round(width / factor)), max(1, round(height / factor))
+    weight = (1 - alpha.astype(np.float32) / 255) ** 2 + _LEAST_WEIGHT
+    sums = np.dstack([image * weight[..., None], weight])
+    sums = cv2.resize(sums, small, interpolation=cv2.INTER_AREA)
+    sums = cv2.GaussianBlur(sums, (0, 0), max(sigma / factor, 0.1), borderType=cv2.BORDER_REPLICATE)
+    blurred = sums[..., :3] / sums[..., 3:]
+    enlarged = cv2.resize(blurred, (width, height), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(np.rint(enlarged).clip(0, 255).astype(np.uint8))

@@ -1,197 +1,360 @@
-"""A folder of images -> saliency maps, or pictures made with them.
+"""Pictures of the salient objects in images, folders, data sets, lists and videos.
 
-python runtime/infer.py out/u2netp.onnx --images photos/ --output out/masks [--style rgba]
-python runtime/infer.py out/u2netp.int8.engine --images photos/ --output out/masks --device cuda
+python runtime/infer.py photo.jpg --model out/u2netp.onnx
+python runtime/infer.py photos/ --model out/u2netp.int8.engine --output out/cutouts --device cuda --type rgba
 """
 
 import contextlib
+import errno
+import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-import numpy as np
 import typer
 
 from sodeploy import command_line, terminal
-from sodeploy.artifacts import check_apart, check_output, check_output_folder
-from sodeploy.calib_data.images import MOST_PIXELS, read_image, write_picture
-from sodeploy.calib_data.layouts import find_layout, image_files
+from sodeploy.artifacts import check_apart, check_output
+from sodeploy.calib_data.images import MOST_PIXELS
 from sodeploy.errors import UserError
-from sodeploy.runtime.composition import Style, compose
-from sodeploy.runtime.gpu.pipeline import Picture, pictures
+from sodeploy.runtime.composition import Style
+from sodeploy.runtime.gpu.device import Device
 from sodeploy.runtime.gpu.session import open_on_device
 from sodeploy.runtime.gpu.timeline import Timeline
+from sodeploy.runtime.media.conversion import conversion
+from sodeploy.runtime.media.failures import check_failures, write_failures
+from sodeploy.runtime.media.frame import Frame
+from sodeploy.runtime.media.kinds import MOVING
+from sodeploy.runtime.media.mapping import DeviceMapper, HostMapper, Mapped, Mapper
+from sodeploy.runtime.media.pictures import SYNTAX, Look, finish_picture, parse_look
+from sodeploy.runtime.media.sources import STREAM, Found, Item, find_source
+from sodeploy.runtime.media.still import SUFFIXES, require_channels, still_suffix, write_still
+from sodeploy.runtime.media.targets import Targets, is_file_name, plan_targets
 from sodeploy.runtime.processing import predict
-from sodeploy.runtime.session import DeviceName, EngineName, Session, open_session
+from sodeploy.runtime.session import EngineName, open_session
 from sodeploy.workers import usable_cores
 
+Format = Literal["png", "webp", "jpg"]
+Edges = Literal["estimate", "keep"]
+_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # no later output would fare better
 
-@dataclass(frozen=True)
+
+@dataclass
 class Outcome:
     """The result of `infer`.
 
     Attributes:
-        written: pictures.
-        failed: image file -> why it has no picture; one line each.
+        written: pictures and videos.
+        skipped: outputs that stood there already.
+        failed: source -> why it has no output; one line each.
+        stopped: why the run ended before all was done; empty if it did not.
     """
 
-    written: int
-    failed: dict[Path, str]
+    written: int = 0
+    skipped: int = 0
+    failed: dict[Path, str] = field(default_factory=dict)
+    stopped: str = ""
 
 
 def infer(
     model: str | Path,
-    images: str | Path,
-    output: str | Path,
+    source: str | Path,
+    output: str | Path = "results",
     *,
-    device: DeviceName = "cpu",
-    style: Style = "map",
-    batch: int = 8,
+    device: str = "cpu",
+    style: Look | str = "map",
+    format: str | None = None,
+    overwrite: bool = False,
+    shard: tuple[int, int] = (1, 1),
+    failures: str | Path | None = None,
+    batch: int | None = None,
     timeline: str | Path | None = None,
     most_pixels: int = MOST_PIXELS,
     engine: EngineName = "onnxruntime",
 ) -> Outcome:
-    """Write a PNG for every image file of a folder, named as the image.
+    """Write a picture for every image of a source, under the image's name; a video for every video.
 
-    An image that fails is warned of and left out; the others are done.
+    What fails is warned of and left out; the rest is done. Each output is whole or absent, and one that stands there is
+    left as it is, so a run that was interrupted goes on where it ended.
 
     Args:
         model: an ONNX file; on cuda also an engine.
-        style: the kind of picture (`sodeploy.runtime.composition`).
-        batch: images in one run of the network on cuda; on the CPU it is always one.
+        source: an image; a folder, searched with its subfolders; a data set; a list; "-" for standard input.
+        output: a folder; of one image also a file, or "-" for standard output.
+        device: "cpu", "cuda", or "cuda:1" for the second GPU.
+        style: the look of the pictures (`sodeploy.runtime.media.pictures`), or its type, such as "rgba".
+        format: "png", "webp" or "jpg"; by default the suffix of `output`, or PNG.
+        overwrite: replace outputs that stand there already.
+        shard: (k, n): only the k-th of n parts of the source, for n machines; k from 1.
+        failures: file for a list of the failures, .json or .csv.
+        batch: images in one run of the network on cuda, chosen by the size of its input by default; on the CPU one.
         timeline: file for the timeline on cuda, JSON for Perfetto or chrome://tracing.
         most_pixels: the largest width x height of an image that is decoded; a larger one fails.
         engine: the runtime of an ONNX model on the CPU.
 
     Raises:
-        UserError: there is no such folder, it has no images, two would become the same file, an output would overwrite
-            an input, the model is unfit, or the device cannot be had; nothing is written then.
-        OSError: a picture cannot be written, for example for want of space; pictures written before are whole.
+        UserError: there is no such source, it has no images, an output would overwrite an input, the model is unfit, or
+            the device cannot be had; nothing is written then.
     """
-    if device == "cpu" and Path(model).suffix == ".engine":
+    gpu = parse_device(device)
+    if gpu is None and Path(model).suffix == ".engine":
         raise UserError(f"{model} runs on a GPU; choose the device cuda, or give the ONNX file it was built from")
-    if device == "cpu" and timeline:
+    if gpu is None and timeline:
         raise UserError(f"the timeline {timeline} shows the GPU pipeline; choose the device cuda, or leave it out")
-    targets = _targets(Path(images), Path(output))
-    check_apart([*targets.values(), *([timeline] if timeline else [])], [*targets, model])
-    if timeline:
-        check_output(timeline)
-    read = partial(read_image, most_pixels=most_pixels)
-    if device == "cpu":
-        with open_session(model, engine=engine) as session:
-            return _write_all(_on_cpu(session, targets, style, read), targets)
+    look = parse_look(style) if isinstance(style, str) else style
+    output = Path(output)
+    suffix = _suffix(output, format, look)
+    found = find_source(source, output)
+    targets = _targets(found, output, suffix, look, overwrite, shard, [model])
+    extra = [file for file in (timeline, failures) if file]
+    inputs = [item.path for item in found.items if item.path is not None]
+    check_apart(extra, [*inputs, *targets.todo.values(), model])
+    for file in extra:
+        check_output(file)
+    if failures:
+        check_failures(Path(failures))
+    for note in found.notes:
+        terminal.note(note)
+
+    outcome = Outcome(skipped=len(targets.skipped))
+    refused = found.failed if shard[0] == 1 else {}
+    for name, reason in [*refused.items(), *((str(item), why) for item, why in targets.failed.items())]:
+        _fail(outcome, Path(name), reason)
+    stills = {item: path for item, path in targets.todo.items() if item.kind not in MOVING}
+    moving = {item: path for item, path in targets.todo.items() if item.kind in MOVING}
     times = Timeline() if timeline else None
-    with (
-        open_on_device(model) as gpu,
-        contextlib.closing(pictures(gpu, targets, read, batch=batch, style=style, timeline=times)) as made,
-    ):
-        outcome = _write_all(made, targets)
+    with _opened(model, gpu, batch, times, engine) as mapper_of:
+        if stills:
+            read = partial(_read, most_pixels=most_pixels, whole=look.whole_frame)
+            kernel: Style = look.kernel if gpu is not None else "map"
+            made = mapper_of(kernel).maps(stills, read)
+            with contextlib.closing(made):
+                _write_all(made, stills, partial(_write, style=kernel, look=look, suffix=suffix), outcome)
+        for item, target in moving.items():
+            if not outcome.stopped:
+                _convert(item, target, mapper_of("map"), look, outcome)
     if times and timeline:
         times.save(timeline)
+    if failures:
+        write_failures(Path(failures), outcome.failed)
     return outcome
 
 
-def _targets(images: Path, output: Path) -> dict[Path, Path]:
-    """Each image file and the picture it becomes."""
-    if not images.is_dir():
-        raise UserError(f"{images} is not a folder; give one with images")
-    targets = {path: output / f"{path.stem}.png" for path in image_files(images)}
-    if not targets:
-        raise UserError(f"{images} has no images; give a folder with .jpg or .png files")
-    check_output_folder(output)
-    if output.is_dir() and any(output.samefile(folder) for folder in {images, *(path.parent for path in targets)}):
-        raise UserError(
-            f"--output {output} is the folder of the images, where pictures would replace them or stand among them; "
-            "give another folder"
-        )
-    masks = _masks_beside(images)
-    if masks is not None and output.is_dir() and output.samefile(masks):
-        raise UserError(f"--output {output} holds the masks of these images; give another folder")
-    owners: dict[str, Path] = {}
-    for path, target in targets.items():
-        if (other := owners.setdefault(str(target).casefold(), path)) != path:
-            raise UserError(f"{other} and {path} would both become {target}; rename one")
-    return targets
+def _suffix(output: Path, format_name: str | None, look: Look) -> str:
+    """The suffix of the pictures: of the format, else of an output that names a file, else PNG's."""
+    if format_name is not None:
+        suffix = still_suffix(format_name, look.channels)
+        same = (".jpg", ".jpeg") if suffix == ".jpg" else (suffix,)
+        if is_file_name(output, SUFFIXES) and output.suffix.lower() not in same:
+            raise UserError(f"--output {output} is no {format_name}; give it the suffix {suffix}, or drop --format")
+        return suffix
+    if is_file_name(output, SUFFIXES):
+        require_channels(output.suffix.lower(), look.channels)
+        return output.suffix.lower()
+    return still_suffix("png", look.channels)
 
 
-def _masks_beside(images: Path) -> Path | None:
-    """The folder of masks of the data set that a folder of images belongs to, if it does."""
-    with contextlib.suppress(UserError):  # the folders around it are no data set
-        return find_layout(images.resolve().parent).mask_folder
-    return None
+def _targets(
+    found: Found,
+    output: Path,
+    suffix: str,
+    look: Look,
+    overwrite: bool,
+    shard: tuple[int, int],
+    inputs: list[str | Path],
+) -> Targets:
+    if str(output) == STREAM:
+        if len(found.items) != 1 or found.items[0].kind in MOVING:
+            raise UserError("--output - is standard output, which takes the picture of one image; give a folder")
+        return Targets({found.items[0]: output})
+    kinds = {item.kind for item in found.items}
+    suffixes = {kind: conversion(kind).output_suffix(look) if kind in MOVING else suffix for kind in kinds}
+    return plan_targets(found, output, suffixes, overwrite=overwrite, inputs=inputs, shard=shard)
 
 
-def _on_cpu(
-    session: Session, paths: Iterable[Path], style: Style, read: Callable[[Path], np.ndarray]
-) -> Iterator[tuple[Path, Picture]]:
-    for path in paths:
-        try:
-            image = read(path)
-            yield path, compose(image, predict(image, session.contract, session.infer), style)
-        except UserError as error:
-            yield path, error
-        except MemoryError:
-            yield path, UserError(f"{path} needs more memory than there is; make it smaller or remove it")
+@contextlib.contextmanager
+def _opened(
+    model: str | Path, gpu: int | None, batch: int | None, timeline: Timeline | None, engine: EngineName
+) -> Iterator[Callable[[Style], Mapper]]:
+    """Open the model, and give the mapper for a style of pictures; on a CPU there is only "map"."""
+    if gpu is None:
+        with open_session(model, engine=engine) as session:
+            yield lambda style: HostMapper(lambda image: predict(image, session.contract, session.infer))
+        return
+    with open_on_device(model, Device(gpu)) if gpu else open_on_device(model) as on_device:
+        yield lambda style: DeviceMapper(on_device, style, batch, timeline)
 
 
-def _write_all(made: Iterable[tuple[Path, Picture]], targets: dict[Path, Path]) -> Outcome:
-    """Write pictures as they come, beside the making of the next."""
-    written = 0
-    failed: dict[Path, str] = {}
-    writing: deque[Future[None]] = deque()
+def _read(item: Item, most_pixels: int, whole: bool) -> Frame:
+    return item.read(most_pixels, whole)
+
+
+def _write_all(
+    made: Iterator[Mapped[Item]],
+    targets: dict[Item, Path],
+    write: Callable[[Mapped[Item], Path], None],
+    outcome: Outcome,
+) -> None:
+    """Finish and write pictures as they come, beside the making of the next."""
+    writing: deque[tuple[Item, Future[None]]] = deque()
     with ThreadPoolExecutor(usable_cores(), "writer") as writers:
         try:
-            for path, picture in terminal.progress(made, "images", total=len(targets)):
-                if isinstance(picture, UserError):
-                    failed[path] = str(picture) if str(path) in str(picture) else f"{path}: {picture}"
-                    terminal.warn(failed[path])
-                    continue
-                writing.append(writers.submit(write_picture, targets[path], picture))
-                written += 1
-                if len(writing) > 4 * usable_cores():  # no more pictures in memory than the writers can soon take
-                    writing.popleft().result()
-            for future in writing:
-                future.result()
+            for one in terminal.progress(made, "images", total=len(targets)):
+                if isinstance(one.result, UserError):
+                    _fail(outcome, one.source, str(one.result))
+                else:
+                    writing.append((one.source, writers.submit(write, one, targets[one.source])))
+                while writing and (writing[0][1].done() or len(writing) > 4 * usable_cores()):
+                    _await(*writing.popleft(), outcome)
+                if outcome.stopped:
+                    break
+            while writing:
+                _await(*writing.popleft(), outcome)
         except BaseException:
             writers.shutdown(cancel_futures=True)
             raise
-    return Outcome(written, failed)
+
+
+def _write(one: Mapped[Item], target: Path, style: Style, look: Look, suffix: str) -> None:
+    assert one.frame is not None
+    assert not isinstance(one.result, UserError)
+    picture = finish_picture(one.frame, one.result, style, look)
+    write_still(target, picture, suffix, one.frame.profile if look.channels > 1 else None)
+
+
+def _await(item: Item, writing: "Future[None]", outcome: Outcome) -> None:
+    """Count a picture that a writer has finished, or its failure."""
+    try:
+        writing.result()
+        outcome.written += 1
+    except BrokenPipeError:  # the reader of our standard output left
+        raise
+    except UserError as error:
+        _fail(outcome, item, str(error))
+    except MemoryError:
+        _fail(outcome, item, "its picture needs more memory than there is; make the image smaller or remove it")
+    except OSError as error:
+        _fail(outcome, item, f"{error.filename or 'output'}: {error.strerror}")
+        if error.errno in _HOPELESS:
+            outcome.stopped = f"{error.filename or 'output'}: {error.strerror}"
+
+
+def _convert(item: Item, target: Path, mapper: Mapper, look: Look, outcome: Outcome) -> None:
+    try:
+        for note in conversion(item.kind).convert(item, target, mapper, look):
+            terminal.note(note)
+        outcome.written += 1
+    except UserError as error:
+        _fail(outcome, item, str(error))
+    except OSError as error:
+        _fail(outcome, item, f"{error.filename or 'output'}: {error.strerror}")
+        if error.errno in _HOPELESS:
+            outcome.stopped = f"{error.filename or 'output'}: {error.strerror}"
+
+
+def _fail(outcome: Outcome, source: Item | Path, reason: str) -> None:
+    path = source if isinstance(source, Path) else source.path or Path(source.name)
+    outcome.failed[path] = reason if str(path) in reason else f"{path}: {reason}"
+    terminal.warn(outcome.failed[path])
+
+
+def parse_device(text: str) -> int | None:
+    """The index of the GPU that a text such as "cuda:1" names; None for "cpu".
+
+    Raises:
+        UserError: it names neither.
+    """
+    if text == "cpu":
+        return None
+    name, _, index = text.partition(":")
+    if name != "cuda" or not (index.isdecimal() or text == "cuda"):
+        raise UserError(f"--device {text}: there is no such device; choose cpu, cuda, or cuda:1 for the second GPU")
+    return int(index or 0)
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """(k, n) of a text such as "1/8".
+
+    Raises:
+        UserError: it is none, or k is not within 1 to n.
+    """
+    first, slash, second = text.partition("/")
+    if not (slash and first.isdecimal() and second.isdecimal() and 1 <= int(first) <= int(second)):
+        raise UserError(f"--shard {text}: write it as K/N with K from 1 to N, for example 1/8")
+    return int(first), int(second)
 
 
 def main(
-    model: Annotated[Path, typer.Argument(help="an .onnx file; on cuda also an .engine", show_default=False)],
-    images: Annotated[Path, typer.Option(help="folder of images", show_default=False)],
-    output: Annotated[Path, typer.Option(help="folder for the pictures, PNG", show_default=False)],
-    device: Annotated[DeviceName, typer.Option(help="where to run")] = "cpu",
-    style: Annotated[Style, typer.Option(help="the kind of picture")] = "map",
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            show_default=False,
+            help="an image, a folder, a data set, a list, a video, or - for standard input",
+        ),
+    ] = "",
+    model: Annotated[Path | None, typer.Option(help="an .onnx file; on cuda also an .engine")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="a folder, results by default; of one image also a file, or -")
+    ] = None,
+    type: Annotated[str, typer.Option(metavar="TYPE", help=f"the kind of picture: {', '.join(SYNTAX)}")] = "map",
+    edges: Annotated[
+        Edges, typer.Option(help="colors of a cut-out's edge: estimated without the old background, or kept")
+    ] = "estimate",
+    threshold: Annotated[
+        float | None, typer.Option(help="make the map 255 from this value on, else 0", min=0, max=1)
+    ] = None,
+    format: Annotated[Format | None, typer.Option(help="format of the pictures, PNG by default")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files that stand there already")] = False,
+    shard: Annotated[str, typer.Option(help="K/N: only the K-th of N parts of the source, for N machines")] = "1/1",
+    failures: Annotated[Path | None, typer.Option(help="write a list of the failures, .json or .csv")] = None,
+    device: Annotated[str, typer.Option(help="where to run: cpu, cuda, or cuda:1 for the second GPU")] = "cpu",
     engine: Annotated[EngineName, typer.Option(help="runtime of an ONNX model on a CPU")] = "onnxruntime",
-    batch: Annotated[int, typer.Option(help="cuda: images in one run of the network", min=1)] = 8,
+    batch: Annotated[
+        int | None, typer.Option(help="cuda: images in one run of the network, chosen by its size by default", min=1)
+    ] = None,
     timeline: Annotated[
         Path | None, typer.Option(help="cuda: write a timeline for Perfetto or chrome://tracing")
     ] = None,
     max_megapixels: Annotated[
         float, typer.Option(help="larger images are refused before they are decoded", min=0.001)
     ] = MOST_PIXELS / 1e6,
+    images: Annotated[Path | None, typer.Option(hidden=True, help="the source, where MODEL comes first")] = None,
 ) -> None:
-    """Find the salient object in every image of a folder."""
+    """Make a picture of the salient object in every image of a source."""
+    if images is not None:  # infer MODEL --images DIR, or --model MODEL --images DIR
+        source, model = str(images), model or Path(source)
+    assert model is not None
+    output = output or Path(STREAM if source == STREAM else "results")
+    if str(output) == STREAM and sys.stdout.isatty():
+        raise UserError("standard output is a terminal; send it into a file or a pipe, or give --output")
     outcome = infer(
         model,
-        images,
+        source,
         output,
         device=device,
-        style=style,
+        style=parse_look(type, threshold, edges == "estimate"),
+        format=format,
+        overwrite=overwrite,
+        shard=parse_shard(shard),
+        failures=failures,
         batch=batch,
         timeline=timeline,
         most_pixels=int(max_megapixels * 1e6),
         engine=engine,
     )
-    terminal.results.print(f"{outcome.written} pictures in {output}", soft_wrap=True)
+    skipped = f", {outcome.skipped} were there already (--overwrite replaces them)" if outcome.skipped else ""
+    if str(output) != STREAM:
+        made = f"{outcome.written} picture{'s' * (outcome.written != 1)}"
+        terminal.results.print(f"{made} in {output}{skipped}", soft_wrap=True)
+    if outcome.stopped:
+        raise UserError(f"{outcome.stopped}; the run ended early: make room, then run it again, and it goes on")
     if outcome.failed:
-        total = outcome.written + len(outcome.failed)
+        total = outcome.written + outcome.skipped + len(outcome.failed)
         first = "; ".join(list(outcome.failed.values())[:3]) + ("; ..." if len(outcome.failed) > 3 else "")
         raise UserError(f"{len(outcome.failed)} of {total} images have no picture: {first}")
 

@@ -108,11 +108,24 @@ class OnnxRuntimeSession:
     """An ONNX model in onnxruntime, on the CPU or on an NVIDIA GPU."""
 
     def __init__(
-        self, path: Path, device: DeviceName = "cpu", threads: int | None = None, stream: int | None = None
+        self,
+        path: Path,
+        device: DeviceName = "cpu",
+        threads: int | None = None,
+        stream: int | None = None,
+        gpu: int = 0,
     ) -> None:
-        """See `open_session`; `stream`: handle of the CUDA stream to run on, one of its own by default."""
-        self._path, self._device = path, device
-        session = _load(path, device, threads, stream)
+        """
+        Args:
+            path, device, threads: see `open_session`.
+            stream: handle of the CUDA stream to run on; one of its own by default.
+            gpu: index of the GPU, among those that are visible.
+
+        Raises:
+            UserError: see `open_session`.
+        """
+        self._path, self._device, self._gpu = path, device, gpu
+        session = _load(path, device, threads, stream, gpu)
         try:
             self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
         except UnicodeDecodeError:
@@ -155,9 +168,9 @@ class OnnxRuntimeSession:
         from onnxruntime import RunOptions
 
         binding, contract = self._session.io_binding(), self.contract
-        binding.bind_input(contract.input_name, self._device, 0, self.input_dtype, shape, input_address)
+        binding.bind_input(contract.input_name, self._device, self._gpu, self.input_dtype, shape, input_address)
         maps = (shape[0], 1, *shape[2:])
-        binding.bind_output(contract.output_name, self._device, 0, self.output_dtype, maps, output_address)
+        binding.bind_output(contract.output_name, self._device, self._gpu, self.output_dtype, maps, output_address)
         options = RunOptions()
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         with _failures_named(self._path):
@@ -188,7 +201,9 @@ class OnnxRuntimeSession:
 HARMFUL_OPTIMIZERS = ["WeightBiasQuantization"]
 
 
-def _load(path: Path, device: DeviceName, threads: int | None, stream: int | None) -> "onnxruntime.InferenceSession":
+def _load(
+    path: Path, device: DeviceName, threads: int | None, stream: int | None, gpu: int
+) -> "onnxruntime.InferenceSession":
     try:
         import onnxruntime
     except ImportError:
@@ -208,7 +223,9 @@ def _load(path: Path, device: DeviceName, threads: int | None, stream: int | Non
     options = session_options(threads)  # without warnings: the one that matters, a lost device, is checked below
     # Idle workers would otherwise spin on into whatever runs next: pre-processing here, another model in a bench.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    provider_options = {} if stream is None else {"user_compute_stream": str(stream)}
+    provider_options = {"device_id": str(gpu)} if device == "cuda" else {}
+    if stream is not None:
+        provider_options["user_compute_stream"] = str(stream)
     session = start_session(
         path,
         options,

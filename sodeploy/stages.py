@@ -74,6 +74,8 @@ EXTRA_OF = {
     "py_sod_metrics": "bench",
     "matplotlib": "report",
     "av": "video",
+    "pymatting": "matting",
+    "pillow_heif": "heif",
 }
 
 STAGES = {
@@ -190,12 +192,12 @@ STAGES = {
     ),
     "infer": Stage(
         "runtime.infer",
-        "a folder of images -> saliency maps or cut-outs",
-        ("out/u2netp.onnx --images photos --output out/maps",),
-        ("cpu",),
-        renamed={"--profile": "--timeline"},
-        writes=("--output", "--timeline"),
-        folder=True,
+        "images, folders, data sets -> saliency maps or cut-outs",
+        ("photo.jpg --model out/u2netp.onnx", "photos --model out/u2netp.onnx --output out/cutouts --type rgba"),
+        ("cpu", "matting"),
+        needs=(Need(("SOURCE", "--images --model")), Need(("--model", "--images"))),
+        renamed={"--profile": "--timeline", "--style": "--type"},
+        writes=("--timeline", "--failures"),  # `--output` may be a file or a folder: infer looks itself
     ),
     "evaluate": Stage(
         "runtime.evaluate",

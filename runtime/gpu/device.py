@@ -54,6 +54,7 @@ class Device:
     """A GPU with its primary context retained until `close`.
 
     Attributes:
+        index: among the visible GPUs.
         name: the product's, for example "NVIDIA H200".
         capability: compute capability, for example "sm90".
     """
@@ -71,6 +72,7 @@ class Device:
         if not 0 <= index < count:
             raise UserError(f"GPU {index} does not exist, there are {count}; see nvidia-smi and CUDA_VISIBLE_DEVICES")
         device = self._cuda.Device(index)
+        self.index = index
         self.name: str = device.name()
         self.capability = "sm{}{}".format(*device.compute_capability())
         self._context = device.retain_primary_context()

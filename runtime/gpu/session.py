@@ -89,7 +89,7 @@ class OnnxDeviceSession:
         self._path, self.device, self._owns_stream = path, device, stream is None
         with device.current():
             self._stream = device.stream() if stream is None else stream
-            self._session = OnnxRuntimeSession(path, "cuda", stream=self._stream.handle)
+            self._session = OnnxRuntimeSession(path, "cuda", stream=self._stream.handle, gpu=device.index)
         self.contract = self._session.contract
         self.precision, self.metadata = self._session.precision, self._session.metadata
         self.input_dtype, self.output_dtype = self._session.input_dtype, self._session.output_dtype

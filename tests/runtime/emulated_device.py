@@ -78,6 +78,8 @@ class EmulatedGraph:
 class EmulatedDevice:
     """Everything has happened when a call returns; streams are ignored."""
 
+    index = 0
+
     def __init__(self, library: Path) -> None:
         self._kernels = ctypes.CDLL(str(library))
         self._allocated: list[EmulatedMemory] = []

@@ -24,8 +24,8 @@ SaveModel = Callable[..., Path]
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def session(path: Path, provider: str, stream: int) -> OnnxRuntimeSession:
-        assert provider == "cuda"
+    def session(path: Path, provider: str, stream: int, gpu: int) -> OnnxRuntimeSession:
+        assert (provider, gpu) == ("cuda", 0)
         return OnnxRuntimeSession(path, "cpu")
 
     monkeypatch.setattr(device_session, "OnnxRuntimeSession", session)
