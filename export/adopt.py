@@ -18,11 +18,14 @@ import typer
 
 from sodeploy import command_line, terminal
 from sodeploy.artifacts import atomic_write, write_manifest
+from sodeploy.calib_data.images import read_image, write_picture
 from sodeploy.errors import UserError
-from sodeploy.export import adapters, upgrade
-from sodeploy.export.foreign import Foreign, flat_graph, open_foreign, understand
-from sodeploy.export.image_options import image_fields
+from sodeploy.export import upgrade
+from sodeploy.export.foreign import Choices, Foreign, flat_graph, open_foreign, understand
+from sodeploy.export.image_options import Colour, DivideBy, Interpolation, Mean, Std, Stretch, image_fields
+from sodeploy.export.number_options import HELP, NumbersCommand, parse_size
 from sodeploy.export.original import Original, Refused
+from sodeploy.export.output_form import OutputForm
 from sodeploy.export.parity import (
     GREY_LEVEL,
     NOISE_MARGIN,
@@ -35,42 +38,27 @@ from sodeploy.export.parity import (
     runner,
 )
 from sodeploy.export.simplify import simplify
-from sodeploy.export.size_option import HELP, SizedCommand, parse_size
+from sodeploy.runtime.composition import compose
 from sodeploy.runtime.contract import PRECISION_KEY, Contract, annotate, embed
 from sodeploy.runtime.engine_operators import unknown_to_engines
 from sodeploy.runtime.onnx_file import one_line
+from sodeploy.runtime.processing import predict
+from sodeploy.runtime.session import open_session
 
 _RAW_PIXELS: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255), "divide_by": "255"}
 
 
-def adopt(
-    model: str | Path,
-    output: str | Path,
-    preprocessing: dict[str, Any],
-    *,
-    size: tuple[int, int] | None = None,
-    batch: int | None = None,
-    dynamic_size: bool = False,
-    output_tensor: str | None = None,
-    first_output: bool = False,
-    logit: bool = False,
-    channel: int | None = None,
-) -> Path:
+def adopt(model: str | Path, output: str | Path, preprocessing: dict[str, Any], choices: Choices = Choices()) -> Path:
     """Write `model` with a contract, and a manifest beside it.
 
     Args:
         preprocessing: fields of the contract (`sodeploy.runtime.contract.Contract`): network, mean, std, and any of
             colour, interpolation, divide_by, stretch. A file that takes integers gets pixels of 0 to 255 instead.
-        size: the native (height, width); a graph of dynamic size is fixed to it unless `dynamic_size`.
-        batch: fixes a dynamic batch; by default it stays as it is.
-        output_tensor: which output is the saliency map; may be left out where there is only one.
-        first_output: of several outputs the first is the map.
-        logit: that output is a logit, not a probability.
-        channel: which channel of that output is the map; by default the second of two.
+        choices: size, batch, and the output that is the map, where the file leaves them open.
 
     Raises:
-        UserError: the file is no float ONNX model of one image and one map per image, or does not take `size` or
-            `batch`, or old and new graph disagree.
+        UserError: the file is no float ONNX model of one image and one map per image, or does not take the size or
+            the batch, or old and new graph disagree.
     """
     foreign = open_foreign(model)
     if foreign.form.integer is not None:
@@ -81,11 +69,8 @@ def adopt(
             )
         preprocessing = {**preprocessing, **_RAW_PIXELS}
     prepare = preparation(preprocessing)
-    understood = understand(
-        foreign, size, prepare, batch=batch, dynamic_size=dynamic_size, output_tensor=output_tensor,
-        first_output=first_output, logit=logit, channel=channel,
-    )  # fmt: skip
-    flat = flat_graph(foreign, understood, dynamic_size)
+    understood = understand(foreign, choices, prepare)
+    flat = flat_graph(foreign, understood, choices.dynamic_size)
     graph = simplify(flat, str(model))
     contract = Contract(
         **preprocessing,
@@ -94,8 +79,8 @@ def adopt(
         batch=understood.batch,
         height=understood.size[0],
         width=understood.size[1],
-        dynamic_size=dynamic_size,
-        output="logit" if logit else "probability",
+        dynamic_size=choices.dynamic_size,
+        output="logit" if choices.logit else "probability",
     )
     embed(graph, contract)
     annotate(graph, {PRECISION_KEY: "fp32"})
@@ -105,7 +90,7 @@ def adopt(
         raise UserError(f"{model}: the adopted graph is not valid ({one_line(error)}); please report this") from None
 
     parity = _parity(foreign, flat, graph, contract, understood.form, prepare)
-    for remark in [*foreign.remarks, *unknown_to_engines(graph)]:
+    for remark in dict.fromkeys([*foreign.remarks, *unknown_to_engines(graph)]):
         terminal.note(f"{model}: {remark}")
     terminal.note(f"{output} against {model}: {parity}")
     require(parity, f"adopting {model} changed its output {understood.output}")
@@ -113,7 +98,40 @@ def adopt(
         temporary.write_bytes(graph.SerializeToString(deterministic=True))
     facts = {"parity": parity._asdict(), "remarks": foreign.remarks}
     write_manifest(output, {"model": model}, contract=contract.model_dump(mode="json"), **facts)
+    terminal.note(f"its contract: {contract_text(contract)}")
     return Path(output)
+
+
+def contract_text(contract: Contract) -> str:
+    """A contract in one line, in the words of the options."""
+    side = "any size, usually " if contract.dynamic_size else ""
+    parts = [
+        f"{contract.network} takes {'any number of' if contract.batch is None else contract.batch} {contract.colour} "
+        f"image{'' if contract.batch == 1 else 's'} of {side}{contract.height}x{contract.width}, resized "
+        f"({contract.interpolation}), divided by {'the maximum' if contract.divide_by == 'max' else 255}",
+        f"mean {' '.join(f'{value:.6g}' for value in contract.mean)}, "
+        f"std {' '.join(f'{value:.6g}' for value in contract.std)}",
+        f"output {contract.output_name} is a {contract.output}"
+        + (", stretched to its minimum and maximum" if contract.stretch else ""),
+    ]
+    return "; ".join(parts)
+
+
+def write_preview(model: Path, image_path: Path, target: Path) -> None:
+    """Write an image, its map by `model`, and the object tinted red, side by side.
+
+    Args:
+        model: an ONNX file with a contract.
+
+    Raises:
+        UserError: the image cannot be read, or the model does not run.
+    """
+    image = read_image(image_path)
+    session = open_session(model)
+    count = session.contract.batch or 1
+    saliency = predict(image, session.contract, lambda batch: session.infer(np.repeat(batch, count, axis=0)))
+    panes = [image, np.repeat(saliency[..., None], 3, axis=2), compose(image, saliency, "overlay")]
+    write_picture(target, np.concatenate(panes, axis=1))
 
 
 def preparation(preprocessing: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
@@ -132,7 +150,7 @@ def _parity(
     flat: onnx.ModelProto,
     graph: onnx.ModelProto,
     contract: Contract,
-    form: adapters.OutputForm,
+    form: OutputForm,
     prepare: Callable[[np.ndarray], np.ndarray],
 ) -> Parity:
     """The adopted graph against the file, and a file of a narrower float type against its own weights in float32."""
@@ -141,7 +159,7 @@ def _parity(
         shapes.append((3, 3, contract.height, contract.width))
     if contract.dynamic_size:
         larger = (contract.batch or 1, 3, contract.height + 32, contract.width + 64)
-        if not foreign.original.takes(larger, contract.output_name):
+        if not _grows(foreign, form, larger, contract.output_name):
             raise UserError(
                 f"{foreign.path} does not take {larger[2]}x{larger[3]} beside {contract.height}x{contract.width}; "
                 "leave --dynamic-size out"
@@ -157,6 +175,15 @@ def _parity(
         return compare(of(foreign.widened), runner(graph, contract.output_name), shapes, str(foreign.path), prepare)
     except Refused as refused:
         raise UserError(f"{foreign.path} does not run ({refused}); give another --size or --batch") from None
+
+
+def _grows(foreign: Foreign, form: OutputForm, shape: Shape, output: str) -> bool:
+    """Whether the file takes inputs of a shape and gives maps of their size."""
+    try:
+        found = foreign.original.run(np.zeros(shape, np.float32), output)
+    except Refused:
+        return False
+    return form.from_file(found).shape == (shape[0], 1, *shape[2:])
 
 
 def _require_explained(
@@ -200,52 +227,62 @@ def preprocessing_like(network: str) -> tuple[dict[str, Any], tuple[int, int]]:
 app = command_line.application(help="Give any ONNX saliency network a contract.")
 
 
-@app.command(cls=SizedCommand)
+@app.command(cls=NumbersCommand)
 def main(
     model: Annotated[Path, typer.Argument(help="the ONNX file")],
     output: Annotated[Path, typer.Option(help="the .onnx file to write")],
     like: Annotated[str | None, typer.Option(help="image preparation as for this network of ours")] = None,
-    mean: Annotated[
-        tuple[float, float, float] | None, typer.Option(help="subtracted per channel, after the division")
-    ] = None,
-    std: Annotated[tuple[float, float, float] | None, typer.Option(help="then divided by, per channel")] = None,
+    mean: Mean = None,
+    std: Std = None,
     size: Annotated[str | None, typer.Option(help=HELP, metavar="H [W]")] = None,
-    divide_by: Annotated[str | None, typer.Option(help="255, or max: the image's own maximum")] = None,
-    colour: Annotated[str | None, typer.Option(help="order of the channels: RGB or BGR")] = None,
-    interpolation: Annotated[str | None, typer.Option(help="of the resize: linear or area")] = None,
-    output_tensor: Annotated[str | None, typer.Option(help="which output is the saliency map")] = None,
+    divide_by: DivideBy = None,
+    colour: Colour = None,
+    interpolation: Interpolation = None,
+    output_tensor: Annotated[str | None, typer.Option(help="the output that is the saliency map")] = None,
     logit: Annotated[bool, typer.Option("--logit", help="the output is a logit, a sigmoid is to come")] = False,
     channel: Annotated[
-        int | None, typer.Option(help="which channel of the output is the map; of two the second by default", min=0)
+        int | None, typer.Option(help="channel of the output that is the map; of two the second by default", min=0)
     ] = None,
-    stretch: Annotated[bool | None, typer.Option("--stretch/--no-stretch", help="min-max over the map")] = None,
+    stretch: Stretch = None,
     network: Annotated[str | None, typer.Option(help="its name in tables; by default the file's")] = None,
     batch: Annotated[int | None, typer.Option(help="fix a dynamic batch to this", min=1)] = None,
     dynamic_size: Annotated[bool, typer.Option("--dynamic-size", help="keep the size dynamic")] = False,
+    preview: Annotated[
+        Path | None, typer.Option(help="an image; it, its map and the object in it are drawn to NAME.preview.png")
+    ] = None,
 ) -> None:
     """Give any ONNX saliency network a contract."""
     fields: dict[str, Any] = {"network": model.stem}
-    native = None
+    usual = None
     if like is not None:
-        fields, native = preprocessing_like(like)
+        fields, usual = preprocessing_like(like)
     elif mean is None or std is None:
-        raise UserError("how the input is normalised is not in the file; give --mean and --std, or --like u2netp")
+        raise UserError("how the input is normalized is not in the file; give --mean and --std, or --like u2netp")
     fields |= {"network": network} if network is not None else {}
     fields |= image_fields(
         mean=mean, std=std, divide_by=divide_by, colour=colour, interpolation=interpolation, stretch=stretch
     )
+    if preview is not None:
+        read_image(preview)  # a wrong one is said before the work
     path = adopt(
         model,
         output,
         fields,
-        size=parse_size(size) if size else native,
-        batch=batch,
-        dynamic_size=dynamic_size,
-        output_tensor=output_tensor,
-        first_output=like is not None,
-        logit=logit,
-        channel=channel,
+        Choices(
+            size=parse_size(size) if size else None,
+            usual_size=usual,
+            batch=batch,
+            dynamic_size=dynamic_size,
+            output_tensor=output_tensor,
+            first_output=like is not None,
+            logit=logit,
+            channel=channel,
+        ),
     )
+    if preview is not None:
+        target = path.with_suffix(".preview.png")
+        write_preview(path, preview, target)
+        terminal.note(f"drew {preview}, its map, and the object in it: {target}")
     terminal.results.print(str(path), soft_wrap=True)
 
 

@@ -53,7 +53,7 @@ def rewrite_deformable(model: onnx.ModelProto) -> int:
 
 
 class _Parts:
-    """What takes the place of one DeformConv."""
+    """The nodes and constants that take the place of one DeformConv."""
 
     def __init__(
         self, node: onnx.NodeProto, weight: np.ndarray, image: list[int], offsets: list[int], mode: str

@@ -1,4 +1,4 @@
-"""What an ONNX file is, and the `adopt` command that follows.
+"""Examine an ONNX file, and propose the `adopt` command for it.
 
     python export/doctor.py theirs.onnx --data ECSSD
 
@@ -21,11 +21,13 @@ from sodeploy import command_line, terminal
 from sodeploy.calib_data import Dataset, open_dataset
 from sodeploy.calib_data.options import RootOption
 from sodeploy.errors import UserError
-from sodeploy.export import adapters, upgrade
+from sodeploy.export import upgrade
 from sodeploy.export.foreign import Foreign, Understood, flat_graph, open_foreign, shape_text
+from sodeploy.export.number_options import HELP, NumbersCommand, parse_size
 from sodeploy.export.original import Refused
+from sodeploy.export.output_form import OutputForm, output_form
+from sodeploy.export.output_range import Origin, origin_of
 from sodeploy.export.simplify import simplify
-from sodeploy.export.size_option import HELP, SizedCommand, parse_size
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.engine_operators import unknown_to_engines
 from sodeploy.runtime.onnx_session import start_session
@@ -56,7 +58,7 @@ class Candidate:
 
     output: str
     logit: bool
-    form: adapters.OutputForm
+    form: OutputForm
     normalization: str
     kind: int
     agreement: float
@@ -64,7 +66,7 @@ class Candidate:
 
 @dataclass
 class Diagnosis:
-    """What was found out. `lines` are what is printed, `command` is the adopt command."""
+    """The findings about a file: the lines to print, and the adopt command."""
 
     lines: list[str] = field(default_factory=list)
     command: str = ""
@@ -145,10 +147,11 @@ def _candidates(foreign: Foreign, data: Dataset, batch: int, size: tuple[int, in
     """Every output that is a map, after every normalization."""
     names = ["0 to 255"] if foreign.form.integer is not None else list(NORMALIZATIONS)
     samples = [(sample.image(), sample.mask()) for sample in data]
+    origins = {output: origin_of(foreign.model, output) for output in foreign.original.outputs}
     candidates = []
     for name in terminal.progress(names, "trying normalizations"):
         agreements: dict[str, list[float]] = {}
-        forms: dict[str, tuple[adapters.OutputForm, bool, int]] = {}
+        forms: dict[str, tuple[OutputForm, bool, int]] = {}
         for image, mask in samples:
             given = np.repeat(preprocess(image, _contract(name, size))[None], batch, axis=0)
             try:
@@ -156,7 +159,7 @@ def _candidates(foreign: Foreign, data: Dataset, batch: int, size: tuple[int, in
             except Refused as refused:
                 raise UserError(f"{foreign.path}: {refused}") from None
             for output, raw in zip(foreign.original.outputs, results, strict=True):
-                if output not in forms and (form := _form(raw, given.shape)) is not None:
+                if output not in forms and (form := _form(raw, given.shape, origins[output])) is not None:
                     forms[output] = (*form, helper.np_dtype_to_tensor_dtype(raw.dtype))
                 if output in forms:
                     form_of, logit, _ = forms[output]
@@ -169,10 +172,10 @@ def _candidates(foreign: Foreign, data: Dataset, batch: int, size: tuple[int, in
     return candidates
 
 
-def _form(raw: np.ndarray, shape: tuple[int, ...]) -> tuple[adapters.OutputForm, bool] | None:
+def _form(raw: np.ndarray, shape: tuple[int, ...], origin: Origin | None) -> tuple[OutputForm, bool] | None:
     for logit in (False, True):
         try:
-            return adapters.output_form(raw, shape, logit, None, "the output"), logit
+            return output_form(raw, shape, logit, None, "the output", origin), logit
         except UserError:
             continue
     return None
@@ -207,7 +210,7 @@ def _say_normalizations(found: Diagnosis, foreign: Foreign, candidates: list[Can
 def _say_ranges(
     found: Diagnosis, graph: onnx.ModelProto, foreign: Foreign, best: Candidate, data: Dataset, size: tuple[int, int]
 ) -> None:
-    """What fp16 cannot hold: results beyond its largest number, and weights or results below its normal range."""
+    """Say which results and weights fp16 cannot hold: beyond its largest number, or below its normal range."""
     inferred = onnx.shape_inference.infer_shapes(graph)
     floats = [value for value in inferred.graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT]
     constants = {tensor.name for tensor in graph.graph.initializer}
@@ -270,7 +273,7 @@ def _adopt_command(foreign: Foreign, best: Candidate, size: tuple[int, int]) -> 
 app = command_line.application(help="Say what an ONNX file is, and how to adopt it.")
 
 
-@app.command(cls=SizedCommand)
+@app.command(cls=NumbersCommand)
 def main(
     model: Annotated[Path, typer.Argument(help="the ONNX file")],
     data: Annotated[

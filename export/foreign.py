@@ -1,4 +1,4 @@
-"""A foreign file opened and understood: how it is run, which output is its map, and the flat graph made of it."""
+"""A foreign file opened and understood: its way of running, the output that is its map, the flat graph made of it."""
 
 import copy
 from collections.abc import Callable
@@ -8,25 +8,28 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from sodeploy import terminal
 from sodeploy.errors import UserError
 from sodeploy.export import adapters, upgrade
 from sodeploy.export.control_flow import flatten
 from sodeploy.export.normal_form import normal_form, weights_are_no_inputs
 from sodeploy.export.original import Original, Refused, batch_that_works, sizes_near
-from sodeploy.export.parity import inputs
+from sodeploy.export.output_form import OutputForm, adapt_output, is_hard, output_form
+from sodeploy.export.output_range import origin_of
+from sodeploy.export.parity import Shape, inputs
 from sodeploy.runtime.contract import LARGEST_INPUT
 from sodeploy.runtime.onnx_file import all_nodes, one_line, read_model
 
 
 @dataclass
 class Foreign:
-    """A foreign file, opened: its graph, how it is run, and what was found out about it.
+    """A foreign file, opened: its graph, its sessions, and the remarks about it.
 
     Attributes:
         original: the file as it is in plain onnxruntime.
         widened: the same weights in float32, for a file of another float type; else `original`.
         given_ir: the version of ONNX's format in the file.
-        remarks: what a person may want to know, a line each.
+        remarks: facts that a person may want to know, a line each.
     """
 
     path: Path
@@ -86,8 +89,33 @@ def open_foreign(path: str | Path) -> Foreign:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """The answers of the user to the questions that a file leaves open.
+
+    Attributes:
+        size: the native (height, width) in pixels; a graph of dynamic size is fixed to it unless `dynamic_size`.
+        usual_size: taken where neither the file nor `size` says one.
+        batch: fixes a dynamic batch; by default it stays as it is.
+        dynamic_size: the graph keeps its dynamic size.
+        output_tensor: the name of the output that is the saliency map; may be left out where there is only one.
+        first_output: of several outputs the first is the map.
+        logit: that output is a logit, not a probability.
+        channel: the channel of that output that is the map; by default the second of two.
+    """
+
+    size: tuple[int, int] | None = None
+    usual_size: tuple[int, int] | None = None
+    batch: int | None = None
+    dynamic_size: bool = False
+    output_tensor: str | None = None
+    first_output: bool = False
+    logit: bool = False
+    channel: int | None = None
+
+
+@dataclass(frozen=True)
 class Understood:
-    """What a file takes and gives at one size.
+    """The form of a file's map at one size.
 
     Attributes:
         batch: the only batch that the graph takes; None if it takes any.
@@ -98,60 +126,88 @@ class Understood:
     size: tuple[int, int]
     batch: int | None
     output: str
-    form: adapters.OutputForm
+    form: OutputForm
     kind: int
 
 
-def understand(
-    foreign: Foreign,
-    size: tuple[int, int] | None,
-    prepare: Callable[[np.ndarray], np.ndarray],
-    *,
-    batch: int | None = None,
-    dynamic_size: bool = False,
-    output_tensor: str | None = None,
-    first_output: bool = False,
-    logit: bool = False,
-    channel: int | None = None,
-) -> Understood:
+def understand(foreign: Foreign, choices: Choices, prepare: Callable[[np.ndarray], np.ndarray]) -> Understood:
     """Run the file and find out which output is the map, in which form, and for which sizes and batches.
 
     Args:
-        prepare: turns a normalized image into what the network takes.
-        first_output: of several outputs the first is the map.
+        prepare: turns a normalized image into the network's input.
 
     Raises:
         UserError: the file does not take the size or the batch, or has no such output.
     """
-    path, (_, _, height, width) = foreign.path, foreign.dims
-    fixed = (height, width) if isinstance(height, int) and isinstance(width, int) else None
-    size = size or fixed
-    if size is None:
-        raise UserError(f"{path} takes any size; say which is its native one: --size H W")
-    if dynamic_size and fixed:
-        raise UserError(f"{path} takes {height}x{width} only; leave --dynamic-size out")
-    _require_declared(foreign, batch, size)
-    if 12 * (batch or 1) * size[0] * size[1] > LARGEST_INPUT:
+    path = foreign.path
+    size = _chosen_size(foreign, choices)
+    if 12 * (choices.batch or 1) * size[0] * size[1] > LARGEST_INPUT:
         raise UserError(f"{path}: an input of {size[0]}x{size[1]} takes more than 4 GiB; give a smaller --size")
-    outputs = chosen_output(foreign, output_tensor, first_output)
+    output = chosen_output(foreign, choices)
+    batch = _chosen_batch(foreign, choices, size, output)
+    found, shape = _run_once(foreign, batch, size, output, prepare)
+    where = f"{path}: output {output}"
+    form = output_form(found, shape, choices.logit, choices.channel, where, origin_of(foreign.model, output))
+    if str(form):
+        foreign.remarks.append(f"output {output}: {form}")
+    if is_hard(form.from_file(found)) and np.ptp(found.astype(np.float64)) > 0:
+        terminal.warn(
+            f"{where} has two values only, so it is a hard label without shades: thresholds and most metrics say "
+            "little of it; where the file has the probability before it, name that with --output-tensor"
+        )
+    return Understood(size, batch, output, form, onnx.helper.np_dtype_to_tensor_dtype(found.dtype))
+
+
+def _chosen_size(foreign: Foreign, choices: Choices) -> tuple[int, int]:
+    """The size that the user wants, else the file's own, else the usual one of networks like it."""
+    path, sides = foreign.path, foreign.dims[2:]
+    fixed = [side for side in sides if isinstance(side, int)]
+    if choices.size is None and choices.usual_size is None and len(fixed) < 2:
+        raise UserError(f"{path} takes any size; say which is its native one: --size H W")
+    usual = choices.size or choices.usual_size or (0, 0)
+    height, width = (side if isinstance(side, int) else other for side, other in zip(sides, usual, strict=True))
+    size = choices.size or (height, width)
+    if choices.dynamic_size and fixed:
+        raise UserError(f"{path} takes {'x'.join(map(str, sides))} only; leave --dynamic-size out")
+    for name, wanted, taken in (("size", size, sides), ("batch", (choices.batch,), foreign.dims[:1])):
+        if any(isinstance(own, int) and one not in (None, own) for one, own in zip(wanted, taken, strict=True)):
+            given, only = "x".join(map(str, wanted)), "x".join(map(str, taken))
+            raise UserError(f"{path} takes a {name} of {only} only, not {given}; leave --{name} out")
+    if choices.size is None and choices.usual_size not in (None, size):
+        foreign.remarks.append(f"it takes {size[0]}x{size[1]} only, where {usual[0]}x{usual[1]} is usual")
+    return size
+
+
+def _chosen_batch(foreign: Foreign, choices: Choices, size: tuple[int, int], output: str) -> int | None:
+    """The batch that the file or the user fixes, or the only one that the graph takes; None if it takes any."""
     declared = foreign.dims[0]
-    batch = declared if isinstance(declared, int) else batch
-    original = foreign.original
-    if batch is None:
-        try:
-            batch = batch_that_works(original, size, outputs)
-        except UserError:
-            batch = 1  # the run below says why not
-        if batch is not None:
-            foreign.remarks.append(
-                f"its batch is declared free, but the graph takes {batch} only; the batch is fixed to {batch}"
-            )
-    shape = (batch or 1, 3, *size)
+    if isinstance(declared, int) or choices.batch is not None:
+        return declared if isinstance(declared, int) else choices.batch
+    try:
+        batch = batch_that_works(foreign.original, size, output)
+    except UserError:
+        batch = 1  # a run says why not
+    if batch is not None:
+        foreign.remarks.append(
+            f"its batch is declared free, but the graph takes {batch} only; the batch is fixed to {batch}"
+        )
+    return batch
+
+
+def _run_once(
+    foreign: Foreign,
+    batch: int | None,
+    size: tuple[int, int],
+    output: str,
+    prepare: Callable[[np.ndarray], np.ndarray],
+) -> tuple[np.ndarray, Shape]:
+    """The output for a drawn scene, and the shape of that input."""
+    path, shape = foreign.path, (batch or 1, 3, *size)
     image = prepare(inputs([shape])[0])
     try:
-        found = original.run(image, outputs)
+        found = foreign.original.run(image, output)
     except Refused as refused:
-        step, near = sizes_near(original, shape[0], size, outputs)
+        step, near = sizes_near(foreign.original, shape[0], size, output)
         helps = (
             f"its sides must be multiples of {step}: --size " + " or --size ".join(f"{h} {w}" for h, w in near)
             if near
@@ -160,26 +216,18 @@ def understand(
         raise UserError(
             f"{path} does not take a batch of {shape[0]} at {size[0]}x{size[1]}; {helps} (onnxruntime: {refused})"
         ) from None
-    where = f"{path}: output {outputs}"
-    maker = next((node.op_type for node in foreign.model.graph.node if outputs in node.output), "")
-    if logit and maker in ("Sigmoid", "HardSigmoid"):
-        raise UserError(f"{where} is the result of a {maker}, so a probability already; leave --logit out")
     if not np.isfinite(found.astype(np.float64)).all():
-        found = foreign.widened.run(image, outputs)
+        found = foreign.widened.run(image, output)
     if not np.isfinite(found.astype(np.float64)).all():
         raise UserError(f"{path} gives NaN or infinite values itself for an input {image.shape}: bad weights?")
-    form = adapters.output_form(found, image.shape, logit, channel, where)
-    if form.divide_by or form.channel is not None or form.layout != "nchw" or not form.is_float:
-        foreign.remarks.append(f"output {outputs}: {form}")
-    kind = onnx.helper.np_dtype_to_tensor_dtype(found.dtype)
-    return Understood(size, batch, outputs, form, kind)
+    return found, shape
 
 
-def chosen_output(foreign: Foreign, name: str | None, first: bool) -> str:
-    """The output that is the map: the one named, the only one, or with `first` the first of several."""
-    outputs = {value.name: value for value in foreign.model.graph.output}
+def chosen_output(foreign: Foreign, choices: Choices) -> str:
+    """The output that is the map: the one named, the only one, or with `first_output` the first of several."""
+    name, outputs = choices.output_tensor, {value.name: value for value in foreign.model.graph.output}
     listed = ", ".join(f"{key} ({shape_text(value)})" for key, value in outputs.items())
-    if name is None and len(outputs) > 1 and not first:
+    if name is None and len(outputs) > 1 and not choices.first_output:
         raise UserError(f"{foreign.path} has several outputs; name the map with --output-tensor: {listed}")
     chosen = name if name is not None else next(iter(outputs), "")
     if chosen not in outputs:
@@ -191,16 +239,9 @@ def chosen_output(foreign: Foreign, name: str | None, first: bool) -> str:
 
 def shape_text(value: onnx.ValueInfoProto) -> str:
     """The declared shape of a tensor: 1x3x320x320, with names or * for what is free."""
+    if not value.type.tensor_type.HasField("shape"):
+        return "of no declared shape"
     return "x".join(str(dim.dim_value or dim.dim_param or "*") for dim in value.type.tensor_type.shape.dim)
-
-
-def _require_declared(foreign: Foreign, batch: int | None, size: tuple[int, int]) -> None:
-    wanted = (batch, 3, *size)
-    for dim, value in zip(foreign.dims, wanted, strict=True):
-        if value is not None and isinstance(dim, int) and dim != value:
-            takes = "x".join(map(str, foreign.dims))
-            text = "x".join("*" if value is None else str(value) for value in wanted)
-            raise UserError(f"{foreign.path} takes {takes} only, not {text}; give what it takes")
 
 
 def flat_graph(foreign: Foreign, understood: Understood, dynamic_size: bool) -> onnx.ModelProto:
@@ -226,7 +267,7 @@ def flat_graph(foreign: Foreign, understood: Understood, dynamic_size: bool) -> 
     upgrade.to_float32(model)
     kind = onnx.TensorProto.FLOAT if understood.form.is_float else understood.kind
     model.graph.output[0].type.tensor_type.elem_type = kind
-    adapters.adapt_output(model, understood.form, understood.output)
+    adapt_output(model, understood.form, understood.output)
     try:
         upgrade.drop_idle_casts(model)
     except Exception as error:  # onnx's errors have no base class in common

@@ -48,7 +48,7 @@ def compare(
     than from 0 to 1, both shrink with it, or any other flat map would pass for a fresh network's.
 
     Args:
-        prepare: turns an image normalized to about mean 0 and deviation 1 into what the network takes.
+        prepare: turns an image normalized to about mean 0 and deviation 1 into the network's input.
         explained: the largest and the mean difference that the reference's own rounding explains (`rounding_noise`);
             `NOISE_MARGIN` times as much is allowed.
 
@@ -95,7 +95,7 @@ def shape_of(batch: np.ndarray) -> Shape:
 def rounding_noise(
     model: onnx.ModelProto, output: str, batches: Sequence[np.ndarray], kind: int
 ) -> tuple[float, float]:
-    """What rounding alone does to a float32 graph's output: the largest and the mean difference, over all batches.
+    """The effect of rounding alone on a float32 graph's output: the largest and the mean difference, over all batches.
 
     Every float result inside the graph is rounded to the type `kind` (fp16 or bf16) and compared with none rounded.
     The same weights in a file of that type differ by about as much from their values in float32.

@@ -24,9 +24,9 @@ from sodeploy import command_line, terminal
 from sodeploy.artifacts import atomic_write, manifest_path, read_manifest, require_file, sha256, write_manifest
 from sodeploy.errors import UserError
 from sodeploy.export.image_options import Colour, DivideBy, Interpolation, Mean, Std, Stretch, image_fields
+from sodeploy.export.number_options import HELP, NumbersCommand, parse_size
 from sodeploy.export.parity import Parity, Shape, compare, require, runner
 from sodeploy.export.simplify import simplify, strip_module_prefix
-from sodeploy.export.size_option import HELP, SizedCommand, parse_size
 from sodeploy.runtime.contract import PRECISION_KEY, Contract, annotate, embed, parse_contract
 from sodeploy.training.checkpoint import load_checkpoint
 from sodeploy.training.models import build, entry
@@ -181,7 +181,7 @@ def parity_shapes(contract: Contract, multiple: int) -> list[Shape]:
 app = command_line.application()
 
 
-@app.command(cls=SizedCommand)
+@app.command(cls=NumbersCommand)
 def main(
     model: Annotated[str, typer.Option(help="the network's name; the stage `networks` lists them")],
     checkpoint: Annotated[Path, typer.Option(help="the weights: a file of ours or a published one")],

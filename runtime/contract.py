@@ -107,7 +107,7 @@ def require_shape(contract: Contract, dims: Sequence[object], source: str | Path
 
 
 def calibration_of(metadata: Mapping[str, str], source: str | Path) -> dict[str, Any]:
-    """What a quantized model says about its calibration; {} where it says nothing.
+    """The calibration that a quantized model names in its metadata; {} where it names none.
 
     Returns:
         `method`, text, and `digests_sha256`, a list of text, as far as they are there.

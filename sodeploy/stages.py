@@ -100,6 +100,7 @@ STAGES = {
         ("--model u2netp --checkpoint runs/u2netp/best.pth --output out/u2netp.onnx",),
         ("train", "cpu"),
         aliases=("export",),
+        renamed={"--color": "--colour"},
     ),
     "adopt": Stage(
         "export.adopt",
@@ -110,6 +111,7 @@ STAGES = {
         ),
         ("adopt", "cpu"),
         needs=(Need(("--mean --std", "--like")),),
+        renamed={"--color": "--colour"},
     ),
     "doctor": Stage(
         "export.doctor",

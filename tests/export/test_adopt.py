@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from sodeploy.errors import UserError
 from sodeploy.export import adopt as module
 from sodeploy.export.adopt import adopt, preprocessing_like
+from sodeploy.export.foreign import Choices
 from sodeploy.export.parity import scene
 from sodeploy.runtime.contract import PRECISION_KEY, Contract, contract_of
 
@@ -115,23 +116,23 @@ def test_one_output_of_several(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"several outputs; .*: saliency \(1x1x32x48\), side \(1x8x32x48\)"):
         adopt(source, tmp_path / "new.onnx", PREPROCESSING)
     with pytest.raises(UserError, match="has no output map; it has: saliency"):
-        adopt(source, tmp_path / "new.onnx", PREPROCESSING, output_tensor="map")
+        adopt(source, tmp_path / "new.onnx", PREPROCESSING, Choices(output_tensor="map"))
     with pytest.raises(UserError, match=r"output side is \(1, 8, 32, 48\) .* not one map"):
-        adopt(source, tmp_path / "new.onnx", PREPROCESSING, output_tensor="side")
-    path = adopt(source, tmp_path / "new.onnx", PREPROCESSING, output_tensor="saliency")
+        adopt(source, tmp_path / "new.onnx", PREPROCESSING, Choices(output_tensor="side"))
+    path = adopt(source, tmp_path / "new.onnx", PREPROCESSING, Choices(output_tensor="saliency"))
     assert [tensor.name for tensor in onnx.load(path).graph.output] == ["saliency"]
 
 
 def test_first_output_is_the_map_of_a_network_of_ours(tmp_path: Path) -> None:
     source = write(tmp_path / "old.onnx", side_output=True)
-    path = adopt(source, tmp_path / "new.onnx", PREPROCESSING, first_output=True)
+    path = adopt(source, tmp_path / "new.onnx", PREPROCESSING, Choices(first_output=True))
     assert [tensor.name for tensor in onnx.load(path).graph.output] == ["saliency"]
 
 
 def test_probability_is_no_logit(tmp_path: Path) -> None:
     source = write(tmp_path / "old.onnx")
-    with pytest.raises(UserError, match="saliency is the result of a Sigmoid, so a probability already"):
-        adopt(source, tmp_path / "new.onnx", PREPROCESSING, logit=True)
+    with pytest.raises(UserError, match="saliency is the result of a Sigmoid, from 0 to 1, so a probability already"):
+        adopt(source, tmp_path / "new.onnx", PREPROCESSING, Choices(logit=True))
     assert list(tmp_path.iterdir()) == [source]
 
 
@@ -150,11 +151,11 @@ def test_dynamic_dimensions(tmp_path: Path) -> None:
     source = write(tmp_path / "any.onnx", shape=("n", 3, "h", "w"), opset=17)
     with pytest.raises(UserError, match="takes any size; say which is its native one: --size H W"):
         adopt(source, tmp_path / "new.onnx", PREPROCESSING)
-    fixed = adopt(source, tmp_path / "fixed.onnx", PREPROCESSING, size=SIZE, batch=2)
+    fixed = adopt(source, tmp_path / "fixed.onnx", PREPROCESSING, Choices(size=SIZE, batch=2))
     dims = onnx.load(fixed).graph.output[0].type.tensor_type.shape.dim
     assert [dim.dim_value for dim in dims] == [2, 1, *SIZE]
     assert (contract(fixed).batch, contract(fixed).dynamic_size) == (2, False)
-    kept = adopt(source, tmp_path / "kept.onnx", PREPROCESSING, size=SIZE, dynamic_size=True)
+    kept = adopt(source, tmp_path / "kept.onnx", PREPROCESSING, Choices(size=SIZE, dynamic_size=True))
     assert (contract(kept).batch, contract(kept).dynamic_size) == (None, True)
     batch = scene((3, 3, 64, 32))
     np.testing.assert_allclose(run(kept, batch), run(source, batch), atol=1e-6)
@@ -164,7 +165,7 @@ def test_logits(tmp_path: Path) -> None:
     source = write(tmp_path / "logit.onnx", sigmoid=False)
     with pytest.raises(UserError, match="it is no probability; give --logit"):
         adopt(source, tmp_path / "new.onnx", PREPROCESSING)
-    path = adopt(source, tmp_path / "new.onnx", PREPROCESSING, logit=True)
+    path = adopt(source, tmp_path / "new.onnx", PREPROCESSING, Choices(logit=True))
     assert contract(path).output == "logit"
 
 
@@ -179,7 +180,7 @@ def test_published_u2netp(research_file: ResearchFile, tmp_path: Path) -> None:
     """A published file of 2021 (opset 11, seven outputs) gives the same map, bit for bit."""
     source = research_file("weights/u2netp-fp32-from-fp16.onnx")
     fields, size = preprocessing_like("u2netp")
-    path = adopt(source, tmp_path / "u2netp.onnx", fields, size=size, output_tensor="1959")
+    path = adopt(source, tmp_path / "u2netp.onnx", fields, Choices(size=size, output_tensor="1959"))
     batch = scene((1, 3, 320, 320))
     np.testing.assert_array_equal(run(path, batch, "1959"), run(source, batch, "1959"))
     assert len(onnx.load(path).graph.node) == 365
@@ -217,7 +218,7 @@ def four_channels(model: onnx.ModelProto) -> None:
         (quantized, "is quantized; adopt the float model"),
         (from_the_future, "has opset 99, onnx .* knows up to"),
         (flat_input, r"has 3 dimensions, not \(N, 3, H, W\)"),
-        (four_channels, r"takes 1x4x32x48 only, not \*x3x32x48"),
+        (four_channels, "input picture takes 4 channels, an image with alpha; networks of 3 channels"),
     ],
 )
 def test_file_that_is_no_saliency_network(tmp_path: Path, edit: Any, message: str) -> None:
@@ -242,10 +243,10 @@ def test_file_that_is_none(tmp_path: Path) -> None:
 
 def test_size_it_does_not_take(tmp_path: Path) -> None:
     source = write(tmp_path / "old.onnx")
-    with pytest.raises(UserError, match=r"takes 1x3x32x48 only, not \*x3x64x64"):
-        adopt(source, tmp_path / "new.onnx", PREPROCESSING, size=(64, 64))
+    with pytest.raises(UserError, match="takes a size of 32x48 only, not 64x64; leave --size out"):
+        adopt(source, tmp_path / "new.onnx", PREPROCESSING, Choices(size=(64, 64)))
     with pytest.raises(UserError, match="takes 32x48 only; leave --dynamic-size out"):
-        adopt(source, tmp_path / "new.onnx", PREPROCESSING, dynamic_size=True)
+        adopt(source, tmp_path / "new.onnx", PREPROCESSING, Choices(dynamic_size=True))
 
 
 def test_changed_output_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +289,7 @@ def test_command_line(repository: Path, tmp_path: Path) -> None:
         (["--mean", "123", "117", "104", "--std", "1", "1", "1"], "give mean / 255 and std / 255"),
         (["--like", "u2netp", "--colour", "RBG"], "--colour RBG is unknown; choose RGB or BGR"),
         (["--like", "u2nett"], "no network is called 'u2nett'"),
-        (["--like", "u2netp"], "takes 1x3x32x48 only, not *x3x320x320"),
+        (["--like", "u2netp", "--size", "64"], "takes a size of 32x48 only, not 64x64; leave --size out"),
     ],
 )
 def test_wrong_options(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -9,6 +9,7 @@ import onnxruntime
 
 from sodeploy.calib_data import open_dataset
 from sodeploy.export.adopt import adopt
+from sodeploy.export.foreign import Choices
 from sodeploy.quant.build_engine import build
 from sodeploy.quant.int8 import STEPS
 from sodeploy.quant.planning.plan import Layer, Plan, read_plan
@@ -47,7 +48,7 @@ def measure(kind: Kind, folder: Path) -> Measured:
     file = folder / "original.onnx"
     onnx.save(kind.network(), file)
     adopted = folder / "adopted.onnx"
-    adopt(file, adopted, {"network": "zoo", **_STATISTICS}, size=(SIZE, SIZE))
+    adopt(file, adopted, {"network": "zoo", **_STATISTICS}, Choices(size=(SIZE, SIZE)))
     built = build(adopted, folder, Images(open_dataset(f"synthetic:calib:8:{SIZE}", masks=False)), engines=False)
     contract = Contract(network="zoo", height=SIZE, width=SIZE, **_STATISTICS)
     samples = open_dataset(f"synthetic:eval:4:{SIZE}", masks=False)

@@ -1,0 +1,147 @@
+"""Adopted files of every opset and spelling compute the same map."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from foreign_files import PREPROCESSING, adopted, images, network, plain, refused
+from onnx import helper, numpy_helper
+
+from sodeploy.errors import UserError
+from sodeploy.export.adopt import adopt
+
+
+def resizing(opset: int, mode: str, scale: float) -> onnx.ModelProto:
+    """Pooling by 2, a resize as that opset writes it, and a second one back to the input's size."""
+    scales = {
+        "up": np.array([1, 1, scale, scale], np.float32),
+        "back": np.array([1, 1, 2 / scale, 2 / scale], np.float32),
+    }
+
+    def resize(source: str, target: str, key: str) -> onnx.NodeProto:
+        if opset < 9:
+            return helper.make_node("Upsample", [source], [target], mode=mode, scales=scales[key].tolist())
+        return helper.make_node("Resize" if opset == 10 else "Upsample", [source, key], [target], mode=mode)
+
+    body = [
+        helper.make_node("MaxPool", ["features"], ["small"], kernel_shape=[2, 2], strides=[2, 2]),
+        resize("small", "middle", "up"),
+        resize("middle", "large", "back"),
+        helper.make_node("Conv", ["large", "head"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["saliency"]),
+    ]
+    return network(body, {} if opset < 9 else scales, opset)
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize(("opset", "scale"), [(7, 2.0), (8, 1.5), (9, 2.0), (9, 1.5), (10, 1.5), (10, 4.0), (10, 0.5)])
+def test_resizing_of_old_opsets_keeps_its_coordinates(tmp_path: Path, opset: int, mode: str, scale: float) -> None:
+    model = resizing(opset, mode, scale)
+    new = adopted(model, tmp_path)
+    assert "Upsample" not in {node.op_type for node in new.graph.node}
+    np.testing.assert_allclose(plain(new, images()), plain(model, images()), atol=1e-6)
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11, 13, 16, 18, 20, 21, 22, 23])
+def test_opsets(tmp_path: Path, opset: int) -> None:
+    model = network(opset=opset)
+    new = adopted(model, tmp_path)
+    assert 17 <= new.opset_import[0].version <= 21
+    np.testing.assert_allclose(plain(new, images()), plain(model, images()), atol=1e-6)
+
+
+def sparse(values: np.ndarray, at: list[Any], dims: list[int], name: str = "head") -> onnx.SparseTensorProto:
+    indices = numpy_helper.from_array(np.array(at, np.int64), f"{name}/indices")
+    return helper.make_sparse_tensor(numpy_helper.from_array(values.astype(np.float32), name), indices, dims)
+
+
+@pytest.mark.parametrize("at", [[1, 3], [[0, 1, 0, 0], [0, 3, 0, 0]]], ids=["linear", "by axis"])
+@pytest.mark.parametrize("stored", ["initializer", "node"])
+def test_sparse_constants_are_stored_dense(tmp_path: Path, at: list[Any], stored: str) -> None:
+    values = np.array([0.6, -0.4])
+    model, dense = network(), network()
+    head = np.zeros((1, 4, 1, 1), np.float32)
+    head[0, [1, 3]] = values[:, None, None]
+    dense.graph.initializer[1].CopyFrom(numpy_helper.from_array(head, "head"))
+    del model.graph.initializer[1]
+    if stored == "initializer":
+        model.graph.sparse_initializer.append(sparse(values, at, [1, 4, 1, 1]))
+    else:
+        node = helper.make_node("Constant", [], ["head"], sparse_value=sparse(values, at, [1, 4, 1, 1]))
+        model.graph.node.insert(0, node)
+    new = adopted(model, tmp_path)
+    np.testing.assert_allclose(plain(new, images()), plain(dense, images()), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("at", "dims", "message"),
+    [([1, 3], [2**40, 2**20], "too large to store dense"), ([1, 9], [1, 4, 1, 1], "is broken")],
+)
+def test_sparse_constants_that_make_no_sense(tmp_path: Path, at: list[Any], dims: list[int], message: str) -> None:
+    model = network()
+    del model.graph.initializer[1]
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["head"], sparse_value=sparse(np.ones(2), at, dims)))
+    refused(model, tmp_path, message)
+
+
+def test_weights_among_the_inputs(tmp_path: Path) -> None:
+    model = network(opset=9)
+    model.ir_version = 3
+    for tensor in model.graph.initializer:
+        model.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    new = adopted(model, tmp_path)
+    assert [value.name for value in new.graph.input] == ["picture"]
+    np.testing.assert_allclose(plain(new, images()), plain(network(opset=9), images()), atol=1e-6)
+
+
+def test_unsorted_nodes_and_unused_domains(tmp_path: Path) -> None:
+    model = network()
+    nodes = list(model.graph.node)[::-1]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.opset_import.extend([helper.make_opsetid("com.microsoft", 1), helper.make_opsetid("ai.onnx.ml", 3)])
+    new = adopted(model, tmp_path)
+    assert [entry.domain for entry in new.opset_import] == [""]
+    np.testing.assert_allclose(plain(new, images()), plain(network(), images()), atol=1e-6)
+
+
+def test_nodes_that_wait_for_one_another(tmp_path: Path) -> None:
+    body = [
+        helper.make_node("Add", ["features", "b"], ["a"], name="left"),
+        helper.make_node("Relu", ["a"], ["b"], name="right"),
+        helper.make_node("Conv", ["b", "head"], ["saliency"]),
+    ]
+    refused(network(body), tmp_path, "waits for its own result|cannot be loaded")
+
+
+def test_local_functions(tmp_path: Path) -> None:
+    inner = [
+        helper.make_node("Sigmoid", ["x"], ["gate"]),
+        helper.make_node("Mul", ["x", "gate"], ["y"]),
+    ]
+    function = helper.make_function("theirs", "Swish", ["x"], ["y"], inner, [helper.make_opsetid("", 17)])
+    body = [
+        helper.make_node("Swish", ["features"], ["s"], domain="theirs"),
+        helper.make_node("Conv", ["s", "head"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["saliency"]),
+    ]
+    model = network(body)
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("theirs", 1))
+    new = adopted(model, tmp_path)
+    assert not new.functions
+    assert {node.domain for node in new.graph.node} == {""}
+    np.testing.assert_allclose(plain(new, images()), plain(model, images()), atol=1e-6)
+
+
+def test_external_data(tmp_path: Path) -> None:
+    expected = plain(network(), images())
+    onnx.save(network(), tmp_path / "theirs.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    path = adopt(tmp_path / "theirs.onnx", tmp_path / "new.onnx", PREPROCESSING)
+    np.testing.assert_allclose(plain(path, images()), expected, atol=1e-6)
+    (tmp_path / "weights").unlink()
+    with pytest.raises(UserError, match=r"that can be read: .*weights"):
+        adopt(tmp_path / "theirs.onnx", tmp_path / "other.onnx", PREPROCESSING)
+    assert not (tmp_path / "other.onnx").exists()
