@@ -8,6 +8,7 @@ import numpy as np
 from sodeploy import artifacts
 from sodeploy.calib_data.headers import Header, read_header
 from sodeploy.errors import UserError
+from sodeploy.file_kinds import kind_of
 
 SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 MOST_PIXELS = 178_956_970  # an image beyond is refused before it is decoded: half a gigabyte as 8-bit RGB
@@ -53,7 +54,10 @@ def check_header(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) 
     try:
         header = read_header(data)
     except ValueError as error:
-        raise UserError(f"{name} is broken or no image ({error}); replace or remove it") from None
+        kind = kind_of(data)
+        reason = f"it is {kind.name}" if kind is not None and kind.family != "image" else error
+        remedy = kind.remedy if kind is not None and kind.remedy else "replace or remove it"
+        raise UserError(f"{name} is broken or no image ({reason}); {remedy}") from None
     if header.pixels > most_pixels:
         raise UserError(
             f"{name} is {header.width} x {header.height} pixels, {header.pixels / 1e6:.0f} megapixels; the limit is "

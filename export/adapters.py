@@ -86,6 +86,11 @@ def input_form(model: onnx.ModelProto, source: str | Path) -> InputForm:
     if not value.type.tensor_type.HasField("shape"):
         for letter in "nchw":
             value.type.tensor_type.shape.dim.add(dim_param=letter)
+    if kind == TensorProto.INT8:
+        raise UserError(
+            f"{source}: input {value.name} is int8, which holds no pixel above 127; export the network with a uint8 or "
+            "float32 input"
+        )
     dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
     batched = len(dims) == 4
     if not batched and not (len(dims) == 3 and 3 in (dims[0], dims[2])):

@@ -24,7 +24,7 @@ from sodeploy.errors import UserError
 from sodeploy.export import upgrade
 from sodeploy.export.foreign import Foreign, Understood, flat_graph, open_foreign, shape_text
 from sodeploy.export.number_options import HELP, NumbersCommand, parse_size
-from sodeploy.export.original import Refused
+from sodeploy.export.original import COMMON_SIZES, Refused
 from sodeploy.export.output_form import OutputForm, output_form
 from sodeploy.export.output_range import Origin, origin_of
 from sodeploy.export.simplify import simplify
@@ -34,7 +34,6 @@ from sodeploy.runtime.onnx_session import start_session
 from sodeploy.runtime.processing import postprocess, preprocess
 from sodeploy.stages import command
 
-_SIZES = (320, 352, 224, 256, 384, 512, 1024, 416, 448, 640, 288, 64)
 _SYNTHETIC = "synthetic:eval:4"
 _LARGEST_HALF, _LEAST_HALF = 65504.0, 2.0**-14  # fp16: the largest number, and the least of full precision
 _CLOSE = 0.02  # two normalizations whose correlations differ by less cannot be told apart
@@ -127,7 +126,7 @@ def _working_size(foreign: Foreign, size: tuple[int, int] | None) -> tuple[int, 
     declared, _, height, width = foreign.dims
     batch = declared if isinstance(declared, int) else 1
     outputs = foreign.original.outputs
-    sizes = [size] if size else [(side, side) for side in _SIZES]
+    sizes = [size] if size else [(side, side) for side in COMMON_SIZES]
     if isinstance(height, int) or isinstance(width, int):
         sides = (height if isinstance(height, int) else int(width), width if isinstance(width, int) else int(height))
         sizes = [sides]

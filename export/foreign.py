@@ -12,8 +12,8 @@ from sodeploy import terminal
 from sodeploy.errors import UserError
 from sodeploy.export import adapters, upgrade
 from sodeploy.export.control_flow import flatten
-from sodeploy.export.normal_form import normal_form, weights_are_no_inputs
-from sodeploy.export.original import Original, Refused, batch_that_works, sizes_near
+from sodeploy.export.normal_form import free_dims, normal_form, weights_are_no_inputs
+from sodeploy.export.original import Original, Refused, batch_that_works, remedy_for_size
 from sodeploy.export.output_form import OutputForm, adapt_output, is_hard, output_form
 from sodeploy.export.output_range import origin_of
 from sodeploy.export.parity import Shape, inputs
@@ -63,15 +63,16 @@ def open_foreign(path: str | Path) -> Foreign:
     if any("QuantizeLinear" in kind or kind.startswith("QLinear") or kind.endswith("Integer") for kind in kinds):
         raise UserError(f"{path} is quantized; adopt the float model and quantize that with quant/build_engine.py")
     weights_are_no_inputs(given)
+    in_memory = free_dims(given)
     form = adapters.input_form(given, path)
     model, remarks = normal_form(given, path)
     floats = upgrade.other_floats(model)
-    trained = any("training mode" in remark for remark in remarks)
+    # A file in training mode does not compute what it will when it is deployed.
+    in_memory |= any("training mode" in remark for remark in remarks)
     wide = copy.deepcopy(model)
     upgrade.to_float32(wide)
     try:
-        # A file in training mode does not compute what it will when it is deployed.
-        original = Original(model if trained else path, form)
+        original = Original(model if in_memory else path, form)
         widened = Original(wide, form) if floats else original
     except Refused as refused:
         if not floats or floats == ["float16"]:
@@ -80,9 +81,7 @@ def open_foreign(path: str | Path) -> Foreign:
             original = widened = Original(wide, form)
         except Refused:
             raise UserError(str(refused)) from None
-        remarks.append(
-            f"onnxruntime does not run its {floats[0]} ({refused}); the same weights in float32 were compared"
-        )
+        remarks.append(f"onnxruntime does not run {floats[0]} everywhere; the same weights in float32 were compared")
     if not form.is_plain:
         remarks.append(f"its input is {form}; the adopted graph takes (N, 3, H, W) float32")
     return Foreign(path, model, form, original, widened, given.ir_version, remarks)
@@ -152,8 +151,8 @@ def understand(foreign: Foreign, choices: Choices, prepare: Callable[[np.ndarray
         foreign.remarks.append(f"output {output}: {form}")
     if is_hard(form.from_file(found)) and np.ptp(found.astype(np.float64)) > 0:
         terminal.warn(
-            f"{where} has two values only, so it is a hard label without shades: thresholds and most metrics say "
-            "little of it; where the file has the probability before it, name that with --output-tensor"
+            f"{where} has two values only, so it is a hard label without shades, of which thresholds and most metrics "
+            "say little; better export the network without that last step (ArgMax, a comparison or a rounding)"
         )
     return Understood(size, batch, output, form, onnx.helper.np_dtype_to_tensor_dtype(found.dtype))
 
@@ -163,7 +162,8 @@ def _chosen_size(foreign: Foreign, choices: Choices) -> tuple[int, int]:
     path, sides = foreign.path, foreign.dims[2:]
     fixed = [side for side in sides if isinstance(side, int)]
     if choices.size is None and choices.usual_size is None and len(fixed) < 2:
-        raise UserError(f"{path} takes any size; say which is its native one: --size H W")
+        takes = f"{sides[0]}x{sides[1]}, a side of any size" if fixed else "any size"
+        raise UserError(f"{path} takes {takes}; say which is its native one: --size H W")
     usual = choices.size or choices.usual_size or (0, 0)
     height, width = (side if isinstance(side, int) else other for side, other in zip(sides, usual, strict=True))
     size = choices.size or (height, width)
@@ -207,12 +207,7 @@ def _run_once(
     try:
         found = foreign.original.run(image, output)
     except Refused as refused:
-        step, near = sizes_near(foreign.original, shape[0], size, output)
-        helps = (
-            f"its sides must be multiples of {step}: --size " + " or --size ".join(f"{h} {w}" for h, w in near)
-            if near
-            else "give another --size or --batch"
-        )
+        helps = remedy_for_size(foreign.original, foreign.dims, shape[0], size, output)
         raise UserError(
             f"{path} does not take a batch of {shape[0]} at {size[0]}x{size[1]}; {helps} (onnxruntime: {refused})"
         ) from None
@@ -260,8 +255,9 @@ def flat_graph(foreign: Foreign, understood: Understood, dynamic_size: bool) -> 
         else:
             dim.dim_param = "nchw"[index]
     del graph.value_info[:]
-    for dim in graph.output[0].type.tensor_type.shape.dim:
-        dim.Clear()  # inferred anew
+    # The dimensions are inferred anew.
+    rank = len(understood.form.layout)
+    graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info(understood.output, understood.kind, [None] * rank))
     foreign.remarks.extend(flatten(model, foreign.path))
     model = upgrade.set_opset(model, foreign.path)
     upgrade.to_float32(model)

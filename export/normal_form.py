@@ -101,6 +101,17 @@ def weights_are_no_inputs(model: onnx.ModelProto) -> None:
     model.graph.input.extend(kept)
 
 
+def free_dims(model: onnx.ModelProto) -> bool:
+    """Declare dimensions of 0 or less, by which some exporters mean any number, as free; whether there were any."""
+    changed = False
+    for value in (*model.graph.input, *model.graph.output):
+        for index, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.HasField("dim_value") and dim.dim_value <= 0:
+                dim.dim_param = f"{value.name}_{index}"
+                changed = True
+    return changed
+
+
 def leave_training(model: onnx.ModelProto) -> list[str]:
     """Turn dropout and batch norm in training mode into inference; the operators that were changed."""
     changed = []

@@ -80,6 +80,29 @@ def _reasons() -> Iterator[None]:
         raise Refused(one_line(error)) from None
 
 
+# Sides that saliency networks are made for, the most usual first.
+COMMON_SIZES = (320, 352, 224, 256, 384, 512, 1024, 416, 448, 640, 288, 64)
+
+
+def remedy_for_size(original: Original, dims: Sequence[int | str], batch: int, size: tuple[int, int], out: str) -> str:
+    """The next step after a run at a size failed: sizes near it that work, or the reason why none does.
+
+    Args:
+        dims: the declared N, C, H, W: numbers, and names of what is free.
+    """
+    if all(isinstance(dim, int) for dim in (dims[0], *dims[2:])):
+        return "its graph contradicts the input that it declares: export it again"
+    step, near = sizes_near(original, batch, size, out)
+    if near:
+        return f"its sides must be multiples of {step}: --size " + " or --size ".join(f"{h} {w}" for h, w in near)
+    if isinstance(dims[2], int) or isinstance(dims[3], int):
+        return "give another --size or --batch"
+    for side in COMMON_SIZES:
+        if (side, side) != size and original.takes((batch, 3, side, side), out):
+            return f"it takes {side}x{side}: --size {side}"
+    return "it runs at no common size, so its graph contradicts itself, or it takes another batch: --batch"
+
+
 def sizes_near(original: Original, batch: int, size: tuple[int, int], output: str) -> tuple[int, list[tuple[int, int]]]:
     """Sizes near `size` that the network takes, and the number that their sides are multiples of; (0, []) if none."""
     for step in (2, 4, 8, 16, 32, 64):

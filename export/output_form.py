@@ -190,15 +190,11 @@ def _rescaling(
 ) -> tuple[float | None, float | None]:
     """The shift and the divisor that bring maps into 0 to 1; None for none."""
     low, high = float(maps.min()), float(maps.max())
-    if origin is not None and origin.is_label:
-        if high > 1 or (origin.classes or 2) > 2:
-            raise UserError(
-                f"{where} is the label of a class, from {origin.op_type} over {origin.classes or 'several'} classes, "
-                "no map; give the output before it, with --output-tensor and --channel"
-            )
-        if logit:
-            raise UserError(f"{where} is a label of {origin.op_type}, 0 or 1, no logit; leave --logit out")
-        return None, None
+    if origin is not None and origin.is_label and ((origin.classes or 2) > 2 or not _holds(origin, low, high)):
+        raise UserError(
+            f"{where} is the label of a class, from {origin.op_type} over {origin.classes or 'several'} classes, no "
+            f"map; export the network without its {origin.op_type}, and choose a channel with --channel"
+        )
     if origin is not None and _holds(origin, low, high):
         if logit:
             raise UserError(

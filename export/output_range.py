@@ -26,7 +26,7 @@ class Origin(NamedTuple):
     """The operator that bounds an output, and its bounds after all that follows.
 
     Attributes:
-        classes: of ArgMax the number of classes, where the graph declares it; else None.
+        classes: of ArgMax the number of classes, where the graph declares it; else None. The bounds are those of two.
     """
 
     op_type: str
@@ -59,12 +59,12 @@ def origin_of(model: onnx.ModelProto, output: str) -> Origin | None:
     while (node := makers.get(name)) is not None and not any(True for _ in subgraphs(node)):
         kind, bounds = node.op_type, _BOUNDED.get(node.op_type)
         if kind in _CHOOSING:
-            return Origin(kind, 0.0, 0.0, _classes(model, node))
+            bounds = (0.0, 1.0)
         if kind == "Clip":
             bounds = _clipped(node, scalar)
         if bounds is not None:
             low, high = sorted(factor * bound + offset for bound in bounds)
-            return Origin(kind, low, high)
+            return Origin(kind, low, high, _classes(model, node) if kind in _CHOOSING else None)
         if kind == "Neg":
             factor, name = -factor, node.input[0]
         elif kind in ("Mul", "Div", "Add", "Sub"):

@@ -101,9 +101,11 @@ def _written_out(model: onnx.ModelProto, source: str | Path) -> onnx.ModelProto:
 
 
 def other_floats(model: onnx.ModelProto) -> list[str]:
-    """Which float types besides float32 the graph stores or takes: float16, bfloat16, double."""
+    """The float types besides float32 that the graph stores, takes or casts to: float16, bfloat16, double."""
     found = {tensor.data_type for tensor in _tensors(model)}
     found |= {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    for node in all_nodes(model):  # a Cast makes them of float32
+        found |= {attribute.i for attribute in node.attribute if attribute.name in _TYPE_ATTRIBUTES}
     return [TensorProto.DataType.Name(kind).lower() for kind in _OTHER_FLOATS if kind in found]
 
 

@@ -9,6 +9,7 @@ from onnx import TensorProto
 
 from sodeploy.artifacts import require_file
 from sodeploy.errors import UserError
+from sodeploy.file_kinds import kind_of_file
 
 # Bits of one element. Four-bit types are packed, and strings have no fixed size.
 _BITS = {
@@ -26,6 +27,9 @@ _FIELDS = {
 }
 
 
+_TEXT_SUFFIXES = (".textproto", ".prototxt", ".pbtxt", ".json", ".onnxjson", ".txt", ".onnxtxt", ".onnxtext")
+
+
 def read_model(path: str | Path, remedy: str = "give an .onnx file") -> onnx.ModelProto:
     """The model in `path`, with its external data, which must lie in the same folder.
 
@@ -37,14 +41,20 @@ def read_model(path: str | Path, remedy: str = "give an .onnx file") -> onnx.Mod
     """
     path = require_file(path, remedy)
     try:
-        model = onnx.load(path)
-        found = _problem(model)
+        kind = kind_of_file(path)
+        if kind is None or (kind.family == "text" and path.suffix in _TEXT_SUFFIXES):
+            model = onnx.load(path)
+            found = _problem(model)
+        else:
+            found, remedy = f"it is {kind.name}", kind.remedy or kind.of_model or remedy
     except UnicodeDecodeError:
         found = "a name in it is not UTF-8 text"
     except FileNotFoundError as error:
         found = f"its external data is missing ({one_line(error)})"
     except Exception as error:  # protobuf and onnx raise types of their own, undocumented
         found = one_line(error)
+        if "parsing message" in found:
+            found = f"it is damaged, cut short or of another kind ({found})"
     if found:
         raise UserError(f"{path} is not an ONNX file that can be read: {found}; {remedy}")
     return model

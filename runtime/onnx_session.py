@@ -1,15 +1,32 @@
 """Starts onnxruntime. Every graph of the product, deployed or only inspected, is opened here."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sodeploy.artifacts import one_line
 from sodeploy.errors import UserError
+from sodeploy.file_kinds import kind_of_file
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
+
+
+_DAMAGED = "it is damaged, or its graph contradicts itself: copy or export it again"
+# Texts in onnxruntime's reasons for refusing a file, and the next steps.
+_REMEDIES = (
+    ("needs more memory", "end other processes, or take a smaller network"),
+    (
+        "Unsupported model IR|opset .*under development|only \\*guarantees\\*",
+        "install a newer onnxruntime, or adopt it",
+    ),
+    ("No Op registered|not a registered function", "it has an operator that onnxruntime lacks: export it without that"),
+    ("NOT_IMPLEMENTED|Could not find an implementation", "export it with float32 numbers"),
+    ("External data path|Absolute path not allowed", "lay its data beside it, and name it by its name alone"),
+    ("external data|cannot get file size|No such file", "lay the file that holds its weights beside it"),
+)
 
 
 def session_options(threads: int | None = None) -> "onnxruntime.SessionOptions":
@@ -65,4 +82,8 @@ def start_session(
         else:
             raise
         shown = name or (model if isinstance(model, Path) else "the graph")
-        raise UserError(f"{shown} cannot be loaded ({reason}); export it again") from None
+        remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason)), _DAMAGED)
+        if isinstance(model, Path) and (kind := kind_of_file(model)) is not None:
+            remedy = kind.remedy or kind.of_model or "give an .onnx file"
+            raise UserError(f"{shown} cannot be loaded: it is {kind.name}; {remedy}") from None
+        raise UserError(f"{shown} cannot be loaded ({reason}); {remedy}") from None

@@ -12,6 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from sodeploy.errors import UserError
 from sodeploy.quant.graph import load_network
 from sodeploy.runtime.contract import CALIBRATION_KEY, METADATA_KEY, Contract, calibration_of, embed, parse_contract
+from sodeploy.runtime.onnx_file import read_model
+from sodeploy.runtime.onnx_session import start_session
 from sodeploy.runtime.session import open_session
 
 SIZE = 32
@@ -122,3 +124,25 @@ def test_means_that_are_no_numbers(mean: str) -> None:
     assert mean in text
     with pytest.raises(UserError, match=r"tiny\.onnx: contract field mean"):
         parse_contract(text, "tiny.onnx")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"it is empty \(0 bytes\); copy or download it again"),
+        (b"\xef\xbb\xbf \n<HTML><head>", r"it is a web page \(HTML\); download the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "it is a pointer of Git LFS"),
+        (b'{"error": "Entry not found", "code": 404}', "it is text"),
+        (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "it is XML text"),
+        (b"\x1f\x8b\x08\x00abc", "it is a gzip archive; unpack it"),
+        (b"PK\x03\x04\x14\x00", "such as a checkpoint; export it: sodeploy to_onnx"),
+        (b"\x89PNG\r\n\x1a\n", "it is an image; give an .onnx file"),
+    ],
+)
+def test_files_that_are_something_else_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    file = tmp_path / "theirs.onnx"
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_model(file, "give an .onnx file")
+    with pytest.raises(UserError, match=message):
+        start_session(file)

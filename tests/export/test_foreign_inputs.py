@@ -82,3 +82,31 @@ def test_fp16_is_judged_by_its_own_rounding(tmp_path: Path, capsys: pytest.Captu
     said = " ".join(capsys.readouterr().err.split())
     assert "its map in float16 differs from its own weights in float32 by" in said
     assert "rounding to float16 explains about" in said
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE])
+def test_casts_to_a_narrower_type_inside(tmp_path: Path, kind: int) -> None:
+    body = [
+        helper.make_node("Cast", ["features"], ["narrow"], to=kind),
+        helper.make_node("Cast", ["narrow"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Conv", ["wide", "head"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["saliency"]),
+    ]
+    new = adopted(network(body), tmp_path)
+    np.testing.assert_allclose(plain(new, images()), plain(network(), images()), atol=1e-6)
+
+
+def test_int8_holds_no_pixels(tmp_path: Path) -> None:
+    refused(of_type(TensorProto.INT8), tmp_path, "input picture is int8, which holds no pixel above 127")
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("last", [False, True])
+def test_images_of_other_channels(tmp_path: Path, channels: int, last: bool) -> None:
+    model = network(shape=(1, H, W, channels) if last else (1, channels, H, W), output_shape=(1, 1, H, W))
+    random = np.random.default_rng(0).normal(0, 0.3, (4, channels, 3, 3)).astype(np.float32)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(random, "first"))
+    if last:
+        model.graph.node.insert(0, helper.make_node("Transpose", ["picture"], ["moved"], perm=[0, 3, 1, 2]))
+        model.graph.node[1].input[0] = "moved"
+    refused(model, tmp_path, f"input picture takes {channels} channel.*3 channels, RGB or BGR, are adopted")

@@ -57,3 +57,36 @@ def test_size_that_does_not_fit(tmp_path: Path) -> None:
     )
     refused(model, tmp_path, "takes more than 4 GiB", size=(10**6, 10**6))
     assert contract(adopted(model, tmp_path, size=(32, 28))).height == 32
+
+
+@pytest.mark.parametrize("free", [-1, 0])
+def test_dimensions_of_no_size_are_free(tmp_path: Path, free: int) -> None:
+    model = network(shape=(free, 3, free, free), output_shape=(free, 1, free, free))
+    new = adopted(model, tmp_path, size=(H, W))
+    assert contract(new).batch is None
+    np.testing.assert_allclose(plain(new, images(2)), plain(network(shape=("n", 3, H, W)), images(2)), atol=1e-6)
+
+
+def test_the_usual_size_gives_way_to_the_size_of_the_file(tmp_path: Path) -> None:
+    assert contract(adopted(network(), tmp_path, usual_size=(320, 320))).height == H
+    half_free = network(shape=(1, 3, H, "w"))
+    made = contract(adopted(half_free, tmp_path, usual_size=(320, W)))
+    assert (made.height, made.width) == (H, W)
+
+
+def test_refusals_of_a_size_say_what_to_leave_out(tmp_path: Path) -> None:
+    refused(network(), tmp_path, r"takes a size of 24x32 only, not 64x64; leave --size out", size=(64, 64))
+    refused(network(), tmp_path, "takes a batch of 1 only, not 4; leave --batch out", batch=4)
+    refused(network(shape=(1, 3, H, "w")), tmp_path, "takes 24xw, a side of any size; say which is its native one")
+
+
+def test_a_size_that_works_is_named(tmp_path: Path) -> None:
+    body = [
+        helper.make_node("Conv", ["features", "head"], ["logit"]),
+        helper.make_node("Reshape", ["logit", "fixed"], ["flat"]),
+        helper.make_node("Sigmoid", ["flat"], ["saliency"]),
+    ]
+    model = network(body, {"fixed": np.array([1, 1, 64, 64], np.int64)}, shape=(1, 3, "h", "w"))
+    refused(model, tmp_path, "it takes 64x64: --size 64", size=(H, W))
+    model = network(body, {"fixed": np.array([1, 1, 64, 64], np.int64)})
+    refused(model, tmp_path, "its graph contradicts the input that it declares: export it again")
