@@ -86,7 +86,7 @@ def test_a_size_that_works_is_named(tmp_path: Path) -> None:
         helper.make_node("Reshape", ["logit", "fixed"], ["flat"]),
         helper.make_node("Sigmoid", ["flat"], ["saliency"]),
     ]
-    model = network(body, {"fixed": np.array([1, 1, 64, 64], np.int64)}, shape=(1, 3, "h", "w"))
-    refused(model, tmp_path, "it takes 64x64: --size 64", size=(H, W))
-    model = network(body, {"fixed": np.array([1, 1, 64, 64], np.int64)})
+    model = network(body, {"fixed": np.array([1, 1, 320, 320], np.int64)}, shape=(1, 3, "h", "w"))
+    refused(model, tmp_path, "it takes 320x320: --size 320", size=(H, W))
+    model = network(body, {"fixed": np.array([1, 1, 320, 320], np.int64)})
     refused(model, tmp_path, "its graph contradicts the input that it declares: export it again")
