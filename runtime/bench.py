@@ -14,6 +14,7 @@ of runtime/infer.py; --timeline writes what the pipeline does when.
 import contextlib
 import platform
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +35,7 @@ from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.measure import metrics
 from sodeploy.runtime.measure.budget import Budget, Verdict, parse_budget
 from sodeploy.runtime.measure.differences import Delta, bootstrap_deltas
+from sodeploy.runtime.measure.options import MetricsOption
 from sodeploy.runtime.measure.published import published_parameters
 from sodeploy.runtime.measure.recommendation import Measured, recommend, time_ratio
 from sodeploy.runtime.measure.record import Advice, BenchRecord, Difference, GpuStates, Published, Row, to_json
@@ -59,6 +61,7 @@ def bench(
     batch: int = 8,
     timeline: str | Path | None = None,
     engines: Sequence[EngineName] = ("onnxruntime",),
+    keys: Sequence[str] | None = None,
 ) -> BenchRecord:
     """Run every model on every image of `data`.
 
@@ -79,6 +82,7 @@ def bench(
         timeline: file for a timeline of the GPU pipeline, JSON for Perfetto or chrome://tracing.
         engines: runtimes of ONNX models on the CPU. Each model is measured in each of them, but a graph that is made
             for one of them only there.
+        keys: the metrics, in the order of tables; the default ones by default. Those of `budget` are added.
 
     Raises:
         UserError: a model, the device or the data is unfit; the message says which and why.
@@ -102,7 +106,7 @@ def bench(
         _announce_stand_ins(tested)
         mapped = stack.enter_context(metrics.parallel_map(workers))
         before = gpu_state() if any(on_gpu) else {}
-        _measure(tested, dataset, threads, mapped)
+        _measure(tested, dataset, threads, partial(mapped, partial(_score, keys=_with_budget(keys, budget))))
         if any(on_gpu):
             _measure_throughput(tested, dataset, batch, timeline)
         after = gpu_state() if any(on_gpu) else {}
@@ -167,7 +171,7 @@ def _measure(
     tested: Sequence[ModelUnderTest],
     dataset: Dataset,
     threads: int,
-    mapped: Callable[..., Iterable[list[metrics.Scores]]],
+    scored_by: Callable[..., Iterable[list[metrics.Scores]]],
 ) -> None:
     """Fill in the times and scores of each model."""
     scored: list[list[metrics.Scores]] = []  # of each image, of each model
@@ -184,7 +188,7 @@ def _measure(
             maps = {model: model.run(image, sample.name) for model in (*tested[turn:], *tested[:turn])}
             waiting.append((sample, [maps[model] for model in tested]))
             if len(waiting) == _CHUNK or index + 1 == len(dataset):
-                scored += mapped(_score, *zip(*waiting, strict=True))
+                scored += scored_by(*zip(*waiting, strict=True))
                 waiting.clear()
     finally:
         cv2.setNumThreads(before)
@@ -218,9 +222,14 @@ def _leave_out_undefined(tested: Sequence[ModelUnderTest], dataset: Dataset) -> 
     return left_out
 
 
-def _score(sample: Sample, maps: list[np.ndarray]) -> list[metrics.Scores]:
+def _with_budget(keys: Sequence[str] | None, budget: Budget | None) -> Sequence[str]:
+    chosen = metrics.default_metrics() if keys is None else keys
+    return (*chosen, *(key for key in budget or () if key not in chosen))
+
+
+def _score(sample: Sample, maps: list[np.ndarray], keys: Sequence[str]) -> list[metrics.Scores]:
     mask = sample.mask()
-    return [metrics.score(saliency, mask) for saliency in maps]
+    return [metrics.score(saliency, mask, keys, curves=False) for saliency in maps]
 
 
 def _row(model: ModelUnderTest, tested: Sequence[ModelUnderTest], dataset: str) -> Row:
@@ -353,6 +362,7 @@ def main(
     max_drop: Annotated[
         str | None, typer.Option(help="recommend a model that loses no more: s=0.002,mae=0.001")
     ] = None,
+    chosen: MetricsOption = None,
     batch: Annotated[int, typer.Option(min=1, help="cuda: images in one run, for images per second")] = 8,
     engine: Annotated[
         str, typer.Option(help=f"runtime of ONNX models on a CPU, or several to compare: {','.join(ENGINES)}")
@@ -363,7 +373,8 @@ def main(
     allow_overlap: Annotated[bool, typer.Option("--allow-overlap", help="accept calibration images in --data")] = False,
 ) -> None:
     """Compare models in accuracy, with intervals, and in speed."""
-    budget = parse_budget(max_drop) if max_drop is not None else None
+    budget = parse_budget(max_drop, metrics.METRICS) if max_drop is not None else None
+    keys = metrics.parse_metrics(chosen) if chosen is not None else None
     datasets = open_datasets(data, root=root)
     if timeline is not None and len(datasets) > 1:
         raise UserError(f"--timeline {timeline} shows the run on one data set; give one, not {len(datasets)}")
@@ -380,6 +391,7 @@ def main(
             batch,
             timeline,
             parse_engines(engine),
+            keys,
         )
         for dataset in datasets
     ]

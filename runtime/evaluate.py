@@ -9,6 +9,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Protocol
 
@@ -28,6 +29,7 @@ from sodeploy.calib_data.sources import Source, located, one_by_one
 from sodeploy.errors import UserError
 from sodeploy.runtime.measure import metrics
 from sodeploy.runtime.measure.curves import draw_curves, require_drawable
+from sodeploy.runtime.measure.options import MetricsOption
 from sodeploy.runtime.measure.record import EvaluationRecord, EvaluationRow, to_json
 from sodeploy.runtime.measure.report import evaluation_table, labels, show, to_markdown
 
@@ -70,6 +72,8 @@ def evaluate(
     truths: Sequence[Source],
     workers: int | None = None,
     root: str | Path | None = None,
+    keys: Sequence[str] | None = None,
+    curves: bool = True,
 ) -> list[Evaluation]:
     """Score every method on every data set, in parallel processes.
 
@@ -81,6 +85,8 @@ def evaluate(
         truths: data sets as `calib_data.open_dataset` takes them, or folders of nothing but masks.
         workers: processes; one per core by default.
         root: folder of the data sets that are given by name.
+        keys: the metrics, in the order of tables; the default ones by default.
+        curves: keep the curves that `draw_curves` draws.
 
     Returns:
         Data set by data set, the methods in the given order.
@@ -101,7 +107,8 @@ def evaluate(
     for name, masks in datasets:
         check_masks(masks, name)
     with metrics.parallel_map(workers) as mapped:
-        scored = iter(list(terminal.progress(mapped(_score, *zip(*pairs, strict=True)), "scoring", total=len(pairs))))
+        working = mapped(partial(_score, keys=keys, curves=curves), *zip(*pairs, strict=True))
+        scored = iter(list(terminal.progress(working, "scoring", total=len(pairs))))
     evaluations = []
     for name, (_, masks) in zip(names, datasets, strict=True):
         parts = [[next(scored) for _ in masks] for _ in methods]
@@ -132,9 +139,10 @@ def to_csv(record: EvaluationRecord) -> str:
     """The rows as comma-separated values at full precision, under a header."""
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["dataset", "method", "images", "resized", *metrics.METRICS])
+    keys = list(record.rows[0].metrics)
+    table.writerow(["dataset", "method", "images", "resized", *keys])
     for row in record.rows:
-        table.writerow([row.dataset, row.method, row.images, row.resized, *(row.metrics[k] for k in metrics.METRICS)])
+        table.writerow([row.dataset, row.method, row.images, row.resized, *(row.metrics[key] for key in keys)])
     return text.getvalue()
 
 
@@ -188,12 +196,12 @@ def _map_of(name: str, files: Mapping[str, Path]) -> Path | None:
     )
 
 
-def _score(truth: Truth, path: Path) -> tuple[metrics.Scores, bool]:
+def _score(truth: Truth, path: Path, keys: Sequence[str] | None, curves: bool) -> tuple[metrics.Scores, bool]:
     mask, saliency = truth.mask(), read_map(path)
     resized = saliency.shape != mask.shape
     if resized:
         saliency = cv2.resize(saliency, mask.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    return metrics.score(saliency, mask), resized
+    return metrics.score(saliency, mask, keys, curves), resized
 
 
 def main(
@@ -201,6 +209,7 @@ def main(
     data: Annotated[list[str], typer.Option(help="data set, or folder of masks; once each", show_default=False)],
     root: RootOption = None,
     workers: Annotated[int | None, typer.Option(min=1, help="processes that score; one per core by default")] = None,
+    chosen: MetricsOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the record here; - for stdout")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="write the rows here")] = None,
     markdown: Annotated[Path | None, typer.Option(help="write the table here")] = None,
@@ -209,7 +218,8 @@ def main(
     """Score saliency maps in all metrics."""
     if curves is not None:
         require_drawable(curves)
-    evaluations = evaluate(pred, data, workers, root)
+    keys = metrics.parse_metrics(chosen) if chosen is not None else None
+    evaluations = evaluate(pred, data, workers, root, keys, curves is not None)
     for dataset, left_out in {one.dataset: one.left_out for one in evaluations}.items():
         if left_out:
             terminal.warn(f"{dataset}: {metrics.left_out_in_words(left_out)}")

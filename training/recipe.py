@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sodeploy import artifacts
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract
-from sodeploy.runtime.measure.metrics import METRICS
+from sodeploy.runtime.measure.metrics import METRICS, default_metrics
 from sodeploy.training.augment import Augmentation
 from sodeploy.training.losses import LOSSES, ForwardLoss, teacher_of
 from sodeploy.training.models import NETWORKS, entry
@@ -33,7 +33,7 @@ class Validation(BaseModel):
         default=0, ge=0, description="training samples that are kept for validation; the seed draws them"
     )
     every: int = Field(ge=1, description="optimizer steps from one validation to the next; each saves a checkpoint")
-    best: str = Field(default="max_f", description=f"the metric that chooses best.pth: {', '.join(METRICS)}")
+    best: str = Field(default="max_f", description=f"the metric that chooses best.pth: {', '.join(default_metrics())}")
     stop_above: float | None = Field(default=None, description="training ends when `best` is better than this value")
     patience: int | None = Field(
         default=None, ge=1, description="training ends after this number of validations without improvement"
@@ -43,8 +43,8 @@ class Validation(BaseModel):
     def _is_consistent(self) -> "Validation":
         if (self.data is None) == (self.hold_out == 0):
             raise ValueError("give either data or hold_out")
-        if self.best not in METRICS:
-            raise ValueError(f"no metric is called {self.best}; known: {', '.join(METRICS)}")
+        if self.best not in default_metrics():
+            raise ValueError(f"no metric is called {self.best}; known: {', '.join(default_metrics())}")
         return self
 
     def better(self, value: float, other: float) -> bool:

@@ -59,9 +59,10 @@ def targets() -> str:
 def metrics() -> str:
     """Every metric with its name in options, records and recipes."""
     rows = [
-        [metric.label, f"`{key}`", "lower" if metric.lower_is_better else "higher"] for key, metric in METRICS.items()
+        [metric.label, f"`{key}`", "lower" if metric.lower_is_better else "higher", "yes" if metric.by_default else ""]
+        for key, metric in METRICS.items()
     ]
-    return _plain(["name in tables", "key", "better is"], rows, 3)
+    return _plain(["name in tables", "key", "better is", "by default"], rows, 4)
 
 
 def _bench(name: str, part: str) -> str:

@@ -1,28 +1,34 @@
 """The budget: how much accuracy a network may lose, and whether a measured loss stays within it."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.measure.differences import FEWEST_IMAGES, Delta
-from sodeploy.runtime.measure.metrics import METRICS
+from sodeploy.runtime.measure.metrics import METRICS, default_metrics
 from sodeploy.runtime.measure.report import decimal
 
 Budget = dict[str, float]  # key of a metric in `METRICS` -> the largest loss that is allowed
 
 
-def parse_budget(text: str) -> Budget:
+def parse_budget(text: str, metrics: Collection[str] | None = None) -> Budget:
     """The budget in `s=0.002,mae=0.001`.
+
+    Args:
+        metrics: the keys that it may name; those of the default metrics by default.
 
     Raises:
         UserError: another form, an unknown metric, or a loss that is not above zero.
     """
+    known = default_metrics() if metrics is None else metrics
     budget: Budget = {}
     for part in text.split(","):
         name, _, number = (piece.strip() for piece in part.partition("="))
-        if name not in METRICS:
-            known = ", ".join(METRICS)
-            raise UserError(f"--max-drop {text}: {name!r} is no metric; write for example s=0.002 with one of {known}")
+        if name not in known:
+            raise UserError(
+                f"--max-drop {text}: {name!r} is no metric; write for example s=0.002 with one of {', '.join(known)}"
+            )
         try:
             budget[name] = float(number)
         except ValueError:

@@ -36,7 +36,8 @@ def bootstrap_deltas(baseline: Scores, other: Scores, resamples: int = 5000, see
     curve is taken anew for each resample. There is no interval on fewer than `FEWEST_IMAGES` images.
 
     Returns:
-        By the keys of `METRICS`: other - baseline, with the 2.5 % and 97.5 % quantiles; equal for equal arguments.
+        By the keys of the metrics of `baseline`: other - baseline, with the 2.5 % and 97.5 % quantiles; equal for equal
+        arguments.
 
     Raises:
         ValueError: the two were not scored on the same number of images, or on none.
@@ -46,10 +47,10 @@ def bootstrap_deltas(baseline: Scores, other: Scores, resamples: int = 5000, see
         raise ValueError(f"a paired comparison needs the same images: {images} against {len(other)}")
     before, after = baseline.summary(), other.summary()
     if images < FEWEST_IMAGES:
-        return {key: Delta(after[key] - before[key], -np.inf, np.inf) for key in METRICS}
+        return {key: Delta(after[key] - before[key], -np.inf, np.inf) for key in before}
     drawn = _resampled_differences(baseline, other, resamples, seed)
     deltas = {}
-    for key in METRICS:
+    for key in before:
         low, high = np.quantile(drawn[key], [0.025, 0.975])
         deltas[key] = Delta(after[key] - before[key], float(low), float(high))
     return deltas
@@ -59,12 +60,18 @@ def _resampled_differences(baseline: Scores, other: Scores, resamples: int, seed
     """(resamples,) differences of each metric."""
     images = len(baseline)
     # The mean of a metric that is a mean is linear in the images: one product serves all such metrics.
-    linear = [metric for metric in METRICS.values() if metric.summary == "mean"]
-    peaks = [metric for metric in METRICS.values() if metric.summary == "max"]
-    differences = np.stack(
-        [(other[each.per_image] - baseline[each.per_image]).reshape(images, -1).mean(axis=1) for each in linear], axis=1
+    chosen = [METRICS[key] for key in baseline.keys]
+    linear = [metric for metric in chosen if metric.summary == "mean"]
+    peaks = [metric for metric in chosen if metric.summary == "max"]
+    differences = (
+        np.zeros((images, 0))
+        if not linear
+        else np.stack(
+            [(other[each.per_image] - baseline[each.per_image]).reshape(images, -1).mean(axis=1) for each in linear],
+            axis=1,
+        )
     )
-    drawn: dict[str, list[np.ndarray]] = {key: [] for key in METRICS}
+    drawn: dict[str, list[np.ndarray]] = {key: [] for key in baseline.keys}
     random = np.random.default_rng(seed)
     for start in range(0, resamples, _CHUNK):
         count = min(_CHUNK, resamples - start)

@@ -1,22 +1,25 @@
 """The table of metrics, and the scores of images in all of them.
 
-All scores come from PySODMetrics, so they equal the scores that papers report. We keep its conventions: the saliency
-map is 8-bit and as large as the mask; before a metric is computed, the map is stretched to [0, 1] over its own minimum
-and maximum; a mask pixel is foreground where it is > 128; F uses beta² = 0.3, weighted F beta² = 1; curves have 256
-thresholds; a score over a set is the mean over its images; max F and max E are the maxima of the mean curves.
+The scores of salient-object detection come from PySODMetrics, so they equal the scores that papers report; the scores
+of fixation prediction (KLD, CC, SIM, AUC, EMD, NSS) come from saliency.py. We keep PySODMetrics' conventions: the
+saliency map is 8-bit and as large as the mask; before a metric is computed, the map is stretched to [0, 1] over its own
+minimum and maximum; a mask pixel is foreground where it is > 128; F uses beta² = 0.3, weighted F beta² = 1; curves have
+256 thresholds; a score over a set is the mean over its images; max F and max E are the maxima of the mean curves.
 
-A new metric is one entry in `METRICS`; nothing else lists metrics, their labels or their directions.
+A new metric is one entry in `METRICS`; nothing else lists metrics, their labels or their directions. Nine of them are
+computed by default, the others where a command is asked for them.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from sodeploy.errors import UserError
+from sodeploy.runtime.measure import saliency as fixation
 from sodeploy.workers import parallel_map as parallel_map
 from sodeploy.workers import usable_cores as usable_cores
 
@@ -48,6 +51,21 @@ class Pair:
 
         saliency, foreground = prepare_data(self.saliency, self.mask)
         return saliency, foreground
+
+    @property
+    def foreground(self) -> np.ndarray:
+        """(H, W) bool, where the mask is > 128: also the fixations."""
+        return self.stretched[1]
+
+    @cached_property
+    def density(self) -> np.ndarray:
+        """(H, W) float64, the mask's density; NaN where it has no foreground."""
+        return fixation.density_of_mask(self.foreground)
+
+    @cached_property
+    def predicted_density(self) -> np.ndarray:
+        """(H, W) float64, the map's density."""
+        return fixation.density_of(self.stretched[0])
 
     def results(self, evaluator: Any) -> dict[str, Any]:
         """The results of one of PySODMetrics' evaluators on this pair alone."""
@@ -96,6 +114,9 @@ class Metric:
         key: name in options, records and recipes.
         label: name in tables.
         per_image: the value of each image. Two metrics may share one, as mean F and max F share the F curve.
+        aliases: other names in options, such as those in InSPyReNet's configuration. Only their letters and digits
+            count, in any case.
+        by_default: computed where nothing else is asked for.
         summary: how the mean over all images becomes a number: "mean" takes the mean of a mean curve, and a number as
             it is; "max" takes the maximum of a mean curve.
         lower_is_better: the direction.
@@ -108,6 +129,8 @@ class Metric:
     summary: Literal["mean", "max"] = "mean"
     lower_is_better: bool = False
     is_headline: bool = False
+    by_default: bool = True
+    aliases: tuple[str, ...] = ()
 
     def worse_by(self, difference: float) -> float:
         """How much worse the metric is after it changed by `difference`; negative: better."""
@@ -129,30 +152,100 @@ F_CURVE = PerImage("f_curve", lambda pair: pair.f["f"]["dynamic"])
 E_CURVE = PerImage("e_curve", lambda pair: pair.e["curve"])
 PRECISION = PerImage("precision", lambda pair: pair.f["precision"]["dynamic"])
 RECALL = PerImage("recall", lambda pair: pair.f["recall"]["dynamic"])
+KLD = PerImage("kld", lambda pair: fixation.kld(pair.predicted_density, pair.density))
+CC = PerImage("cc", lambda pair: fixation.cc(pair.stretched[0], pair.density))
+SIM = PerImage("sim", lambda pair: fixation.sim(pair.predicted_density, pair.density))
+AUC_JUDD = PerImage("auc_judd", lambda pair: fixation.auc_judd(pair.saliency, pair.foreground))
+AUC_BORJI = PerImage("auc_borji", lambda pair: fixation.auc_borji(pair.saliency, pair.foreground))
+EMD = PerImage("emd", lambda pair: fixation.emd(pair.predicted_density, pair.density))
+NSS = PerImage("nss", lambda pair: fixation.nss(pair.stretched[0], pair.foreground))
+
+
+def _hce(pair: Pair) -> float:
+    evaluator = _pysodmetrics().HumanCorrectionEffortMeasure()
+    return float(pair.results(evaluator)["hce"])
+
+
+def _binary_iou(pair: Pair) -> float:
+    sod = _pysodmetrics()
+    handler = sod.IOUHandler(with_dynamic=False, with_adaptive=False, with_binary=True)
+    return float(pair.results(sod.FmeasureV2({"iou": handler}))["iou"]["binary"])
+
+
+def _multi_scale_iou(pair: Pair) -> float:
+    evaluator = _pysodmetrics().MSIoU(with_dynamic=False, with_adaptive=False, with_binary=True)
+    return float(pair.results(evaluator)["binary"])
+
 
 # In the order of all tables. Sources: F, Achanta et al., CVPR 2009 (adaptive: at twice the mean of the map); weighted
 # F, Margolin et al., CVPR 2014; S, structure measure, Fan et al., ICCV 2017; E, enhanced alignment, Fan et al., IJCAI
-# 2018 (adaptive: at the same threshold as F).
+# 2018 (adaptive: at the same threshold as F); HCE, human correction effort, Qin et al., ECCV 2022; MSIoU, multi-scale
+# IoU, Ahmadzadeh et al., ICIP 2021; both IoU with the map binarized at half; the others: see saliency.py.
 METRICS = {
     metric.key: metric
     for metric in (
         Metric("mae", "MAE", MAE, lower_is_better=True, is_headline=True),
-        Metric("mean_f", "mean F", F_CURVE, is_headline=True),
-        Metric("max_f", "max F", F_CURVE, "max"),
-        Metric("adp_f", "adaptive F", PerImage("adp_f", lambda pair: pair.f["f"]["adaptive"])),
-        Metric("w_f", "weighted F", WEIGHTED_F),
-        Metric("s", "S", STRUCTURE, is_headline=True),
-        Metric("mean_e", "mean E", E_CURVE),
-        Metric("max_e", "max E", E_CURVE, "max"),
-        Metric("adp_e", "adaptive E", PerImage("adp_e", lambda pair: pair.e["adp"])),
+        Metric("mean_f", "mean F", F_CURVE, is_headline=True, aliases=("avgFm", "meanFm")),
+        Metric("max_f", "max F", F_CURVE, "max", aliases=("maxFm",)),
+        Metric("adp_f", "adaptive F", PerImage("adp_f", lambda pair: pair.f["f"]["adaptive"]), aliases=("adpFm",)),
+        Metric("w_f", "weighted F", WEIGHTED_F, aliases=("wFm", "wfmeasure")),
+        Metric("s", "S", STRUCTURE, is_headline=True, aliases=("Sm", "Smeasure")),
+        Metric("mean_e", "mean E", E_CURVE, aliases=("avgEm", "meanEm")),
+        Metric("max_e", "max E", E_CURVE, "max", aliases=("maxEm",)),
+        Metric("adp_e", "adaptive E", PerImage("adp_e", lambda pair: pair.e["adp"]), aliases=("adpEm",)),
+        Metric("biou", "binary IoU", PerImage("biou", _binary_iou), by_default=False),
+        Metric("msiou", "MSIoU", PerImage("msiou", _multi_scale_iou), by_default=False),
+        Metric("hce", "HCE", PerImage("hce", _hce), lower_is_better=True, by_default=False),
+        Metric("kld", "KLD", KLD, lower_is_better=True, by_default=False, aliases=("KL",)),
+        Metric("cc", "CC", CC, by_default=False),
+        Metric("sim", "SIM", SIM, by_default=False),
+        Metric("auc_judd", "AUC-Judd", AUC_JUDD, by_default=False, aliases=("AUC",)),
+        Metric("auc_borji", "AUC-Borji", AUC_BORJI, by_default=False),
+        Metric("emd", "EMD", EMD, lower_is_better=True, by_default=False),
+        Metric("nss", "NSS", NSS, by_default=False),
     )
 }
 
 
-def per_image_values() -> dict[str, PerImage]:
-    """The results for each image, by name: the values of all metrics, and the curves that `curves` draws."""
-    wanted = (*(metric.per_image for metric in METRICS.values()), PRECISION, RECALL)
-    return {value.name: value for value in wanted}
+def default_metrics() -> tuple[str, ...]:
+    """The keys of the metrics that are computed where nothing else is asked for."""
+    return tuple(key for key, metric in METRICS.items() if metric.by_default)
+
+
+def parse_metrics(text: str) -> tuple[str, ...]:
+    """The keys of the metrics in `S,MAE,max F`, in that order; `all` for all of them.
+
+    Raises:
+        UserError: an unknown metric, none, or one that is given twice.
+    """
+    if _plain(text) == "all":
+        return tuple(METRICS)
+    by_name = {_plain(name): key for key, one in METRICS.items() for name in (key, one.label, *one.aliases)}
+    keys = []
+    for name in filter(None, (part.strip() for part in text.split(","))):
+        if _plain(name) not in by_name:
+            raise UserError(f"--metrics {text}: {name} is no metric; write some of {', '.join(METRICS)}, or all")
+        keys.append(by_name[_plain(name)])
+    if twice := next((key for key in keys if keys.count(key) > 1), None):
+        raise UserError(f"--metrics {text}: {twice} is given twice; give each once")
+    if not keys:
+        raise UserError(f"--metrics {text!r} names no metric; write some of {', '.join(METRICS)}, or all")
+    return tuple(keys)
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name)).lower()
+
+
+def per_image_values(keys: Sequence[str] | None = None, curves: bool = True) -> dict[str, PerImage]:
+    """The results for each image, by name.
+
+    Args:
+        keys: of the metrics; the default ones by default.
+        curves: with the curves that `curves.py` draws.
+    """
+    wanted = [METRICS[key].per_image for key in (default_metrics() if keys is None else keys)]
+    return {value.name: value for value in (*wanted, *((F_CURVE, PRECISION, RECALL) if curves else ()))}
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,9 +254,11 @@ class Scores:
 
     Attributes:
         values: by the name of each `PerImage`, (N,) or (N, 256) float64.
+        keys: the metrics, in the order of tables.
     """
 
     values: dict[str, np.ndarray]
+    keys: tuple[str, ...] = field(default_factory=default_metrics)
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
@@ -174,7 +269,7 @@ class Scores:
 
     def take(self, chosen: np.ndarray) -> "Scores":
         """The scores of the chosen images; `chosen`: indices, or (N,) bool."""
-        return Scores({name: array[chosen] for name, array in self.values.items()})
+        return Scores({name: array[chosen] for name, array in self.values.items()}, self.keys)
 
     def undefined(self) -> np.ndarray:
         """(N,) bool: images with a score that is NaN or infinite."""
@@ -182,7 +277,7 @@ class Scores:
         return np.asarray(np.any(flat, axis=0))
 
     def summary(self) -> dict[str, float]:
-        """All metrics over all images, by the keys of `METRICS`.
+        """The metrics over all images, by their keys.
 
         Raises:
             ValueError: there are no images.
@@ -190,15 +285,17 @@ class Scores:
         if not len(self):
             raise ValueError("no images were scored")
         means = {name: np.atleast_1d(array.mean(axis=0)) for name, array in self.values.items()}
-        return {key: float(metric.over(means[metric.per_image.name])) for key, metric in METRICS.items()}
+        return {key: float(METRICS[key].over(means[METRICS[key].per_image.name])) for key in self.keys}
 
 
-def score(saliency: np.ndarray, mask: np.ndarray) -> Scores:
+def score(saliency: np.ndarray, mask: np.ndarray, keys: Sequence[str] | None = None, curves: bool = True) -> Scores:
     """Score one saliency map against its mask.
 
     Args:
         saliency: (H, W) uint8.
         mask: (H, W) uint8, foreground where > 128.
+        keys: the metrics; the default ones by default.
+        curves: keep the curves that `curves.py` draws too.
 
     Raises:
         UserError: PySODMetrics is not installed.
@@ -206,8 +303,10 @@ def score(saliency: np.ndarray, mask: np.ndarray) -> Scores:
     """
     pair = Pair(saliency, mask)
     _pysodmetrics()
+    wanted = per_image_values(keys, curves)
     return Scores(
-        {name: np.asarray(value.compute(pair), np.float64)[None] for name, value in per_image_values().items()}
+        {name: np.asarray(value.compute(pair), np.float64)[None] for name, value in wanted.items()},
+        default_metrics() if keys is None else tuple(keys),
     )
 
 
@@ -221,7 +320,9 @@ def _pysodmetrics() -> Any:
 
 def join(parts: Sequence[Scores]) -> Scores:
     """The scores of several sets of images, one after the other; at least one part."""
-    return Scores({name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values})
+    return Scores(
+        {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values}, parts[0].keys
+    )
 
 
 def without_undefined(scores: Sequence[Scores], names: Sequence[str], source: str) -> tuple[list[Scores], list[str]]:

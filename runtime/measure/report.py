@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -51,10 +51,12 @@ def bench_tables(record: BenchRecord) -> list[Table]:
 def evaluation_table(record: EvaluationRecord) -> Table:
     """All metrics of each method on each data set."""
     rows = [
-        [row.dataset, row.method, str(row.images), *(decimal(row.metrics[key]) for key in METRICS)]
+        [row.dataset, row.method, str(row.images), *(decimal(value) for value in row.metrics.values())]
         for row in record.rows
     ]
-    return Table("Accuracy", ["data set", "method", "images", *_labels_of_metrics()], rows, text_columns=2)
+    return Table(
+        "Accuracy", ["data set", "method", "images", *_labels_of(record.rows[0].metrics)], rows, text_columns=2
+    )
 
 
 def to_markdown(table: Table) -> str:
@@ -156,10 +158,14 @@ def labels(paths: Sequence[str]) -> list[str]:
     return [path if short.count(name) > 1 else name for name, path in zip(short, paths, strict=True)]
 
 
+_HEADLINE = 3  # scores in the opening table where none of the usual ones was computed
+
+
 def _opening(record: BenchRecord) -> Table:
     """The table that deployers know: each model with its cost, its accuracy, and the difference to the baseline."""
     baseline = record.rows[0]
-    headline = [metric for metric in METRICS.values() if metric.is_headline]
+    measured = [METRICS[key] for key in baseline.metrics]
+    headline = [metric for metric in measured if metric.is_headline] or measured[:_HEADLINE]
     precisions = _precisions(record.rows)
     rows = []
     for row, precision in zip(record.rows, precisions, strict=True):
@@ -225,17 +231,18 @@ def _digits(value: float | None) -> str:
     return f"{value:.{max(0, 3 - math.floor(math.log10(value)))}f}"
 
 
-def _labels_of_metrics() -> list[str]:
-    return [metric.label for metric in METRICS.values()]
+def _labels_of(keys: Iterable[str]) -> list[str]:
+    return [METRICS[key].label for key in keys]
 
 
 def _accuracy(record: BenchRecord) -> Table:
     rows = [
-        [row.name, row.network, row.precision, *(decimal(row.metrics[key]) for key in METRICS)] for row in record.rows
+        [row.name, row.network, row.precision, *(decimal(value) for value in row.metrics.values())]
+        for row in record.rows
     ]
     return Table(
         f"Accuracy on {record.dataset}, {record.images} images",
-        ["model", "network", "precision", *_labels_of_metrics()],
+        ["model", "network", "precision", *_labels_of(record.rows[0].metrics)],
         rows,
         text_columns=3,
         caption="\n".join(_calibration_warnings(record)),
@@ -253,8 +260,8 @@ def _calibration_warnings(record: BenchRecord) -> list[str]:
 def _deltas(record: BenchRecord) -> Table:
     baseline, *others = record.rows
     rows = [
-        [metric.label, decimal(baseline.metrics[key]), *(interval(row.delta[key]) for row in others)]
-        for key, metric in METRICS.items()
+        [METRICS[key].label, decimal(value), *(interval(row.delta[key]) for row in others)]
+        for key, value in baseline.metrics.items()
     ]
     has_interval = all(delta.ci95 for row in others for delta in row.delta.values())
     how = "with 95 % interval (paired bootstrap over images)" if has_interval else "without interval"

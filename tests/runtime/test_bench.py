@@ -16,7 +16,7 @@ from sodeploy import command_line
 from sodeploy.errors import UserError
 from sodeploy.runtime.bench import bench, main
 from sodeploy.runtime.measure.differences import FEWEST_IMAGES
-from sodeploy.runtime.measure.metrics import METRICS
+from sodeploy.runtime.measure.metrics import default_metrics
 from sodeploy.runtime.measure.record import Difference, GpuStates, to_json
 from sodeploy.runtime.measure.report import bench_tables, decimal, labels, to_markdown
 
@@ -66,7 +66,7 @@ def test_the_record_holds_what_is_documented(models, data):
     assert good.macs_g == pytest.approx(3 * 16 * 24 / 1e9)
     assert good.calibrated_on is None
     for row in record.rows:
-        assert set(row.metrics) == set(row.delta) == set(METRICS)
+        assert set(row.metrics) == set(row.delta) == set(default_metrics())
         latency = row.latency_ms
         assert set(latency) == {"pre", "infer", "post", "total"}
         assert all(0 < times.p50 <= times.p90 <= times.p99 for times in latency.values())

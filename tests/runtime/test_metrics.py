@@ -115,7 +115,7 @@ def test_bootstrap_equals_a_plain_one():
 
     random = np.random.default_rng(7)
     choices = [*random.integers(24, size=(256, 24)), *random.integers(24, size=(44, 24))]
-    plain = {name: [] for name in metrics.METRICS}
+    plain = {name: [] for name in metrics.default_metrics()}
     for chosen in choices:
         before, after = (part.take(chosen).summary() for part in (baseline, other))
         for name, values in plain.items():

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.measure import report
-from sodeploy.runtime.measure.metrics import METRICS
+from sodeploy.runtime.measure.metrics import default_metrics
 from sodeploy.runtime.measure.record import (
     Advice,
     BenchRecord,
@@ -64,7 +64,7 @@ def test_markdown_is_a_table_under_a_title():
     ],
 )
 def test_only_a_difference_that_shows_is_marked(value: float, low: float, high: float, shown: str) -> None:
-    delta = dict.fromkeys(METRICS, Difference(value=value, ci95=(low, high)))
+    delta = dict.fromkeys(default_metrics(), Difference(value=value, ci95=(low, high)))
     (_, _, difference, _) = bench_tables(record_of(row("a.onnx"), row("b.onnx", delta=delta)))
     assert {cells[2] for cells in difference.rows} == {shown}
 
@@ -76,8 +76,8 @@ def row(model: str, **fields: object) -> Row:
         "name": labels([model])[0], "engine": "onnxruntime",
         "model": model, "network": "u2netp", "precision": "fp32", "method": None, "target": "", "device": "cpu",
         "published": Published(params_m=1.131181, flops_g=39.5121792, params_as="published"), "params_m": 1.125,
-        "macs_g": 19.756, "input_shape": [1, 3, 320, 320], "size_mib": 4.5, "metrics": dict.fromkeys(METRICS, 0.8373),
-        "delta": dict.fromkeys(METRICS, Difference(value=-0.0012, ci95=(-0.002, 0.001))),
+        "macs_g": 19.756, "input_shape": [1, 3, 320, 320], "size_mib": 4.5, "metrics": dict.fromkeys(default_metrics(), 0.8373),
+        "delta": dict.fromkeys(default_metrics(), Difference(value=-0.0012, ci95=(-0.002, 0.001))),
         "latency_ms": dict.fromkeys(("pre", "infer", "post", "total"), once),
         "time_ratio": Difference(value=1, ci95=None), "stand_in": "", "images_per_s": None, "device_memory_mib": None,
         "calibrated_on": None, "images": 300, "dataset": "eval",
