@@ -102,7 +102,8 @@ def _signature(mass: np.ndarray) -> np.ndarray:
 def auc_judd(levels: np.ndarray, fixations: np.ndarray) -> float:
     """Area under the ROC curve whose thresholds are the map's values at the fixations, as Judd et al. (ICCV 2009).
 
-    A true positive is a fixation at or above the threshold, a false positive another pixel there.
+    A true positive is a fixation at or above the threshold, a false positive another pixel there. A map that has one
+    value on the whole object gives one threshold, so .5 is the least that such a map can get.
 
     Args:
         levels: (H, W) uint8, the map.

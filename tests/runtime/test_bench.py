@@ -183,6 +183,17 @@ def test_the_command_writes_what_it_is_asked_for(repository, models, data, tmp_p
     assert json.loads(to_stdout.stdout)["rows"][0]["metrics"] == record["rows"][0]["metrics"]
 
 
+def test_metrics_are_chosen_and_the_budgets_are_added(models, data):
+    record = bench(models, data, threads=1, workers=1, keys=("nss", "kld"), budget={"mae": 0.1, "nss": 0.5})
+    assert [list(row.metrics) for row in record.rows] == [["nss", "kld", "mae"]] * 2
+    assert list(record.rows[1].delta) == ["nss", "kld", "mae"]
+    opening, every, *_ = bench_tables(record)
+    assert opening.header[4:-1] == ["MAE"]
+    assert every.header[3:] == ["NSS", "KLD", "MAE"]
+    alone = bench(models, data, threads=1, workers=1, keys=("nss", "kld"))
+    assert bench_tables(alone)[0].header[4:-1] == ["NSS", "KLD"]
+
+
 def test_each_of_several_data_sets_has_its_tables(models, data, tmp_path, capsys):
     shutil.copytree(data, data.parent / "copy")
     command = typer.main.get_command(command_line.application_of(main))

@@ -14,6 +14,7 @@ from sodeploy.errors import UserError
 from sodeploy.runtime.evaluate import evaluate, to_csv, to_record
 from sodeploy.runtime.measure import metrics
 from sodeploy.runtime.measure.curves import draw_curves
+from sodeploy.runtime.measure.report import evaluation_table
 
 pytest.importorskip("py_sod_metrics")
 
@@ -74,6 +75,14 @@ def test_a_list_evaluates_only_its_images(truths, save_maps, tmp_path):
     save_maps("maps/full", 2)
     (one,) = evaluate([tmp_path / "maps"], [tmp_path / "some.txt"], workers=1)
     assert (one.dataset, len(one.scores)) == ("some", 2)
+
+
+def test_metrics_are_chosen_and_ordered(truths, save_maps):
+    (one,) = evaluate([save_maps("maps", 2)], truths[:1], workers=1, keys=("cc", "s"), curves=False)
+    record = to_record([one])
+    assert list(record.rows[0].metrics) == ["cc", "s"]
+    assert to_csv(record).startswith("dataset,method,images,resized,cc,s\n")
+    assert evaluation_table(record).header[3:] == ["CC", "S"]
 
 
 def test_data_sets_by_name_under_a_root(truths, save_maps, tmp_path):
