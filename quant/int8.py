@@ -6,6 +6,7 @@ import onnx
 from sodeploy.quant.graph import attribute, channel_axis
 
 STEPS = 127  # on each side of zero; -128 is not used, so that a range is symmetric
+FEW_STEPS = 64  # of a weight for any x86 CPU: those without VNNI add two products of 8 bits in 16, which saturate
 LARGEST_FP16 = 65504.0  # the largest finite number of fp16, the precision around int8 layers
 SMALLEST_SCALE = 2.0**-20  # fp16 still has 4 significant bits there; a channel below it has no effect in int8
 
@@ -24,6 +25,11 @@ def fp16_scale(value: float | np.ndarray) -> np.ndarray:
 def weight_scales(weight: np.ndarray, axis: int) -> np.ndarray:
     """`(C_out,) float32`: one scale per output channel, which lie along `axis`; the largest weight is 127 steps."""
     return fp16_scale(np.abs(weight).max(axis=tuple(a for a in range(weight.ndim) if a != axis)) / STEPS)
+
+
+def scales_of(scales: np.ndarray, weight_steps: int) -> np.ndarray:
+    """The scales of `STEPS` steps, for a weight of `weight_steps` on each side of zero."""
+    return np.asarray(scales, np.float32) * np.float32(STEPS / weight_steps)
 
 
 def quantize_weight(weight: np.ndarray, scales: np.ndarray, axis: int) -> np.ndarray:

@@ -114,7 +114,7 @@ def evidence_of(source: Images | Counted, network: Network, base: Path, method: 
         return Evidence(statistics, input_errors=errors), file
     path = beside(base, ".rounding.npz")
     steps, rounding = round_to_file(network, images, path)
-    terminal.note(f"wrote {path}: {len(steps)} layers")
+    terminal.note(f"wrote {path}: {sum(node.name in steps for node in network.nodes)} layers")
     return Evidence(statistics, steps, rounding, errors), file
 
 

@@ -14,8 +14,8 @@ DEFAULT: Method = "kl"
 
 LEVELS = STEPS + 1  # magnitudes that int8 can represent, with zero
 PERCENTILE = 99.99
-_LARGEST_EXCESS = 100.0  # 20 dB
-_MOST_CLIPPED = 0.04  # of all values; kl clips under 0.03 of any tensor of CSNet and U2-Netp
+_LEAST_DB = 20.0  # kl leaves 21 dB or more of every tensor that is int8 in engines of CSNet and U2-Netp
+_GAIN_DB = 6.0
 
 
 def threshold(histogram: MagnitudeHistogram, method: Method, levels: int = LEVELS) -> float:
@@ -31,16 +31,16 @@ def threshold(histogram: MagnitudeHistogram, method: Method, levels: int = LEVEL
 def chosen(histogram: MagnitudeHistogram, method: Method, levels: int = LEVELS) -> tuple[float, Method]:
     """The result of `threshold`, and the method that it is from.
 
-    That is `method`, but mse where kl clips more than 4 % of the values and makes `_LARGEST_EXCESS` times the
-    smallest squared error or more. KL counts how many values are clipped, not how far they lie outside. Where many
-    values are one number, such as a ReLU's zeros after a constant was added, it clips everything else.
+    That is `method`, but mse where kl leaves less than 20 dB of signal to noise and mse leaves 6 dB more. KL counts how
+    many values are clipped, not how far they lie outside. Where many values are one number, such as a flat background
+    behind a normalization, or a ReLU's zeros after a constant was added, it clips much of the rest.
     """
     if histogram.maximum == 0:
         return 0.0, method
     clip = _METHODS[method](histogram, levels)
-    if method == "kl" and histogram.share_above(clip) > _MOST_CLIPPED:
+    if method == "kl" and (decibels := expected_decibels(histogram, clip, levels)) < _LEAST_DB:
         best = _mse(histogram, levels)
-        if expected_error(histogram, clip, levels) > _LARGEST_EXCESS * expected_error(histogram, best, levels):
+        if expected_decibels(histogram, best, levels) > decibels + _GAIN_DB:
             return best, "mse"
     return clip, method
 

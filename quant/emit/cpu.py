@@ -18,7 +18,7 @@ from sodeploy.quant.emit.rewriter import Rewriter, corrected_bias, label, quanti
 from sodeploy.quant.graph import Network
 from sodeploy.quant.int8 import SMALLEST_SCALE, STEPS, bias_correction, dequantize_weight, quantize_weight
 from sodeploy.quant.planning.plan import Layer, Plan, Range, TargetName
-from sodeploy.quant.planning.ranges import sharing_a_range
+from sodeploy.quant.planning.ranges import held_in_int8
 from sodeploy.quant.planning.targets import kind_of_cpu
 from sodeploy.runtime.contract import CPU_KEY, annotate
 
@@ -53,9 +53,8 @@ def _emit(network: Network, plan: Plan, target: TargetName) -> onnx.ModelProto:
     integer = {name: layer for name, layer in plan.layers.items() if layer.precision == "int8"}
     integer = {name: layer for name, layer in integer.items() if name not in ours.layers}
     parts = {name for name, layer in ours.layers.items() if layer.form == "two int8 parts"}
-    groups = sharing_a_range(network, integer, also_read_by=parts, outputs=ours.quantizes_outputs)
-    stored = {tensor for group in groups for tensor in group}
-    ranges = {tensor: shared for tensor, shared in plan.range_of().items() if tensor in stored}
+    held = held_in_int8(network, integer, also_read_by=parts, outputs=ours.quantizes_outputs)
+    ranges = {tensor: shared for tensor, shared in plan.range_of().items() if tensor in held}
 
     for node in network.nodes:
         new = graph.copy(node)
@@ -92,12 +91,12 @@ def _integer_layer(
 ) -> None:
     """Give `new` an int8 weight of `weight_steps` on each side of zero, and an int32 bias."""
     scale, _ = _parameters(read)
-    weight, scales, axis = quantized_weight(network, node, layer)
-    planned = dequantize_weight(weight, scales, axis)
+    planned = dequantize_weight(*quantized_weight(network, node, layer))
+    weight, scales, axis = quantized_weight(network, node, layer, weight_steps)
     bias = corrected_bias(network, node, layer)
-    # A channel without effect has so small a scale that its bias would not fit 32 bits. Its weight then takes still
+    # A channel without effect has so small a scale that its bias would not fit 32 bits. Its weight then takes
     # larger steps; it is negligible beside the bias.
-    wanted = np.maximum(scales * (STEPS / weight_steps), np.abs(bias) / (np.float64(scale) * _LARGEST_BIAS))
+    wanted = np.maximum(scales, np.abs(bias) / (np.float64(scale) * _LARGEST_BIAS))
     kept = (wanted == scales).reshape([-1 if one == axis else 1 for one in range(weight.ndim)])
     weight = np.where(kept, weight, quantize_weight(network.weight(node), wanted, axis))
     scales = wanted

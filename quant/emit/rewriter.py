@@ -8,7 +8,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from sodeploy.quant.graph import Network, channel_axis
-from sodeploy.quant.int8 import quantize_weight
+from sodeploy.quant.int8 import STEPS, quantize_weight, scales_of
 from sodeploy.quant.planning.plan import Layer, Plan, Precision
 from sodeploy.runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY, annotate
 from sodeploy.runtime.onnx_file import reads
@@ -74,12 +74,14 @@ class Rewriter:
         return onnx.shape_inference.infer_shapes(self._model)
 
 
-def quantized_weight(network: Network, node: onnx.NodeProto, layer: Layer) -> tuple[np.ndarray, np.ndarray, int]:
-    """The weight of an int8 layer in steps, its scales, and the axis of the scales."""
+def quantized_weight(
+    network: Network, node: onnx.NodeProto, layer: Layer, weight_steps: int = STEPS
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """The weight of an int8 layer in `weight_steps` on each side of zero, its scales, and the axis of the scales."""
     assert layer.weight_scales is not None
-    scales, axis = np.array(layer.weight_scales, np.float32), channel_axis(node)
-    weight = network.weight(node)
-    steps = quantize_weight(weight, scales, axis) if layer.steps is None else layer.steps.reshape(weight.shape)
+    scales, axis = scales_of(np.array(layer.weight_scales), weight_steps), channel_axis(node)
+    weight, rounded = network.weight(node), layer.rounded(weight_steps)
+    steps = quantize_weight(weight, scales, axis) if rounded is None else rounded.reshape(weight.shape)
     return steps, scales, axis
 
 

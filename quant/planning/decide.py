@@ -1,6 +1,6 @@
 """Makes a plan: which layers run in int8, with which ranges, scales and corrected biases."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import onnx
 
@@ -16,6 +16,8 @@ from sodeploy.quant.planning.ranges import groups_of, shared_range, sharing_a_ra
 from sodeploy.quant.planning.shared_scale import lost_in_a_shared_scale
 from sodeploy.quant.planning.targets import decide_targets
 from sodeploy.stages import command
+
+_COARSE_DB = 30.0  # of the input of an int8 layer; U2-Netp's layers have 31 or more, CSNet's 22
 
 
 def make_plan(
@@ -44,6 +46,7 @@ def make_plan(
     if lost := lost_in_a_shared_scale(network, layers, ranges, statistics):
         layers = decide(network, evidence, in_fp32, {**lost, **(float_layers or {})})
         ranges = _ranges(network, layers, statistics, method)
+    _state_coarse_inputs(network, layers, ranges)
     return Plan(
         network=network.contract.network,
         onnx=network.path.name,
@@ -54,6 +57,16 @@ def make_plan(
         layers=layers,
         targets=decide_targets(network, layers, ranges),
     )
+
+
+def _state_coarse_inputs(network: Network, layers: Mapping[str, Layer], ranges: Iterable[Range]) -> None:
+    """Add to the reason of an int8 layer how little int8 leaves of its input, where that is little."""
+    decibels = {tensor: shared.decibels for shared in ranges for tensor in shared.tensors}
+    for node in network.nodes:
+        layer = layers.get(node.name)
+        left = decibels.get(node.input[0]) if node.input else None
+        if layer is not None and layer.precision == "int8" and left is not None and left < _COARSE_DB:
+            layer.reason += f"; int8 leaves {left} dB of its input"
 
 
 def all_ranges(network: Network, statistics: Statistics, method: Method) -> list[Range]:
@@ -132,7 +145,8 @@ def int8_layer(network: Network, node: onnx.NodeProto, evidence: Evidence | None
     )
     if evidence is not None:
         if node.name in evidence.steps:
-            steps = layer.steps = evidence.steps[node.name]
+            steps = evidence.steps[node.name]
+            layer.take_rounded(node.name, evidence.steps)
         error = dequantize_weight(steps, scales, axis) - weight
         means = evidence.statistics.channel_means(node.input[0])
         layer.input_means = [short(value) for value in means]

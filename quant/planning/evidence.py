@@ -15,8 +15,8 @@ class Evidence:
 
     Attributes:
         statistics: counts of the calibration pass.
-        steps: node -> int8, the weights that were rounded adaptively (quant/planning/rounding.py), in the shape of the
-            weight. The weight of any other node takes the nearest steps.
+        steps: `rounded_key` of a node -> int8, the weights that were rounded adaptively (quant/planning/rounding.py),
+            in the shape of the weight. The weight of any other node takes the nearest steps.
         rounding: the file that holds `steps`; a plan names it.
         input_errors: input tensor of a layer -> `(C,)`, how far quantizing the tensor moves the mean of each channel
             (quant/planning/input_error.py).

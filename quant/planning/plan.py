@@ -16,7 +16,7 @@ from sodeploy.errors import UserError
 from sodeploy.quant.arrays import read_arrays
 from sodeploy.quant.calibration.methods import Method
 from sodeploy.quant.graph import Network, attribute
-from sodeploy.quant.int8 import STEPS
+from sodeploy.quant.int8 import FEW_STEPS, STEPS
 from sodeploy.stages import command
 
 Precision = Literal["int8", "fp16", "fp32"]
@@ -78,20 +78,27 @@ class Layer(_Strict):
     bias_correction: list[float] | None = None
     input_correction: list[float] | None = None
     input_means: list[float] | None = None
-    _steps: bytes | None = PrivateAttr(default=None)
+    _rounded: dict[int, bytes] = PrivateAttr(default_factory=dict)  # weight steps -> values
 
-    @property
-    def steps(self) -> np.ndarray | None:
-        """The jointly rounded weight, flat int8, in steps of `weight_scales`; None: each takes its nearest step."""
-        return None if self._steps is None else np.frombuffer(self._steps, np.int8)
+    def rounded(self, weight_steps: int = STEPS) -> np.ndarray | None:
+        """The jointly rounded weight, flat int8, of `weight_steps` on each side of zero; None: nearest steps."""
+        values = self._rounded.get(weight_steps)
+        return None if values is None else np.frombuffer(values, np.int8)
 
-    @steps.setter
-    def steps(self, steps: np.ndarray) -> None:
-        self._steps = steps.astype(np.int8).tobytes()
+    def take_rounded(self, node: str, rounded: Mapping[str, np.ndarray]) -> None:
+        """Keep what `rounded` holds for the layer: for every number of weight steps, by the key `rounded_key`."""
+        for count in (STEPS, FEW_STEPS):
+            if (key := rounded_key(node, count)) in rounded:
+                self._rounded[count] = rounded[key].astype(np.int8).tobytes()
 
     def rescaled(self, weight_scales: np.ndarray) -> "Layer":
         """The layer with other scales; each weight takes its nearest step."""
         return Layer(**self.model_dump() | {"weight_scales": weight_scales.tolist()})
+
+
+def rounded_key(node: str, weight_steps: int = STEPS) -> str:
+    """The name of a node's rounded weight in the file beside the plan."""
+    return node if weight_steps == STEPS else f"{node} in {weight_steps} steps"
 
 
 class Calibration(_Strict):
@@ -248,18 +255,19 @@ def load_plan(path: str | Path, network: Network) -> Plan:
 def _check_steps(steps: dict[str, np.ndarray], file: Path, network: Network) -> None:
     """Refuse rounded weights of another type or size than the weights that they stand for."""
     for node in network.nodes:
-        if node.name not in steps or not network.is_weighted(node):
+        if not network.is_weighted(node):
             continue
-        found, size = steps[node.name], network.weight(node).size
-        if found.dtype != np.int8 or found.size != size:
-            raise UserError(
-                f"{file}: {node.name} has {found.size} values of {found.dtype}, and its weight {size}, which are int8 "
-                "there; make the plan anew"
-            )
+        size = network.weight(node).size
+        for key in (rounded_key(node.name, count) for count in (STEPS, FEW_STEPS)):
+            if key in steps and (steps[key].dtype != np.int8 or steps[key].size != size):
+                raise UserError(
+                    f"{file}: {key} has {steps[key].size} values of {steps[key].dtype}, and its weight {size}, which "
+                    "are int8 there; make the plan anew"
+                )
 
 
 def read_steps(path: Path, wanted: Rounding) -> dict[str, np.ndarray]:
-    """Node -> int8 steps, from a file that `sodeploy.quant.planning.rounding.round_to_file` wrote.
+    """`rounded_key` -> int8 steps, from a file that `sodeploy.quant.planning.rounding.round_to_file` wrote.
 
     Raises:
         UserError: the file is missing or has changed since the plan was made.
@@ -274,8 +282,8 @@ def attach(plan: Plan, steps: dict[str, np.ndarray], network: Network) -> None:
     """Give the plan's int8 layers their rounded weights."""
     for node in network.nodes:
         layer = plan.layers.get(node.name)
-        if layer is not None and layer.precision == "int8" and node.name in steps:
-            layer.steps = steps[node.name]
+        if layer is not None and layer.precision == "int8":
+            layer.take_rounded(node.name, steps)
 
 
 def _check_names(plan: Plan, path: str | Path, network: Network) -> None:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 
 import numpy as np
+import onnx
 
 from sodeploy.quant.calibration.histogram import MagnitudeHistogram
 from sodeploy.quant.calibration.methods import LEVELS, Method, chosen, expected_decibels
@@ -22,26 +23,64 @@ from sodeploy.quant.planning.plan import Layer, Range, short
 _LOPSIDED = 0.92  # half of a range's width / its largest magnitude; above, a shift gains too little for its node
 
 # An engine quantizes the results of these operators in the kernel that computes them.
-_FUSED = (*WEIGHTED, "Relu", "Add")
+_FUSED = (*WEIGHTED, "Relu")
 
 
 def sharing_a_range(
-    network: Network, layers: Mapping[str, Layer], also_read_by: Collection[str] = (), outputs: bool = True
+    network: Network, layers: Mapping[str, Layer], also_read_by: Collection[str] = ()
 ) -> list[list[str]]:
     """The tensors that int8 layers read and write, in groups that must share a scale.
 
     Args:
         also_read_by: names of other nodes whose first input is wanted too.
-        outputs: the results of int8 layers too, whoever reads them.
     """
     groups = groups_of(network, {name for name, layer in layers.items() if layer.precision == "fp32"})
     members = defaultdict(list)
     for tensor, group in groups.items():
         members[group].append(tensor)
+    stored = _seeds(network, layers, also_read_by)
+    return [members[group] for group in dict.fromkeys(groups[tensor] for tensor in stored)]
+
+
+def held_in_int8(
+    network: Network, layers: Mapping[str, Layer], also_read_by: Collection[str] = (), outputs: bool = True
+) -> set[str]:
+    """The tensors that a graph holds in int8, as the graphs for CPUs do between their integer layers.
+
+    They are the tensors that int8 layers read and write, those that a MaxPool, Resize or Concat passes on to an int8
+    layer, and those that it makes of int8 values alone. A tensor that shares a range with them, but that only float
+    layers read, is not among them: it would be rounded for nothing.
+
+    Args:
+        also_read_by: names of other nodes whose first input is wanted too.
+        outputs: the results of int8 layers too, whoever reads them.
+    """
+    in_fp32 = {name for name, layer in layers.items() if layer.precision == "fp32"}
+    held = set(_seeds(network, layers, also_read_by, outputs))
+    nodes = [node for node in network.nodes if node.name not in in_fp32]
+    passing = [(node, passed) for node in nodes if (passed := _passed(network, node))]
+    for node, passed in reversed(passing):
+        if not held.isdisjoint(node.output):
+            held |= passed
+    for node, passed in passing:
+        if passed <= held:
+            held |= network.float_tensors.intersection(node.output)
+    return held
+
+
+def _seeds(
+    network: Network, layers: Mapping[str, Layer], also_read_by: Collection[str], outputs: bool = True
+) -> list[str]:
+    """The tensors that int8 layers read and write, then the first inputs of `also_read_by`."""
     int8 = [node for node in network.nodes if node.name in layers and layers[node.name].precision == "int8"]
     stored = [tensor for node in int8 for tensor in network.stored(node)[: None if outputs else -1]]
-    stored += [node.input[0] for node in network.nodes if node.name in also_read_by]
-    return [members[group] for group in dict.fromkeys(groups[tensor] for tensor in stored)]
+    return stored + [node.input[0] for node in network.nodes if node.name in also_read_by]
+
+
+def _passed(network: Network, node: onnx.NodeProto) -> set[str]:
+    """The float tensors whose values a node passes on."""
+    inputs = node.input if node.op_type == "Concat" else node.input[:1] if node.op_type in PASSING else ()
+    return network.float_tensors.intersection(inputs)
 
 
 def groups_of(network: Network, in_fp32: Collection[str] = ()) -> dict[str, str]:
@@ -54,11 +93,9 @@ def groups_of(network: Network, in_fp32: Collection[str] = ()) -> dict[str, str]
     for node in network.nodes:
         if node.name in in_fp32:
             continue
-        inputs = node.input if node.op_type == "Concat" else node.input[:1] if node.op_type in PASSING else ()
-        for name in inputs:
-            for output in node.output:
-                if name in network.float_tensors and output in network.float_tensors:
-                    sets.join(output, name)
+        for name in _passed(network, node):
+            for output in network.float_tensors.intersection(node.output):
+                sets.join(output, name)
     order = [network.input, *(output for node in network.nodes for output in node.output)]
     return {name: sets.find(name) for name in order if name in network.float_tensors}
 
@@ -125,13 +162,17 @@ def _centered(low: float, high: float) -> tuple[float, float]:
 def _can_be_shifted(network: Network, tensors: list[str]) -> bool:
     """Whether an engine can subtract before it quantizes at little cost, and every reader can make up for it.
 
-    A convolution quantizes its result after its own ReLU, in the same kernel; after any other function values are float
-    anyway. A reader that has no bias, such as a sum, cannot make up for a shift.
+    A convolution quantizes its result after its own ReLU, in the same kernel, and a sum with its result too; after any
+    other function values are float anyway. A reader that has no bias, such as a sum, cannot make up for a shift.
     """
     read = [(tensor, node) for tensor in tensors for node in network.consumers[tensor]]
     if any(is_residual(network, node) or (node.op_type == "Conv" and pads_itself(node)) for _, node in read):
         return False
     if not any(network.is_weighted(node) and node.input[0] == tensor for tensor, node in read):
         return True  # only the graph for CPUs quantizes these, and it has zero points
-    makers = [network.producer[tensor].op_type for tensor in tensors if tensor in network.producer]
-    return not any(maker in _FUSED for maker in makers)
+    age = {name: index for index, name in enumerate(network.producer)}
+    makers = [network.producer[tensor] for tensor in tensors if tensor in network.producer]
+    # A sum is made in the kernel of the layer that gives its later term.
+    later = [max(maker.input, key=lambda name: age.get(name, -1)) for maker in makers if maker.op_type == "Add"]
+    makers += [network.producer[name] for name in later if name in network.producer]
+    return not any(maker.op_type in _FUSED for maker in makers)

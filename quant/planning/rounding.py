@@ -20,8 +20,8 @@ from sodeploy.artifacts import atomic_write, sha256, write_manifest
 from sodeploy.calib_data import Sample
 from sodeploy.quant.calibration.inspect_graph import as_input, opened, some
 from sodeploy.quant.graph import Network, attribute, channel_axis, integers, pads_itself
-from sodeploy.quant.int8 import STEPS, weight_scales
-from sodeploy.quant.planning.plan import Rounding
+from sodeploy.quant.int8 import FEW_STEPS, STEPS, scales_of, weight_scales
+from sodeploy.quant.planning.plan import Rounding, rounded_key
 
 IMAGES = 16
 _POSITIONS = 512  # sampled of a layer's inputs in each image
@@ -33,11 +33,13 @@ _MEMORY = 2**28  # bytes of covariances and tensors at a time
 def adaptive_steps(network: Network, images: Iterable[Sample]) -> dict[str, np.ndarray]:
     """Rounded weights for the convolutions of a network, in steps of the scales that a plan gives them.
 
+    Each is rounded twice: to the 127 steps on each side of zero that most engines have, and to the 64 for any x86 CPU.
+
     Args:
         images: the first `IMAGES` in the order of their digests are read.
 
     Returns:
-        node -> int8 steps in [-127, 127], in the shape of its weight. Matrix products (Gemm), and convolutions with
+        `rounded_key` of a node -> int8 steps, in the shape of its weight. Matrix products (Gemm), and convolutions with
         more than 4608 inputs per product, have no entry: their weights take the nearest steps.
     """
     chosen = some(images, IMAGES)
@@ -48,17 +50,25 @@ def adaptive_steps(network: Network, images: Iterable[Sample]) -> dict[str, np.n
         weight = network.weight(node)
         by_group = weight.reshape(len(covariance), -1, covariance.shape[1])
         scales = weight_scales(weight, channel_axis(node)).reshape(by_group.shape[:2])
-        rounded[node.name] = round_adaptively(by_group, scales, covariance).reshape(weight.shape)
+        # Rows do not depend on each other: both numbers of steps are rounded in one pass.
+        both = [scales_of(scales, count) for count in (STEPS, FEW_STEPS)]
+        largest = np.repeat((STEPS, FEW_STEPS), scales.shape[1])
+        steps = round_adaptively(np.tile(by_group, (1, 2, 1)), np.concatenate(both, axis=1), covariance, largest)
+        for count, part in zip((STEPS, FEW_STEPS), np.split(steps, 2, axis=1), strict=True):
+            rounded[rounded_key(node.name, count)] = part.reshape(weight.shape)
     return rounded
 
 
-def round_adaptively(weight: np.ndarray, scales: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """The steps, int8 in [-127, 127], with the smallest error of `weight @ x` for inputs x of the given covariance.
+def round_adaptively(
+    weight: np.ndarray, scales: np.ndarray, covariance: np.ndarray, largest: int | np.ndarray = STEPS
+) -> np.ndarray:
+    """The int8 steps with the smallest error of `weight @ x` for inputs x of the given covariance.
 
     Args:
         weight: `(groups, C_out, n)`.
         scales: `(groups, C_out)`, the size of a step.
         covariance: `(groups, n, n)`, positive semidefinite.
+        largest: the largest magnitude in steps, or `(C_out,)` of them.
     """
     size = weight.shape[2]
     variances = np.einsum("gii->gi", covariance)
@@ -76,7 +86,7 @@ def round_adaptively(weight: np.ndarray, scales: np.ndarray, covariance: np.ndar
         end = min(begin + block, size)
         errors = np.empty((*left.shape[:2], end - begin))
         for column in range(begin, end):
-            nearest = np.clip(np.rint(left[:, :, column] / scales), -STEPS, STEPS)
+            nearest = np.clip(np.rint(left[:, :, column] / scales), -np.asarray(largest), largest)
             steps[:, :, column] = nearest
             error = (left[:, :, column] - nearest * scales) / upper[:, None, column, column]
             left[:, :, column + 1 : end] -= error[:, :, None] * upper[:, None, column, column + 1 : end]

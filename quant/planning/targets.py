@@ -12,7 +12,7 @@ import onnx
 from sodeploy.quant.graph import HEAD_CHANNELS, PASSING, Network, attribute, feature_heads, integers
 from sodeploy.quant.int8 import STEPS
 from sodeploy.quant.planning.plan import Layer, Plan, Range, TargetLayer, TargetName, TargetPlan
-from sodeploy.quant.planning.ranges import sharing_a_range
+from sodeploy.quant.planning.ranges import held_in_int8
 
 CpuKind = Literal["any", "vnni"]
 CPU_KINDS: tuple[CpuKind, ...] = get_args(CpuKind)
@@ -81,7 +81,7 @@ def _for_cpu(network: Network, layers: Mapping[str, Layer], known: Collection[st
         if name in layers and layers[name].precision == "int8"
     }
     integer = {name: layer for name, layer in layers.items() if layer.precision == "int8" and name not in in_float}
-    quantized = {tensor for group in sharing_a_range(network, integer) for tensor in group}
+    quantized = held_in_int8(network, integer)
     for node in network.nodes:
         if node.name not in integer and node.input and node.input[0] in quantized and _is_narrow(network, node):
             in_float[node.name] = TargetLayer(precision="fp32", form="shifted planes", reason=_NARROW)

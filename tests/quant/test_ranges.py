@@ -197,3 +197,43 @@ def test_what_is_lopsided_by_a_few_values_is_not_shifted(gates: Gates) -> None:
 def test_reach() -> None:
     assert Range(tensors=["x"], amax=2.0, signed=True).reach == 2.0
     assert Range(tensors=["x"], amax=2.0, shift=-1.5, signed=True).reach == 3.5
+
+
+class Sums(NetworkWriter):
+    """A sum whose later term is resized and so float, and a Concat that only a normalization reads."""
+
+    def save(self, path: Path) -> Path:
+        a = self.conv("image", 3, 8, "a")
+        pooled = self.node("AveragePool", [a], "averaged", kernel_shape=[2, 2], strides=[2, 2])
+        sizes = self.constant("sizes", np.array([1, 8, 32, 32], np.int64))
+        up = self.node("Resize", [pooled, "", "", sizes], "up", mode="linear")
+        total = self.node("Add", [a, up], "total")
+        b = self.conv(total, 8, 8, "b")
+        small = self.node("Mul", [b, self.constant("factor", np.float32([0.01]))], "small")
+        joined = self.node("Concat", [b, small], "joined", axis=1)
+        ones = self.constant("ones", np.ones(16, np.float32))
+        zeros = self.constant("zeros", np.zeros(16, np.float32))
+        normal = self.node("InstanceNormalization", [joined, ones, zeros], "normal")
+        head = self.conv(self.conv(normal, 16, 8, "c"), 8, 1, "head", relu=False)
+        self.node("Sigmoid", [head], "saliency")
+        return self.write(path)
+
+
+@pytest.fixture(scope="module")
+def sums(pictures: list[Picture], tmp_path_factory: pytest.TempPathFactory) -> tuple[Network, Plan]:
+    network = load_network(Sums(seed=2).save(tmp_path_factory.mktemp("sums") / "sums.onnx"))
+    return network, make_plan(network, Evidence(calibrate(network, pictures)), "max")
+
+
+def test_a_sum_that_no_layer_makes_may_be_shifted(sums: tuple[Network, Plan]) -> None:
+    _, plan = sums
+    assert plan.range_of()["total"].shift is not None
+    assert plan.range_of()["total"].amax < 0.51 * (plan.range_of()["total"].maximum or 0)
+
+
+def test_what_only_float_layers_read_is_not_rounded_for_a_cpu(sums: tuple[Network, Plan]) -> None:
+    network, plan = sums
+    assert {"b", "small", "joined"} <= set(plan.range_of()["b"].tensors)  # one range, for graphs that need it
+    quantized = {node.input[0] for node in emit_cpu(network, plan).graph.node if node.op_type == "QuantizeLinear"}
+    assert "b" in quantized  # an integer layer writes it
+    assert not quantized & {"small", "joined"}

@@ -8,10 +8,13 @@ import pytest
 from onnx import helper
 
 from sodeploy.quant.calibration.statistics import Statistics
+from sodeploy.quant.emit.cpu import emit_cpu
 from sodeploy.quant.emit.tensorrt import emit_simulation
 from sodeploy.quant.graph import Network
+from sodeploy.quant.int8 import FEW_STEPS, STEPS
 from sodeploy.quant.planning.decide import make_plan
 from sodeploy.quant.planning.evidence import Evidence
+from sodeploy.quant.planning.plan import rounded_key
 from sodeploy.quant.planning.rounding import _sampled_inputs, adaptive_steps, round_adaptively
 from sodeploy.runtime.processing import preprocess
 from tests.quant.conftest import Picture
@@ -86,7 +89,9 @@ def test_int8_loses_less(
     run: Callable[[onnx.ModelProto, np.ndarray], np.ndarray],
 ) -> None:
     steps = adaptive_steps(unet, pictures)
-    assert steps.keys() == {node.name for node in unet.nodes if node.op_type == "Conv"}
+    convolutions = [node.name for node in unet.nodes if node.op_type == "Conv"]
+    assert steps.keys() == {rounded_key(name, count) for name in convolutions for count in (STEPS, FEW_STEPS)}
+    assert all(np.abs(steps[rounded_key(name, FEW_STEPS)]).max() <= FEW_STEPS for name in convolutions)
     again = adaptive_steps(unet, pictures[::-1])
     assert all((steps[name] == again[name]).all() for name in steps)  # whatever the order
     inputs = [preprocess(Picture("", seed).image(), unet.contract)[None] for seed in range(20, 26)]
@@ -96,3 +101,19 @@ def test_int8_loses_less(
         return float(np.mean([np.square(run(simulation, x) - run(unet.model, x)).mean() for x in inputs]))
 
     assert error(Evidence(statistics, steps)) < error(Evidence(statistics))
+
+
+def test_the_graph_for_any_cpu_has_jointly_rounded_weights_too(
+    unet: Network,
+    statistics: Statistics,
+    pictures: list[Picture],
+    run: Callable[[onnx.ModelProto, np.ndarray], np.ndarray],
+) -> None:
+    steps = adaptive_steps(unet, pictures)
+    inputs = [preprocess(Picture("", seed).image(), unet.contract)[None] for seed in range(20, 26)]
+
+    def error(evidence: Evidence) -> float:
+        graph = emit_cpu(unet, make_plan(unet, evidence, "max"))
+        return float(np.mean([np.square(run(graph, x) - run(unet.model, x)).mean() for x in inputs]))
+
+    assert error(Evidence(statistics, steps)) < 0.7 * error(Evidence(statistics))

@@ -136,13 +136,24 @@ def test_kl_that_clips_most_of_the_signal_gives_way_to_mse() -> None:
     assert expected_decibels(histogram, clip) > 30
 
 
-def test_kl_may_clip_a_long_tail() -> None:
-    """The tail of 1 % holds most of the energy; networks such as CSNet lose by it less than by coarser steps."""
+@pytest.mark.parametrize(("end", "used"), [(12, "kl"), (15, "mse")])
+def test_kl_may_clip_a_tail_while_20_db_are_left(end: int, used: str) -> None:
     rng = np.random.default_rng(0)
-    histogram = histogram_of(np.concatenate([rng.exponential(0.02, 99_000), rng.uniform(0, 4, 1_000)]))
+    values = np.concatenate([rng.exponential(0.5, 100_000), rng.uniform(4, end, 20)])
+    histogram = histogram_of(values)
     clip, method = chosen(histogram, "kl")
-    assert method == "kl"
-    assert clip < threshold(histogram, "mse")
+    assert method == used
+    assert (clip < threshold(histogram, "mse")) == (used == "kl")
+
+
+def test_a_flat_background_behind_a_normalization_clips_nothing_of_the_rest() -> None:
+    """Most values are one number; kl would clip half a percent, which holds nearly all of the energy."""
+    rng = np.random.default_rng(0)
+    values = np.concatenate([np.full(90_000, 0.3), rng.normal(0.3, 0.2, 9_500), rng.uniform(5, 30, 500)])
+    histogram = histogram_of(values)
+    clip, method = chosen(histogram, "kl")
+    assert method == "mse"
+    assert expected_decibels(histogram, clip) > 25
 
 
 @pytest.mark.parametrize("clip", [0.5, 2.0, 4.5])
