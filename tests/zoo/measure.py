@@ -30,8 +30,8 @@ class Measured:
 
     Attributes:
         decibels: target -> variance of the original's maps / mean squared difference, in dB.
-        reasons: in the words of the plan, why nodes are above int8 and which layers read an input that int8 leaves little
-            of.
+        reasons: in the words of the plan, why nodes are above int8 and which layers read an input that int8 leaves
+            little of.
     """
 
     decibels: dict[str, float]
