@@ -8,7 +8,6 @@ reports speak of layers.
 """
 
 import io
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,14 +20,14 @@ import torch
 import typer
 
 from sodeploy import command_line, terminal
-from sodeploy.artifacts import atomic_write, manifest_path, read_manifest, require_file, sha256, write_manifest
+from sodeploy.artifacts import atomic_write, require_file, write_manifest
 from sodeploy.errors import UserError
 from sodeploy.export.image_options import Colour, DivideBy, Interpolation, Mean, Std, Stretch, image_fields
 from sodeploy.export.number_options import HELP, NumbersCommand, parse_size
 from sodeploy.export.parity import Parity, Shape, compare, require, runner
 from sodeploy.export.simplify import simplify, strip_module_prefix
-from sodeploy.runtime.contract import PRECISION_KEY, Contract, annotate, embed, parse_contract
-from sodeploy.training.checkpoint import load_checkpoint
+from sodeploy.runtime.contract import PRECISION_KEY, Contract, annotate, embed
+from sodeploy.training.checkpoint import load_checkpoint, trained_size
 from sodeploy.training.models import build, entry
 from sodeploy.training.models.network import SaliencyNetwork
 
@@ -82,7 +81,7 @@ def export(
         raise UserError(f"{model} sees masks, not images: it serves training only and is not deployed")
     network = build(model).eval()
     contract = entry(model).contract
-    height, width = size or _trained_size(checkpoint, model) or (contract.height, contract.width)
+    height, width = size or trained_size(checkpoint, model) or (contract.height, contract.width)
     network.check_size(height, width)
     load_checkpoint(checkpoint, network)
     contract = contract.model_copy(
@@ -116,16 +115,6 @@ def export(
         parity=parity._asdict(),
     )
     return Path(output)
-
-
-def _trained_size(checkpoint: Path, model: str) -> tuple[int, int] | None:
-    """(height, width) in the manifest that training left beside a checkpoint; None without a manifest of this file."""
-    manifest = read_manifest(checkpoint)
-    if manifest.get("network") != model or "contract" not in manifest or manifest.get("sha256") != sha256(checkpoint):
-        return None
-    contract = parse_contract(json.dumps(manifest["contract"]), manifest_path(checkpoint))
-    terminal.note(f"{checkpoint} was trained at {contract.height}x{contract.width} and is exported at that size")
-    return contract.height, contract.width
 
 
 def trace(network: SaliencyNetwork, contract: Contract, opset: int = OPSET) -> onnx.ModelProto:

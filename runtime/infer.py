@@ -5,12 +5,7 @@ python runtime/infer.py photos/ --model out/u2netp.int8.engine --output out/cuto
 """
 
 import contextlib
-import errno
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,42 +17,22 @@ from sodeploy.artifacts import check_apart, check_output
 from sodeploy.calib_data.images import MOST_PIXELS
 from sodeploy.errors import UserError
 from sodeploy.runtime.composition import Style
-from sodeploy.runtime.gpu.device import Device
-from sodeploy.runtime.gpu.session import open_on_device
 from sodeploy.runtime.gpu.timeline import Timeline
+from sodeploy.runtime.large_images import LARGEST_SIDE, LargeImages
 from sodeploy.runtime.media.conversion import conversion
 from sodeploy.runtime.media.failures import check_failures, write_failures
 from sodeploy.runtime.media.frame import Frame
 from sodeploy.runtime.media.kinds import MOVING
-from sodeploy.runtime.media.mapping import DeviceMapper, HostMapper, Mapped, Mapper
-from sodeploy.runtime.media.pictures import SYNTAX, Look, finish_picture, parse_look
+from sodeploy.runtime.media.opening import Model, open_mappers
+from sodeploy.runtime.media.outcome import Outcome, convert_one, write_all, write_one
+from sodeploy.runtime.media.pictures import SYNTAX, Look, parse_look
 from sodeploy.runtime.media.sources import STREAM, Found, Item, find_source
-from sodeploy.runtime.media.still import SUFFIXES, require_channels, still_suffix, write_still
+from sodeploy.runtime.media.still import SUFFIXES, require_channels, still_suffix
 from sodeploy.runtime.media.targets import Targets, is_file_name, plan_targets
-from sodeploy.runtime.processing import predict
-from sodeploy.runtime.session import EngineName, open_session
-from sodeploy.workers import usable_cores
+from sodeploy.runtime.session import EngineName
 
 Format = Literal["png", "webp", "jpg"]
 Edges = Literal["estimate", "keep"]
-_HOPELESS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)  # no later output would fare better
-
-
-@dataclass
-class Outcome:
-    """The result of `infer`.
-
-    Attributes:
-        written: pictures and videos.
-        skipped: outputs that stood there already.
-        failed: source -> why it has no output; one line each.
-        stopped: why the run ended before all was done; empty if it did not.
-    """
-
-    written: int = 0
-    skipped: int = 0
-    failed: dict[Path, str] = field(default_factory=dict)
-    stopped: str = ""
 
 
 def infer(
@@ -75,6 +50,9 @@ def infer(
     timeline: str | Path | None = None,
     most_pixels: int = MOST_PIXELS,
     engine: EngineName = "onnxruntime",
+    network: str | None = None,
+    compiled: bool = False,
+    large: LargeImages = LargeImages(),
 ) -> Outcome:
     """Write a picture for every image of a source, under the image's name; a video for every video.
 
@@ -82,7 +60,7 @@ def infer(
     left as it is, so a run that was interrupted goes on where it ended.
 
     Args:
-        model: an ONNX file; on cuda also an engine.
+        model: an ONNX file; a checkpoint, which runs in PyTorch; on cuda also an engine.
         source: an image; a folder, searched with its subfolders; a data set; a list; "-" for standard input.
         output: a folder; of one image also a file, or "-" for standard output.
         device: "cpu", "cuda", or "cuda:1" for the second GPU.
@@ -95,6 +73,9 @@ def infer(
         timeline: file for the timeline on cuda, JSON for Perfetto or chrome://tracing.
         most_pixels: the largest width x height of an image that is decoded; a larger one fails.
         engine: the runtime of an ONNX model on the CPU.
+        network: the registered network that a checkpoint belongs to; by default the one that fits.
+        compiled: a checkpoint's network goes through torch.compile.
+        large: how an image that is larger than the network's input is seen; by default it is made smaller.
 
     Raises:
         UserError: there is no such source, it has no images, an output would overwrite an input, the model is unfit, or
@@ -105,6 +86,9 @@ def infer(
         raise UserError(f"{model} runs on a GPU; choose the device cuda, or give the ONNX file it was built from")
     if gpu is None and timeline:
         raise UserError(f"the timeline {timeline} shows the GPU pipeline; choose the device cuda, or leave it out")
+    opened = Model(Path(model), gpu, engine, network, compiled, large)
+    if timeline and not opened.on_device:
+        raise UserError(f"the timeline {timeline} shows the GPU pipeline, which patches and checkpoints do without")
     look = parse_look(style) if isinstance(style, str) else style
     output = Path(output)
     suffix = _suffix(output, format, look)
@@ -123,20 +107,20 @@ def infer(
     outcome = Outcome(skipped=len(targets.skipped))
     refused = found.failed if shard[0] == 1 else {}
     for name, reason in [*refused.items(), *((str(item), why) for item, why in targets.failed.items())]:
-        _fail(outcome, Path(name), reason)
+        outcome.fail(Path(name), reason)
     stills = {item: path for item, path in targets.todo.items() if item.kind not in MOVING}
     moving = {item: path for item, path in targets.todo.items() if item.kind in MOVING}
     times = Timeline() if timeline else None
-    with _opened(model, gpu, batch, times, engine) as mapper_of:
+    with open_mappers(opened, batch, times) as mapper_of:
         if stills:
             read = partial(_read, most_pixels=most_pixels, whole=look.whole_frame)
-            kernel: Style = look.kernel if gpu is not None else "map"
+            kernel: Style = look.kernel if opened.on_device else "map"
             made = mapper_of(kernel).maps(stills, read)
             with contextlib.closing(made):
-                _write_all(made, stills, partial(_write, style=kernel, look=look, suffix=suffix), outcome)
+                write_all(made, stills, partial(write_one, style=kernel, look=look, suffix=suffix), outcome)
         for item, target in moving.items():
             if not outcome.stopped:
-                _convert(item, target, mapper_of("map"), look, outcome)
+                convert_one(item, target, mapper_of("map"), look, outcome)
     if times and timeline:
         times.save(timeline)
     if failures:
@@ -176,90 +160,8 @@ def _targets(
     return plan_targets(found, output, suffixes, overwrite=overwrite, inputs=inputs, shard=shard)
 
 
-@contextlib.contextmanager
-def _opened(
-    model: str | Path, gpu: int | None, batch: int | None, timeline: Timeline | None, engine: EngineName
-) -> Iterator[Callable[[Style], Mapper]]:
-    """Open the model, and give the mapper for a style of pictures; on a CPU there is only "map"."""
-    if gpu is None:
-        with open_session(model, engine=engine) as session:
-            yield lambda style: HostMapper(lambda image: predict(image, session.contract, session.infer))
-        return
-    with open_on_device(model, Device(gpu)) if gpu else open_on_device(model) as on_device:
-        yield lambda style: DeviceMapper(on_device, style, batch, timeline)
-
-
 def _read(item: Item, most_pixels: int, whole: bool) -> Frame:
     return item.read(most_pixels, whole)
-
-
-def _write_all(
-    made: Iterator[Mapped[Item]],
-    targets: dict[Item, Path],
-    write: Callable[[Mapped[Item], Path], None],
-    outcome: Outcome,
-) -> None:
-    """Finish and write pictures as they come, beside the making of the next."""
-    writing: deque[tuple[Item, Future[None]]] = deque()
-    with ThreadPoolExecutor(usable_cores(), "writer") as writers:
-        try:
-            for one in terminal.progress(made, "images", total=len(targets)):
-                if isinstance(one.result, UserError):
-                    _fail(outcome, one.source, str(one.result))
-                else:
-                    writing.append((one.source, writers.submit(write, one, targets[one.source])))
-                while writing and (writing[0][1].done() or len(writing) > 4 * usable_cores()):
-                    _await(*writing.popleft(), outcome)
-                if outcome.stopped:
-                    break
-            while writing:
-                _await(*writing.popleft(), outcome)
-        except BaseException:
-            writers.shutdown(cancel_futures=True)
-            raise
-
-
-def _write(one: Mapped[Item], target: Path, style: Style, look: Look, suffix: str) -> None:
-    assert one.frame is not None
-    assert not isinstance(one.result, UserError)
-    picture = finish_picture(one.frame, one.result, style, look)
-    write_still(target, picture, suffix, one.frame.profile if look.channels > 1 else None)
-
-
-def _await(item: Item, writing: "Future[None]", outcome: Outcome) -> None:
-    """Count a picture that a writer has finished, or its failure."""
-    try:
-        writing.result()
-        outcome.written += 1
-    except BrokenPipeError:  # the reader of our standard output left
-        raise
-    except UserError as error:
-        _fail(outcome, item, str(error))
-    except MemoryError:
-        _fail(outcome, item, "its picture needs more memory than there is; make the image smaller or remove it")
-    except OSError as error:
-        _fail(outcome, item, f"{error.filename or 'output'}: {error.strerror}")
-        if error.errno in _HOPELESS:
-            outcome.stopped = f"{error.filename or 'output'}: {error.strerror}"
-
-
-def _convert(item: Item, target: Path, mapper: Mapper, look: Look, outcome: Outcome) -> None:
-    try:
-        for note in conversion(item.kind).convert(item, target, mapper, look):
-            terminal.note(note)
-        outcome.written += 1
-    except UserError as error:
-        _fail(outcome, item, str(error))
-    except OSError as error:
-        _fail(outcome, item, f"{error.filename or 'output'}: {error.strerror}")
-        if error.errno in _HOPELESS:
-            outcome.stopped = f"{error.filename or 'output'}: {error.strerror}"
-
-
-def _fail(outcome: Outcome, source: Item | Path, reason: str) -> None:
-    path = source if isinstance(source, Path) else source.path or Path(source.name)
-    outcome.failed[path] = reason if str(path) in reason else f"{path}: {reason}"
-    terminal.warn(outcome.failed[path])
 
 
 def parse_device(text: str) -> int | None:
@@ -297,7 +199,7 @@ def main(
             help="an image, a folder, a data set, a list, a video, or - for standard input",
         ),
     ] = "",
-    model: Annotated[Path | None, typer.Option(help="an .onnx file; on cuda also an .engine")] = None,
+    model: Annotated[Path | None, typer.Option(help="an .onnx file, or a checkpoint; on cuda also an .engine")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="a folder, results by default; of one image also a file, or -")
     ] = None,
@@ -314,6 +216,15 @@ def main(
     failures: Annotated[Path | None, typer.Option(help="write a list of the failures, .json or .csv")] = None,
     device: Annotated[str, typer.Option(help="where to run: cpu, cuda, or cuda:1 for the second GPU")] = "cpu",
     engine: Annotated[EngineName, typer.Option(help="runtime of an ONNX model on a CPU")] = "onnxruntime",
+    network: Annotated[str | None, typer.Option(help="of a checkpoint; by default the one that fits")] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="a checkpoint: run it through torch.compile")] = False,
+    patches: Annotated[bool, typer.Option("--patches", help="large images: merge overlapping patches")] = False,
+    two_scales: Annotated[
+        bool, typer.Option("--two-scales", help="large images: details of a large scale on the map of a small one")
+    ] = False,
+    largest_side: Annotated[
+        int, typer.Option(help="shorter side of the large scale, in pixels, at most", min=32)
+    ] = LARGEST_SIDE,
     batch: Annotated[
         int | None, typer.Option(help="cuda: images in one run of the network, chosen by its size by default", min=1)
     ] = None,
@@ -346,6 +257,9 @@ def main(
         timeline=timeline,
         most_pixels=int(max_megapixels * 1e6),
         engine=engine,
+        network=network,
+        compiled=compile,
+        large=LargeImages(patches, two_scales, largest_side),
     )
     skipped = f", {outcome.skipped} were there already (--overwrite replaces them)" if outcome.skipped else ""
     if str(output) != STREAM:

@@ -11,6 +11,7 @@ import numpy as np
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.pyramid import sigmoid
 
 _INTERPOLATION = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
 
@@ -99,24 +100,35 @@ def to_saliency(output: np.ndarray, contract: Contract) -> np.ndarray:
         UserError: a value is NaN or infinite; a logit may be infinite.
         ValueError: `output` is not (h, w).
     """
-    if output.ndim != 2:
-        raise ValueError(f"expected one output map (h, w), got {output.shape}")
-    saliency = np.asarray(output, np.float32)
-    if contract.output == "logit":
-        saliency = _sigmoid(saliency)
-    low, high = float(saliency.min()), float(saliency.max())  # NaN and infinity both show in one of them
-    if not np.isfinite(low) or not np.isfinite(high):
-        broken = int(np.size(saliency) - np.isfinite(saliency).sum())
-        raise UserError(
-            f"{contract.network}: {broken} of {saliency.size} output values are NaN or infinite; "
-            "if the model is fp16, keep the layers that overflow in fp32, else check the weights"
-        )
+    saliency = probability(output, contract)
+    low, high = float(saliency.min()), float(saliency.max())
     if contract.stretch and high > low:
         saliency = (saliency - low) / (high - low)
     return np.clip(saliency, 0.0, 1.0)
 
 
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-x)), by tanh: no overflow at either end."""
-    result: np.ndarray = 0.5 * np.tanh(0.5 * logits) + np.float32(0.5)
-    return result
+def probability(output: np.ndarray, contract: Contract) -> np.ndarray:
+    """One output of the network, by a sigmoid if the contract says logit.
+
+    Args:
+        output: (h, w) float, probability or logit as in the contract.
+
+    Returns:
+        (h, w) float32.
+
+    Raises:
+        UserError: a value is NaN or infinite; a logit may be infinite.
+        ValueError: `output` is not (h, w).
+    """
+    if output.ndim != 2:
+        raise ValueError(f"expected one output map (h, w), got {output.shape}")
+    saliency = np.asarray(output, np.float32)
+    if contract.output == "logit":
+        saliency = sigmoid(saliency)
+    if not np.isfinite([saliency.min(), saliency.max()]).all():  # NaN and infinity both show in one of them
+        broken = int(np.size(saliency) - np.isfinite(saliency).sum())
+        raise UserError(
+            f"{contract.network}: {broken} of {saliency.size} output values are NaN or infinite; "
+            "if the model is fp16, keep the layers that overflow in fp32, else check the weights"
+        )
+    return saliency

@@ -1,6 +1,7 @@
 """Models opened for inference: one small interface, whatever engine is behind it."""
 
 import contextlib
+import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
@@ -74,34 +75,57 @@ def parse_engines(text: str) -> list[EngineName]:
     return cast(list[EngineName], names)
 
 
+# Weights without a graph; the networks that they are for are PyTorch's, which this room does without.
+CHECKPOINTS = frozenset((".ckpt", ".pt", ".pth", ".safetensors", ".tar"))
+_CHECKPOINT_SESSION = "sodeploy.training.session"
+
+
 def open_session(
-    path: str | Path, device: DeviceName = "cpu", threads: int | None = None, engine: EngineName = "onnxruntime"
+    path: str | Path,
+    device: DeviceName = "cpu",
+    threads: int | None = None,
+    engine: EngineName = "onnxruntime",
+    *,
+    gpu: int = 0,
+    network: str | None = None,
+    compiled: bool = False,
 ) -> Session:
     """Open the model at `path`.
 
     Args:
-        device: where an ONNX model runs; an engine runs on the GPU it was built for.
+        device: where an ONNX model or a checkpoint runs; an engine runs on the GPU it was built for.
         threads: CPU threads within one operator of an ONNX model; one per core by default.
         engine: the runtime of an ONNX model on a CPU. Its float layers compute in fp32, in `openvino-bf16` in bf16.
+        gpu: index of the GPU, among those that are visible.
+        network: the registered network that a checkpoint belongs to; by default the one that fits.
+        compiled: a checkpoint's network goes through torch.compile.
 
     Raises:
+        ModuleNotFoundError: a checkpoint needs PyTorch.
         UserError: the file is missing, broken or of no known kind, has no contract or does not keep it, or `device` or
             `engine` cannot be had; nothing ever falls back to another one.
     """
     path = require_file(path, "give the path of a model")
+    if path.suffix in CHECKPOINTS:
+        opener = importlib.import_module(_CHECKPOINT_SESSION).open_checkpoint
+        session: Session = opener(path, network, f"cuda:{gpu}" if device == "cuda" else device, threads, compiled)
+        return session
+    if network is not None or compiled:
+        raise UserError(f"{path} is no checkpoint: leave --network and --compile out, or give a .pth file")
     if path.suffix == ".engine":
+        from sodeploy.runtime.gpu.device import Device
         from sodeploy.runtime.gpu.engine_session import open_engine
 
-        return open_engine(path)
+        return open_engine(path, Device(gpu) if gpu else None)
     if path.suffix == ".onnx" and engine == "onnxruntime":
-        return OnnxRuntimeSession(path, device, threads)
+        return OnnxRuntimeSession(path, device, threads, gpu=gpu)
     if path.suffix == ".onnx":
         from sodeploy.runtime.openvino_session import OpenVinoSession
 
         if device != "cpu":
             raise UserError(f"the engine {engine} runs on a CPU; leave --device {device} out, or take onnxruntime")
         return OpenVinoSession(path, "bf16" if engine == "openvino-bf16" else "fp32", threads)
-    raise UserError(f"{path} is not a model that can be opened here; give an .onnx or .engine file")
+    raise UserError(f"{path} is not a model that can be opened here; give an .onnx or .engine file, or a checkpoint")
 
 
 class OnnxRuntimeSession:

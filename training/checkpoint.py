@@ -1,5 +1,6 @@
 """Checkpoint files: reading weights from whatever form they have, and writing our own."""
 
+import json
 import pickle
 import re
 import warnings
@@ -12,6 +13,7 @@ import torch
 
 from sodeploy import artifacts, terminal
 from sodeploy.errors import UserError
+from sodeploy.runtime.contract import parse_contract
 from sodeploy.training.models.network import SaliencyNetwork
 from sodeploy.training.signatures import networks_fitting
 
@@ -155,6 +157,20 @@ def _read_safetensors(path: Path) -> Weights:
 
 def _broken(path: Path) -> UserError:
     return UserError(f"{path} is broken or no PyTorch checkpoint; fetch or train it again")
+
+
+def trained_size(checkpoint: Path, model: str) -> tuple[int, int] | None:
+    """(height, width) in the manifest that training left beside a checkpoint; None without a manifest of this file."""
+    manifest = artifacts.read_manifest(checkpoint)
+    if (
+        manifest.get("network") != model
+        or "contract" not in manifest
+        or manifest.get("sha256") != artifacts.sha256(checkpoint)
+    ):
+        return None
+    contract = parse_contract(json.dumps(manifest["contract"]), artifacts.manifest_path(checkpoint))
+    terminal.note(f"{checkpoint} was trained at {contract.height}x{contract.width}, which is taken as its size")
+    return contract.height, contract.width
 
 
 def write_checkpoint(content: Any, path: str | Path) -> None:

@@ -111,10 +111,10 @@ def _standard_input(text: str, output: Path | None) -> Found:
     def decode(most_pixels: int, whole: bool) -> Frame:
         data = sys.stdin.buffer.read()
         if not data:
-            raise UserError("standard input is empty; pipe an image into it")
-        return decode_frame(data, "standard input", most_pixels, whole)
+            raise UserError("stdin is empty; pipe an image into it")
+        return decode_frame(data, "stdin", most_pixels, whole)
 
-    return Found([Item("stdin.png", decode=decode)])
+    return Found([Item("stdin", decode=decode)])
 
 
 def _file(text: str, output: Path | None) -> Found:

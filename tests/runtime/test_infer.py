@@ -16,9 +16,12 @@ from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.gpu.driver import driver_problem
 from sodeploy.runtime.gpu.engine_session import open_engine
 from sodeploy.runtime.infer import infer
+from sodeploy.runtime.large_images import LargeImages, predict_large
+from sodeploy.runtime.media import opening
 from sodeploy.runtime.media.frame import Frame
 from sodeploy.runtime.media.pictures import Look, make_picture, parse_look
 from sodeploy.runtime.processing import postprocess, preprocess
+from sodeploy.runtime.session import open_session
 
 SaveModel = Callable[..., Path]
 
@@ -76,7 +79,7 @@ def test_on_cuda(
     monkeypatch: pytest.MonkeyPatch,
     style: Any,
 ) -> None:
-    monkeypatch.setattr(script, "open_on_device", lambda path: open_engine(path, device))
+    monkeypatch.setattr(opening, "open_on_device", lambda path, _: open_engine(path, device))
     output, profile = photos.parent / "out", photos.parent / "trace.json"
     outcome = infer(save_engine(), photos, output, device="cuda", style=kept(style), timeline=profile)
     assert outcome.written == 5
@@ -178,3 +181,24 @@ def test_a_failed_image_ends_with_status_1_and_a_summary(save_model: SaveModel, 
     with pytest.raises(UserError, match=r"^1 of 6 images have no picture: .*broken.jpg is broken"):
         script.main(str(photos), save_model(), tmp_path / "out")
     assert len(list((tmp_path / "out").iterdir())) == 5
+
+
+@pytest.mark.parametrize("way", [LargeImages(patches=True), LargeImages(patches=True, two_scales=True)])
+def test_patches_of_any_model(
+    device: Any,  # noqa: F811
+    save_model: SaveModel,
+    save_engine: Callable[..., Path],  # noqa: F811
+    way: LargeImages,
+) -> None:
+    """By an ONNX session and by an engine, the map is the same as with the network written in numpy."""
+
+    def network(batch: np.ndarray) -> np.ndarray:
+        return np.clip(np.einsum("nchw,c->nhw", batch, np.float32([0.3, 0.4, 0.3])), 0, 1)[:, None]
+
+    photograph = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    sessions = [open_session(save_model()), open_engine(save_engine(), device)]
+    for session in sessions:
+        with session:
+            found = predict_large(photograph, session.contract, session.infer, way).astype(int)
+            expected = predict_large(photograph, session.contract, network, way)
+            assert np.abs(found - expected).max() <= 1

@@ -1,0 +1,72 @@
+"""Opening the network of a run, in the way that fits its file, its device and the size of the images."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sodeploy.runtime.composition import Style
+from sodeploy.runtime.gpu.device import Device
+from sodeploy.runtime.gpu.session import open_on_device
+from sodeploy.runtime.gpu.timeline import Timeline
+from sodeploy.runtime.large_images import HasPyramids, LargeImages, predict_large, require_fit
+from sodeploy.runtime.media.mapping import DeviceMapper, HostMapper, Mapper
+from sodeploy.runtime.processing import predict
+from sodeploy.runtime.session import CHECKPOINTS, EngineName, Session, open_session
+
+
+class Model(NamedTuple):
+    """The network of a run, not opened yet.
+
+    Attributes:
+        path: an ONNX file, an engine, or a checkpoint.
+        gpu: the GPU's index; None for the CPU.
+        engine, network, compiled: see `sodeploy.runtime.session.open_session`.
+        large: how an image that is larger than the input is seen.
+    """
+
+    path: Path
+    gpu: int | None
+    engine: EngineName
+    network: str | None
+    compiled: bool
+    large: LargeImages
+
+    @property
+    def on_device(self) -> bool:
+        """Whether images go through the GPU's own pipeline; patches and PyTorch have their images on the host."""
+        return self.gpu is not None and not self.large and self.path.suffix not in CHECKPOINTS
+
+
+@contextlib.contextmanager
+def open_mappers(model: Model, batch: int | None, timeline: Timeline | None) -> Iterator[Callable[[Style], Mapper]]:
+    """Open the model, and give the mapper for a style of pictures; on the host there is only "map".
+
+    Raises:
+        UserError: the model is unfit, or the device cannot be had.
+    """
+    if model.on_device:
+        device = Device(model.gpu) if model.gpu else None
+        with open_on_device(model.path, device) as on_device:
+            yield lambda style: DeviceMapper(on_device, style, batch, timeline)
+        return
+    with open_session(
+        model.path,
+        "cpu" if model.gpu is None else "cuda",
+        engine=model.engine,
+        gpu=model.gpu or 0,
+        network=model.network,
+        compiled=model.compiled,
+    ) as session:
+        require_fit(session.contract, model.large)
+        yield lambda style: HostMapper(partial(_predict, session=session, large=model.large))
+
+
+def _predict(image: np.ndarray, session: Session, large: LargeImages) -> np.ndarray:
+    if not large:
+        return predict(image, session.contract, session.infer)
+    pyramids = session.pyramids if isinstance(session, HasPyramids) else None
+    return predict_large(image, session.contract, session.infer, large, pyramids)
