@@ -2,58 +2,36 @@
 
     python runtime/evaluate.py --pred maps/U2Net --pred maps/ISNet --data ECSSD --data DUTS-TE [--curves curves.png]
 
+    python runtime/evaluate.py --config eval.yaml
+    python runtime/evaluate.py --pairs pairs.lst
+
 A map has the name of its mask, in `maps/U2Net/` or, where there are several data sets, in `maps/U2Net/ECSSD/`.
 """
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import cv2
-import numpy as np
 import typer
 
 from sodeploy import artifacts, command_line, terminal
-from sodeploy.calib_data import Dataset, open_datasets
-from sodeploy.calib_data.dataset import FileSample
-from sodeploy.calib_data.images import SUFFIXES
-from sodeploy.calib_data.layouts import find_layout, without_ending
-from sodeploy.calib_data.mask_reading import read_map, read_mask
+from sodeploy.calib_data.mask_reading import read_map
 from sodeploy.calib_data.mask_sets import check_masks
 from sodeploy.calib_data.options import RootOption
-from sodeploy.calib_data.sources import Source, located, one_by_one
+from sodeploy.calib_data.sources import Source, one_by_one
 from sodeploy.errors import UserError
 from sodeploy.runtime.measure import metrics
 from sodeploy.runtime.measure.curves import draw_curves, require_drawable
+from sodeploy.runtime.measure.evaluation_config import load_evaluation
+from sodeploy.runtime.measure.map_files import Truth, listed_pairs, maps_of, open_truths
 from sodeploy.runtime.measure.options import MetricsOption
 from sodeploy.runtime.measure.record import EvaluationRecord, EvaluationRow, to_json
 from sodeploy.runtime.measure.report import evaluation_table, labels, show, to_markdown
-
-
-class Truth(Protocol):
-    """A mask under the name that its saliency maps have too."""
-
-    @property
-    def name(self) -> str: ...
-
-    def mask(self) -> np.ndarray:
-        """(H, W) uint8."""
-
-
-@dataclass(frozen=True)
-class MaskFile:
-    """A mask whose image nobody needs."""
-
-    name: str
-    mask_path: Path
-
-    def mask(self) -> np.ndarray:
-        """(H, W) uint8."""
-        return read_mask(self.mask_path)
 
 
 @dataclass(frozen=True)
@@ -68,7 +46,7 @@ class Evaluation:
 
 
 def evaluate(
-    predictions: Sequence[str | Path],
+    predictions: Sequence[str | Path] | Mapping[str, Path],
     truths: Sequence[Source],
     workers: int | None = None,
     root: str | Path | None = None,
@@ -81,7 +59,7 @@ def evaluate(
     resized to it, bilinearly.
 
     Args:
-        predictions: a folder of maps per method.
+        predictions: a folder of maps per method; a mapping names the methods.
         truths: data sets as `calib_data.open_dataset` takes them, or folders of nothing but masks.
         workers: processes; one per core by default.
         root: folder of the data sets that are given by name.
@@ -94,28 +72,76 @@ def evaluate(
     Raises:
         UserError: a folder, a map or a mask is missing or broken; nothing is scored in part.
     """
-    folder = None if root is None else Path(root)
-    datasets = [_open_truths(source, folder) for source in one_by_one(truths, folder)]
-    names = labels([name for name, _ in datasets])
-    methods = labels([Path(folder).resolve().as_posix() for folder in predictions])
+    place = None if root is None else Path(root)
+    folders = list(map(Path, predictions.values() if isinstance(predictions, Mapping) else predictions))
+    methods = list(predictions) if isinstance(predictions, Mapping) else _names_of(folders)
+    datasets = [open_truths(source, place) for source in one_by_one(truths, place)]
+    names = _different([name for name, _ in datasets])
     jobs = [
-        list(zip(masks, _maps(folder, name, masks), strict=True))
+        _Job(method, name, list(zip(masks, maps_of(folder, name, masks), strict=True)))
         for name, (_, masks) in zip(names, datasets, strict=True)
-        for folder in map(Path, predictions)
+        for method, folder in zip(methods, folders, strict=True)
     ]
-    pairs = [pair for job in jobs for pair in job]
-    for name, masks in datasets:
-        check_masks(masks, name)
+    return _evaluated(jobs, workers, keys, curves)
+
+
+def evaluate_pairs(
+    lists: Sequence[str | Path],
+    workers: int | None = None,
+    root: str | Path | None = None,
+    keys: Sequence[str] | None = None,
+    curves: bool = True,
+) -> list[Evaluation]:
+    """Score the maps of lists whose lines are a map and its mask, as SalMetric takes them.
+
+    Args:
+        root: the folder that the lines are relative to; by default each list's own.
+        workers, keys, curves: as of `evaluate`.
+
+    Raises:
+        UserError: a list, a map or a mask is missing or broken; nothing is scored in part.
+    """
+    found = [listed_pairs(path, None if root is None else Path(root)) for path in lists]
+    names = _different([name for name, _ in found])
+    jobs = [_Job("listed maps", name, pairs) for name, (_, pairs) in zip(names, found, strict=True)]
+    return _evaluated(jobs, workers, keys, curves)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The masks of a data set, each with the map of one method."""
+
+    method: str
+    dataset: str
+    pairs: list[tuple[Truth, Path]]
+
+
+def _different(names: list[str]) -> list[str]:
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two data sets are called {twice}; give each once, under a name of its own")
+    return names
+
+
+def _names_of(folders: Sequence[Path]) -> list[str]:
+    return labels([folder.resolve().as_posix() for folder in folders])
+
+
+def _evaluated(jobs: Sequence[_Job], workers: int | None, keys: Sequence[str] | None, curves: bool) -> list[Evaluation]:
+    """The scores of the jobs, in their order. Methods on one data set are compared on the same masks."""
+    for dataset, masks in {job.dataset: [mask for mask, _ in job.pairs] for job in jobs}.items():
+        check_masks(masks, dataset)
+    pairs = [pair for job in jobs for pair in job.pairs]
     with metrics.parallel_map(workers) as mapped:
         working = mapped(partial(_score, keys=keys, curves=curves), *zip(*pairs, strict=True))
         scored = iter(list(terminal.progress(working, "scoring", total=len(pairs))))
+    parts = [[next(scored) for _ in job.pairs] for job in jobs]
     evaluations = []
-    for name, (_, masks) in zip(names, datasets, strict=True):
-        parts = [[next(scored) for _ in masks] for _ in methods]
-        scores = [metrics.join([score for score, _ in part]) for part in parts]
-        defined, left_out = metrics.without_undefined(scores, [mask.name for mask in masks], name)
-        for method, part, kept in zip(methods, parts, defined, strict=True):
-            evaluations.append(Evaluation(method, name, kept, sum(resized for _, resized in part), left_out))
+    for dataset in dict.fromkeys(job.dataset for job in jobs):
+        its = [(job, part) for job, part in zip(jobs, parts, strict=True) if job.dataset == dataset]
+        scores = [metrics.join([score for score, _ in part]) for _, part in its]
+        defined, left_out = metrics.without_undefined(scores, [mask.name for mask, _ in its[0][0].pairs], dataset)
+        for (job, part), kept in zip(its, defined, strict=True):
+            evaluations.append(Evaluation(job.method, dataset, kept, sum(resized for _, resized in part), left_out))
     return evaluations
 
 
@@ -146,56 +172,6 @@ def to_csv(record: EvaluationRecord) -> str:
     return text.getvalue()
 
 
-def _open_truths(source: Source, root: Path | None) -> tuple[str, list[Truth]]:
-    """A data set's name and its masks."""
-    place = None if isinstance(source, Dataset) else located(source, root)
-    if place and place.is_dir() and not (layout := find_layout(place)).masks and layout.images:
-        photograph = next((path for path in layout.images.values() if path.suffix.lower() in (".jpg", ".jpeg")), None)
-        if photograph:
-            raise UserError(f"{place} has no masks, and {photograph.name} does not look like one; give the data set")
-        return place.resolve().name, [MaskFile(stem, path) for stem, path in layout.images.items()]
-    (dataset,) = open_datasets([place or source], root=root)
-    masks: list[Truth] = [
-        MaskFile(sample.name, sample.mask_path) if isinstance(sample, FileSample) and sample.mask_path else sample
-        for sample in dataset
-    ]
-    return dataset.name, masks
-
-
-def _maps(folder: Path, dataset: str, masks: Sequence[Truth]) -> list[Path]:
-    """The map of each mask."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; give one with a saliency map for every mask")
-    place = folder / dataset if (folder / dataset).is_dir() else folder
-    files: dict[str, Path] = {}
-    for path in sorted(place.rglob("*")):
-        if path.suffix.lower() in SUFFIXES:
-            other = files.setdefault(path.relative_to(place).with_suffix("").as_posix(), path)
-            if other != path:
-                raise UserError(f"{other} and {path.name} are maps of the same name; remove one")
-    found = {mask.name: its for mask in masks if (its := _map_of(mask.name, files))}
-    missing = [mask.name for mask in masks if mask.name not in found]
-    if missing:
-        raise UserError(
-            f"{place} lacks {len(missing)} of {len(masks)} maps of {dataset}, the first {missing[0]}; "
-            "make them, or give the list of the images that count as --data LIST.txt"
-        )
-    if len(set(found.values())) < len(masks):
-        first = next(name for name, its in found.items() if list(found.values()).count(its) > 1)
-        raise UserError(
-            f"{place} has one map for several masks of {dataset}, the first {first}; name maps as the masks"
-        )
-    return [found[mask.name] for mask in masks]
-
-
-def _map_of(name: str, files: Mapping[str, Path]) -> Path | None:
-    """The map of a mask: of its whole name, without its folders (a list has them), or without its ending (x_mask)."""
-    plain = Path(name).name
-    return next(
-        (files[one] for one in (name, plain, without_ending(name), without_ending(plain)) if one in files), None
-    )
-
-
 def _score(truth: Truth, path: Path, keys: Sequence[str] | None, curves: bool) -> tuple[metrics.Scores, bool]:
     mask, saliency = truth.mask(), read_map(path)
     resized = saliency.shape != mask.shape
@@ -205,21 +181,70 @@ def _score(truth: Truth, path: Path, keys: Sequence[str] | None, curves: bool) -
 
 
 def main(
-    pred: Annotated[list[Path], typer.Option(help="folder of maps; once per method", show_default=False)],
-    data: Annotated[list[str], typer.Option(help="data set, or folder of masks; once each", show_default=False)],
+    pred: Annotated[list[Path] | None, typer.Option(help="folder of maps; once per method", show_default=False)] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="data set, or folder of masks; once each", show_default=False)
+    ] = None,
     root: RootOption = None,
+    pairs: Annotated[
+        list[Path] | None, typer.Option(help="instead of --pred and --data: a list with a map and its mask per line")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="instead: a YAML file of methods, data sets and metrics")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="processes that score; one per core by default")] = None,
     chosen: MetricsOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the record here; - for stdout")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="write the rows here")] = None,
     markdown: Annotated[Path | None, typer.Option(help="write the table here")] = None,
-    curves: Annotated[Path | None, typer.Option(help="draw PR and F curves: .png, .svg or .pdf")] = None,
+    curves: Annotated[
+        Path | None, typer.Option(help="draw PR and F curves: .png, .svg or .pdf; .csv for their values")
+    ] = None,
 ) -> None:
     """Score saliency maps in all metrics."""
     if curves is not None:
         require_drawable(curves)
     keys = metrics.parse_metrics(chosen) if chosen is not None else None
-    evaluations = evaluate(pred, data, workers, root, keys, curves is not None)
+    with_curves = curves is not None
+    given = [name for name, value in (("--config", config), ("--pairs", pairs), ("--pred", pred)) if value]
+    if len(given) > 1 or (given != ["--pred"] and data):
+        names = [*given, *(["--data"] if data else [])]
+        raise UserError(f"{' and '.join(names)} each say what is scored; give --pred with --data, --pairs or --config")
+    outputs = Outputs(json_file, csv_file, markdown, curves)
+    if config is not None:
+        wanted = load_evaluation(config)
+        evaluations = evaluate(
+            wanted.folders(), wanted.datasets, workers, root or wanted.gt_root, keys or wanted.metrics, with_curves
+        )
+        outputs = outputs.in_folder(wanted.result_path)
+    elif pairs:
+        evaluations = evaluate_pairs(pairs, workers, root, keys, with_curves)
+    else:
+        evaluations = evaluate(pred or [], data or [], workers, root, keys, with_curves)
+    publish(evaluations, outputs)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files that an evaluation is written to; JSON to "-" takes the table's place on stdout."""
+
+    json: Path | None = None
+    csv: Path | None = None
+    markdown: Path | None = None
+    curves: Path | None = None
+
+    def in_folder(self, folder: Path | None) -> "Outputs":
+        """The same, with files in `folder` where none are given."""
+        if folder is None:
+            return self
+        return replace(
+            self,
+            json=self.json or folder / "evaluation.json",
+            csv=self.csv or folder / "evaluation.csv",
+            markdown=self.markdown or folder / "evaluation.md",
+        )
+
+
+def publish(evaluations: Sequence[Evaluation], outputs: Outputs) -> None:
+    """Warn about maps that were resized or left out, show the table on stdout, and write the files."""
     for dataset, left_out in {one.dataset: one.left_out for one in evaluations}.items():
         if left_out:
             terminal.warn(f"{dataset}: {metrics.left_out_in_words(left_out)}")
@@ -230,18 +255,17 @@ def main(
                 f"{one.method}: {count} of {one.dataset} did not have their mask's size and were resized to it"
             )
     record = to_record(evaluations)
-    text = to_json(record)
     table = evaluation_table(record)
-    if json_file is not None and str(json_file) != "-":
-        artifacts.write_text(json_file, text)
-    if csv_file is not None:
-        artifacts.write_text(csv_file, to_csv(record))
-    if markdown is not None:
-        artifacts.write_text(markdown, to_markdown(table))
-    if curves is not None:
-        draw_curves([(one.dataset, one.method, one.scores) for one in evaluations], curves)
-    if str(json_file) == "-":
-        typer.echo(text, nl=False)
+    if outputs.json is not None and str(outputs.json) != "-":
+        artifacts.write_text(outputs.json, to_json(record))
+    if outputs.csv is not None:
+        artifacts.write_text(outputs.csv, to_csv(record))
+    if outputs.markdown is not None:
+        artifacts.write_text(outputs.markdown, to_markdown(table))
+    if outputs.curves is not None:
+        draw_curves([(one.dataset, one.method, one.scores) for one in evaluations], outputs.curves)
+    if str(outputs.json) == "-":
+        typer.echo(to_json(record), nl=False)
     else:
         show([table])
 

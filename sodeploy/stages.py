@@ -67,7 +67,7 @@ class Stage(NamedTuple):
 # The extra that brings a module, for an import that fails.
 EXTRA_OF = {
     "torch": "train",
-    "yaml": "train",
+    "yaml": "bench",
     "onnx": "quant",
     "onnxsim": "adopt",
     "onnxruntime": "cpu",
@@ -203,11 +203,12 @@ STAGES = {
     ),
     "evaluate": Stage(
         "runtime.evaluate",
-        "folders of saliency maps -> the nine metrics",
-        ("--pred maps/U2Net --data ECSSD",),
+        "folders of saliency maps -> the nine metrics, or others",
+        ("--pred maps/U2Net --data ECSSD", "--pairs pairs.lst --metrics all", "--config eval.yaml"),
         ("bench",),
+        needs=(Need(("--pred --data", "--pairs", "--config")),),
         renamed={"--gt": "--data"},
-        writes=("--json", "--csv", "--markdown"),
+        writes=("--json", "--csv", "--markdown", "--curves"),
     ),
     "masks": Stage(
         "calib_data.masks",

@@ -1,15 +1,17 @@
-"""Precision-recall and F-measure curves as a picture."""
+"""Precision-recall and F-measure curves, as a picture or as values."""
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sodeploy.artifacts import atomic_write
+from sodeploy.artifacts import atomic_write, write_text
 from sodeploy.errors import UserError
 from sodeploy.runtime.measure.metrics import F_CURVE, PRECISION, RECALL, Scores
 
-_FORMATS = (".png", ".svg", ".pdf")
+_FORMATS = (".png", ".svg", ".pdf", ".csv")
 
 
 def require_drawable(path: Path) -> None:
@@ -20,6 +22,8 @@ def require_drawable(path: Path) -> None:
     """
     if path.suffix.lower() not in _FORMATS:
         raise UserError(f"{path} ends in no known picture format; choose {', '.join(_FORMATS)}")
+    if path.suffix.lower() == ".csv":
+        return
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -31,12 +35,15 @@ def draw_curves(curves: Sequence[tuple[str, str, Scores]], path: Path) -> None:
 
     Args:
         curves: (data set, method, scores), the methods of a data set one after the other.
-        path: .png, .svg or .pdf.
+        path: .png, .svg or .pdf; .csv for the values at the 256 thresholds.
 
     Raises:
         UserError: see `require_drawable`.
     """
     require_drawable(path)
+    if path.suffix.lower() == ".csv":
+        write_text(path, _as_csv(curves))
+        return
     from matplotlib.figure import Figure
 
     datasets = list(dict.fromkeys(dataset for dataset, _, _ in curves))
@@ -59,3 +66,14 @@ def draw_curves(curves: Sequence[tuple[str, str, Scores]], path: Path) -> None:
             axes.legend(loc="lower left" if axes is precision_recall else "lower center", fontsize="small")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=150)
+
+
+def _as_csv(curves: Sequence[tuple[str, str, Scores]]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["dataset", "method", "threshold", "precision", "recall", "f"])
+    for dataset, method, scores in curves:
+        values = (scores[curve].mean(axis=0) for curve in (PRECISION, RECALL, F_CURVE))
+        for threshold, row in zip(range(255, -1, -1), zip(*values, strict=True), strict=True):
+            table.writerow([dataset, method, threshold, *map(float, row)])
+    return text.getvalue()

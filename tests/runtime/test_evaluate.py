@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -9,9 +10,11 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import typer
 
+from sodeploy import command_line
 from sodeploy.errors import UserError
-from sodeploy.runtime.evaluate import evaluate, to_csv, to_record
+from sodeploy.runtime.evaluate import evaluate, main, to_csv, to_record
 from sodeploy.runtime.measure import metrics
 from sodeploy.runtime.measure.curves import draw_curves
 from sodeploy.runtime.measure.report import evaluation_table
@@ -159,6 +162,90 @@ def test_curves_are_drawn_whole_or_not_at_all(truths, save_maps, tmp_path):
     assert picture.std() > 10
     with pytest.raises(UserError, match=r"curves\.jpeg ends in no known picture format"):
         draw_curves(curves, tmp_path / "curves.jpeg")
+
+
+def run_command(*words: object) -> None:
+    typer.main.get_command(command_line.application_of(main))(list(map(str, words)), standalone_mode=False)
+
+
+EVAL = """
+Model: {name: InSPyReNet}
+Eval:
+  gt_root: ROOT
+  pred_root: ROOT/maps
+  methods: [sharp, soft]
+  datasets: [full, bare]
+  metrics: [Sm, mae, avgFm, nss]
+  result_path: ROOT/results
+"""
+
+
+def write_eval(folder, text=EVAL):
+    (folder / "eval.yaml").write_text(text.replace("ROOT", str(folder)))
+    return folder / "eval.yaml"
+
+
+def test_a_configuration_of_methods_data_sets_and_metrics(truths, save_maps, tmp_path):
+    for dataset in ("full", "bare"):
+        save_maps(f"maps/sharp/{dataset}", 2)
+        save_maps(f"maps/soft/{dataset}", 5)
+    run_command("--config", write_eval(tmp_path), "--workers", 1)
+    rows = json.loads((tmp_path / "results" / "evaluation.json").read_text())["rows"]
+    assert [(row["dataset"], row["method"]) for row in rows] == [
+        ("full", "sharp"), ("full", "soft"), ("bare", "sharp"), ("bare", "soft"),
+    ]  # fmt: skip
+    assert list(rows[0]["metrics"]) == ["s", "mae", "mean_f", "nss"]
+    assert rows[1]["metrics"]["s"] == expected(5)["s"]
+    assert (tmp_path / "results" / "evaluation.csv").read_text().count("\n") == 5
+    named = EVAL.replace("[sharp, soft]", "{ours: soft}").replace("  result_path: ROOT/results\n", "")
+    run_command(
+        "--config", write_eval(tmp_path, named), "--workers", 1, "--json", tmp_path / "n.json", "--metrics", "S"
+    )
+    (row, _) = json.loads((tmp_path / "n.json").read_text())["rows"]
+    assert (row["method"], row["metrics"]) == ("ours", {"s": expected(5)["s"]})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("gt_root", "gt_rot", "no evaluation has a key gt_rot; remove it or correct its name"),
+        ("[Sm, mae, avgFm, nss]", "[Sm, XY]", "metrics: Sm,XY: XY is no metric; write some of mae,"),
+        ("  datasets: [full, bare]\n", "", "the key datasets is missing; add it"),
+        ("[full, bare]", "[]", "datasets: "),
+        ("[sharp, soft]", "[]", "methods names no method"),
+        ("Eval:", "Eval: [", "is not YAML: line"),
+        ("[full, bare]", "[absent]", "has no data set absent; it holds bare, full"),
+    ],
+)
+def test_a_wrong_configuration_names_the_key(truths, tmp_path, old, new, complaint):
+    with pytest.raises(UserError, match=re.escape(complaint)):
+        run_command("--config", write_eval(tmp_path, EVAL.replace(old, new)), "--workers", 1)
+
+
+def test_a_list_of_maps_and_masks(truths, save_maps, tmp_path):
+    save_maps("maps", 2)
+    (tmp_path / "pairs.lst").write_text("".join(f"maps/{name}.png bare/{name}.png\n" for name in NAMES))
+    run_command("--pairs", "pairs.lst", "--root", tmp_path, "--workers", 1, "--json", tmp_path / "p.json")
+    (row,) = json.loads((tmp_path / "p.json").read_text())["rows"]
+    assert (row["dataset"], row["images"], row["metrics"]) == ("pairs", 3, expected(2))
+    with pytest.raises(UserError, match="--pairs and --pred and --data each say what is scored"):
+        run_command("--pairs", "pairs.lst", "--pred", "maps", "--data", "bare")
+    with pytest.raises(UserError, match="--config and --data each say what is scored"):
+        run_command("--config", "eval.yaml", "--data", "bare")
+
+
+def test_the_values_of_curves(truths, save_maps, tmp_path):
+    maps = save_maps("maps", 2)
+    run_command("--pred", maps, "--data", truths[0], "--workers", 1, "--curves", tmp_path / "c.csv", "--metrics", "mae")
+    rows = list(csv.DictReader((tmp_path / "c.csv").read_text().splitlines()))
+    assert [int(row["threshold"]) for row in rows] == list(range(255, -1, -1))
+    assert max(float(row["f"]) for row in rows) == expected(2)["max_f"]
+    assert float(rows[-1]["recall"]) == 1
+
+
+def test_two_data_sets_of_one_name_are_refused(truths, save_maps):
+    with pytest.raises(UserError, match="two data sets are called full"):
+        evaluate([save_maps("maps", 2)], [truths[0], truths[0]], workers=1)
 
 
 def test_the_command_writes_what_it_is_asked_for(repository, truths, save_maps, tmp_path):
