@@ -7,6 +7,7 @@ from sodeploy.quant.graph import attribute, channel_axis
 
 STEPS = 127  # on each side of zero; -128 is not used, so that a range is symmetric
 FEW_STEPS = 64  # of a weight for any x86 CPU: those without VNNI add two products of 8 bits in 16, which saturate
+UINT8_STEPS = 255  # from the lowest to the highest value of an activation in the graphs for CPUs
 LARGEST_FP16 = 65504.0  # the largest finite number of fp16, the precision around int8 layers
 SMALLEST_SCALE = 2.0**-20  # fp16 still has 4 significant bits there; a channel below it has no effect in int8
 

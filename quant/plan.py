@@ -86,11 +86,13 @@ def range_table(plan: Plan) -> Table:
             _known(shared.maximum, "{:.5g}"),
             _known(shared.clipped, "{:.3%}"),
             _known(shared.decibels, "{:.1f}"),
+            "" if shared.uint8 is None else "{:.5g} to {:.5g}".format(*shared.uint8),
             shared.method or "",
         ]
         for shared in plan.ranges
     ]
-    return Table("ranges", ["tensors", "signed", "amax", "shift", "maximum", "clipped", "dB", "own method"], ranges, 2)
+    header = ["tensors", "signed", "amax", "shift", "maximum", "clipped", "dB", "uint8 on CPUs", "own method"]
+    return Table("ranges", header, ranges, 2)
 
 
 def _title(plan: Plan) -> str:
@@ -220,7 +222,7 @@ def _changes(old: Layer | None, new: Layer | None) -> Iterator[str]:
         return
     if old.reason != new.reason:
         yield f"reason: {old.reason} -> {new.reason}"
-    for field in ("weight_scales", "bias_correction", "input_correction"):
+    for field in ("weight_scales", "bias_correction", "input_correction", "input_correction_uint8"):
         one, other = getattr(old, field) or [], getattr(new, field) or []
         changed = sum(a != b for a, b in zip(one, other, strict=False)) + abs(len(one) - len(other))
         if changed:
@@ -240,7 +242,8 @@ def _range_text(shared: Range | None) -> str:
     if shared is None:
         return "none"
     shift = f" about {shared.shift:.6g}" if shared.shift is not None else ""
-    return f"{shared.amax:.6g}{shift}{' signed' if shared.signed else ''}"
+    uint8 = "" if shared.uint8 is None else "; uint8 {:.6g} to {:.6g}".format(*shared.uint8)
+    return f"{shared.amax:.6g}{shift}{' signed' if shared.signed else ''}{uint8}"
 
 
 def _named(names: list[str], shown: int) -> str:

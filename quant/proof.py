@@ -23,7 +23,7 @@ from sodeploy.quant.calibration.inspect_graph import as_input
 from sodeploy.quant.emit.rewriter import quantized_weight
 from sodeploy.quant.emit.targets import Target
 from sodeploy.quant.graph import Network, channel_axis
-from sodeploy.quant.int8 import STEPS, dequantize_weight, fp16_scale
+from sodeploy.quant.int8 import STEPS, UINT8_STEPS, dequantize_weight, fp16_scale
 from sodeploy.quant.planning.plan import Plan
 from sodeploy.runtime.onnx_session import session_options, start_session
 from sodeploy.runtime.processing import to_saliency
@@ -103,7 +103,8 @@ class Prover:
             return proof, None
         own = {f"int8.{name}": decisions.weight_steps for name, decisions in plan.targets.items()}
         steps = own.get(target.name, STEPS)
-        for name, measured, explained in _layers(self._network, plan, graph, self._inputs[0], steps):
+        uint8 = target.name in own
+        for name, measured, explained in _layers(self._network, plan, graph, self._inputs[0], steps, uint8):
             if measured < min(explained - _UNEXPLAINED_DB, _WORST_LAYER_DB):
                 raise Disproved(
                     f"its map has {proof.sqnr_db:.1f} dB to float32, and layer {name} by itself {measured:.1f} dB "
@@ -182,7 +183,7 @@ def _run(graph: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Callab
 
 
 def _layers(
-    network: Network, plan: Plan, graph: onnx.ModelProto, image: np.ndarray, weight_steps: int
+    network: Network, plan: Plan, graph: onnx.ModelProto, image: np.ndarray, weight_steps: int, uint8: bool
 ) -> Iterator[tuple[str, float, float]]:
     """(layer, its dB by itself in the graph, the dB that the plan explains) for every layer with weights."""
     made = {name for node in graph.graph.node for name in node.output} | {network.input}
@@ -203,7 +204,7 @@ def _layers(
         measured = _decibels(wanted, noise)
         explained = _FP16_LAYER_DB
         if node.name in plan.nodes("int8"):
-            explained = _decibels(wanted, _explained(network, node, plan, x, weight_steps))
+            explained = _decibels(wanted, _explained(network, node, plan, x, weight_steps, uint8))
         yield node.name, measured, explained
 
 
@@ -221,14 +222,20 @@ def _alone(network: Network, node: onnx.NodeProto) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=network.model.opset_import, ir_version=network.model.ir_version)
 
 
-def _explained(network: Network, node: onnx.NodeProto, plan: Plan, x: np.ndarray, weight_steps: int) -> float:
+def _explained(
+    network: Network, node: onnx.NodeProto, plan: Plan, x: np.ndarray, weight_steps: int, uint8: bool
+) -> float:
     """The mean squared error that rounding the input and the weight of an int8 layer gives its output.
 
     Rounding errors of a layer's products are taken as independent: their variances add up.
     """
     shared = plan.range_of()[node.input[0]]
-    scale, shift = float(fp16_scale(shared.amax / STEPS)), shared.shift or 0.0
-    rounded = np.clip(np.rint((x - shift) / scale), -STEPS, STEPS) * scale + shift
+    if uint8:
+        scale, zero = (float(value) for value in shared.uint8_parameters)
+        rounded = np.clip(np.rint(x / scale), -zero, UINT8_STEPS - zero) * scale
+    else:
+        scale, shift = float(fp16_scale(shared.amax / STEPS)), shared.shift or 0.0
+        rounded = np.clip(np.rint((x - shift) / scale), -STEPS, STEPS) * scale + shift
     weight, scales, axis = quantized_weight(network, node, plan.layers[node.name])
     real = dequantize_weight(weight, scales, axis)
     outputs = real.shape[channel_axis(node)]

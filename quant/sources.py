@@ -111,11 +111,11 @@ def evidence_of(source: Images | Counted, network: Network, base: Path, method: 
         _require_counted(images, statistics)
     errors = input_errors(network, all_ranges(network, statistics, method), images)
     if not source.adaptive_rounding:
-        return Evidence(statistics, input_errors=errors), file
+        return Evidence(statistics, input_errors=errors.int8, input_errors_uint8=errors.uint8), file
     path = beside(base, ".rounding.npz")
     steps, rounding = round_to_file(network, images, path)
     terminal.note(f"wrote {path}: {sum(node.name in steps for node in network.nodes)} layers")
-    return Evidence(statistics, steps, rounding, errors), file
+    return Evidence(statistics, steps, rounding, errors.int8, errors.uint8), file
 
 
 def _require_counted(images: Dataset, statistics: Statistics) -> None:

@@ -11,9 +11,23 @@ def saturates_int8() -> bool:
     onnxruntime's kernels there (vpmaddubsw) compute other sums than the graph says where large weights meet large
     activations. False where it cannot be told: Linux alone lists what a CPU can do.
     """
+    flags = _flags()
+    return bool(flags) and not {"avx512_vnni", "avx_vnni"} & flags
+
+
+# Flags of Linux for x86 -> the name of the instructions that multiply small integers or bf16.
+_MATRIX = {"avx512_vnni": "VNNI", "avx_vnni": "VNNI", "amx_int8": "AMX int8", "amx_bf16": "AMX bf16"}
+
+
+def matrix_instructions() -> list[str]:
+    """The instructions of this CPU that int8 or bf16 layers gain by: VNNI, AMX int8, AMX bf16. Empty where unknown."""
+    return list(dict.fromkeys(name for flag, name in _MATRIX.items() if flag in _flags()))
+
+
+def _flags() -> set[str]:
+    """What Linux says that an x86 CPU can do; empty elsewhere."""
     try:
         lines = _CPUINFO.read_text().splitlines()
     except OSError:
-        return False
-    flags = next((line.split() for line in lines if line.startswith("flags")), [])  # as x86 calls them
-    return bool(flags) and not {"avx512_vnni", "avx_vnni"} & set(flags)
+        return set()
+    return set(next((line.split() for line in lines if line.startswith("flags")), []))

@@ -1,7 +1,7 @@
 """The graphs for CPUs: Q/DQ at the inputs and outputs of operators, so that integer kernels run.
 
 Activations are uint8. The zero point is 0 for tensors without negative values (the ReLU itself becomes the saturation
-of the layer before it); else it lies in the middle of the range or where the range's shift puts it. Weights are int8
+of the layer before it); else it lies where the plan's range puts it (`Range.uint8`). Weights are int8
 with one scale per output channel. Biases are int32 in units of input scale times weight scale. Between two integer
 layers nothing is ever float.
 
@@ -22,8 +22,6 @@ from sodeploy.quant.planning.ranges import held_in_int8
 from sodeploy.quant.planning.targets import kind_of_cpu
 from sodeploy.runtime.contract import CPU_KEY, annotate
 
-_UINT8_STEPS = 255
-_MIDDLE = 128  # the zero point of a symmetric range
 _LARGEST_BIAS = 2.0**30  # in steps; leaves the int32 accumulator as much again
 
 
@@ -59,8 +57,8 @@ def _emit(network: Network, plan: Plan, target: TargetName) -> onnx.ModelProto:
     for node in network.nodes:
         new = graph.copy(node)
         for index, name in enumerate(node.input):
-            if name in ranges:
-                new.input[index] = graph.quantize(name, *_parameters(ranges[name]))
+            if name in ranges and node.op_type not in ours.unquantized:
+                new.input[index] = graph.quantize(name, *ranges[name].uint8_parameters)
         if node.name in integer and node.op_type != "Add":
             layer = integer[node.name]
             _integer_layer(graph, network, new, node, layer, ranges[node.input[0]], ours.weight_steps)
@@ -70,14 +68,6 @@ def _emit(network: Network, plan: Plan, target: TargetName) -> onnx.ModelProto:
             new = _as_two_parts(graph, network, new, node)
         graph.append(new)
     return label(graph.finish(), "int8", target, plan)
-
-
-def _parameters(shared: Range) -> tuple[np.float32, np.uint8]:
-    """Scale and zero point."""
-    if not shared.signed and shared.shift is None:
-        return np.float32(max(shared.amax / _UINT8_STEPS, SMALLEST_SCALE)), np.uint8(0)
-    scale = np.float32(max(shared.amax / STEPS, SMALLEST_SCALE))
-    return scale, np.uint8(np.clip(_MIDDLE - np.rint((shared.shift or 0) / scale), 0, _UINT8_STEPS))
 
 
 def _integer_layer(
@@ -90,10 +80,10 @@ def _integer_layer(
     weight_steps: int,
 ) -> None:
     """Give `new` an int8 weight of `weight_steps` on each side of zero, and an int32 bias."""
-    scale, _ = _parameters(read)
+    scale, _ = read.uint8_parameters
     planned = dequantize_weight(*quantized_weight(network, node, layer))
     weight, scales, axis = quantized_weight(network, node, layer, weight_steps)
-    bias = corrected_bias(network, node, layer)
+    bias = corrected_bias(network, node, layer, uint8=True)
     # A channel without effect has so small a scale that its bias would not fit 32 bits. Its weight then takes
     # larger steps; it is negligible beside the bias.
     wanted = np.maximum(scales, np.abs(bias) / (np.float64(scale) * _LARGEST_BIAS))

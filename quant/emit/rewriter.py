@@ -85,12 +85,19 @@ def quantized_weight(
     return steps, scales, axis
 
 
-def corrected_bias(network: Network, node: onnx.NodeProto, layer: Layer) -> np.ndarray:
-    """`(C_out,) float32`: the bias of the layer, zero where it has none, with the plan's corrections."""
+def corrected_bias(network: Network, node: onnx.NodeProto, layer: Layer, uint8: bool = False) -> np.ndarray:
+    """`(C_out,) float32`: the bias of the layer, zero where it has none, with the plan's corrections.
+
+    Args:
+        uint8: the layer reads uint8, as in the graphs for CPUs, instead of int8.
+    """
     assert layer.weight_scales is not None
     bias = network.bias(node)
     bias = np.zeros(len(layer.weight_scales)) if bias is None else bias.reshape(-1)
-    corrections = (layer.bias_correction, layer.input_correction)
+    of_input = layer.input_correction
+    if uint8 and layer.input_correction_uint8 is not None:  # plans of older versions have the other alone
+        of_input = layer.input_correction_uint8
+    corrections = (layer.bias_correction, of_input)
     return (bias + sum(np.array(each) for each in corrections if each is not None)).astype(np.float32)
 
 

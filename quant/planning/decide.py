@@ -155,4 +155,7 @@ def int8_layer(network: Network, node: onnx.NodeProto, evidence: Evidence | None
         if node.input[0] in evidence.input_errors:
             kept = bias_correction(node, error + weight, evidence.input_errors[node.input[0]])
             layer.input_correction = [short(value) for value in kept]
+        if node.input[0] in evidence.input_errors_uint8:
+            kept = bias_correction(node, error + weight, evidence.input_errors_uint8[node.input[0]])
+            layer.input_correction_uint8 = [short(value) for value in kept]
     return layer

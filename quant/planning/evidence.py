@@ -20,9 +20,11 @@ class Evidence:
         rounding: the file that holds `steps`; a plan names it.
         input_errors: input tensor of a layer -> `(C,)`, how far quantizing the tensor moves the mean of each channel
             (quant/planning/input_error.py).
+        input_errors_uint8: the same for the uint8 of the graphs for CPUs.
     """
 
     statistics: Statistics
     steps: Mapping[str, np.ndarray] = field(default_factory=dict)
     rounding: Rounding | None = None
     input_errors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    input_errors_uint8: Mapping[str, np.ndarray] = field(default_factory=dict)

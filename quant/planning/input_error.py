@@ -8,6 +8,7 @@ measured in the float32 network, like the means that make up for rounded weights
 
 import copy
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -23,31 +24,42 @@ from sodeploy.quant.planning.plan import Range
 IMAGES = 32
 
 
-def input_errors(network: Network, ranges: Sequence[Range], images: Iterable[Sample]) -> dict[str, np.ndarray]:
+class InputErrors(NamedTuple):
+    """E[x_q - x] of tensors with a range: tensor -> `(C,) float64`, by the quantizer that makes x_q.
+
+    Attributes:
+        int8: of the graph for TensorRT.
+        uint8: of the graphs for CPUs.
+    """
+
+    int8: dict[str, np.ndarray]
+    uint8: dict[str, np.ndarray]
+
+
+def input_errors(network: Network, ranges: Sequence[Range], images: Iterable[Sample]) -> InputErrors:
     """E[x_q - x] for each channel of the inputs of weighted layers.
 
     Args:
         images: the first `IMAGES` in the order of their digests are read.
-
-    Returns:
-        tensor -> `(C,) float64`, for tensors with a range.
     """
     range_of = {tensor: shared for shared in ranges for tensor in shared.tensors}
     readers = {node.input[0]: node for node in network.nodes if network.is_weighted(node) and node.input[0] in range_of}
     if not readers:
-        return {}
+        return InputErrors({}, {})
     model = copy.deepcopy(network.model)
     errors = []
     for tensor, reader in readers.items():
         error, _ = append_error(model.graph, tensor, range_of[tensor])
         rank, axis = len(network.shape(tensor)), channel_axis_read(reader)
-        errors.append(per_channel(model.graph, "ReduceMean", error, rank, axis))
+        error_uint8 = _append_uint8_error(model.graph, tensor, range_of[tensor])
+        errors += [per_channel(model.graph, "ReduceMean", name, rank, axis) for name in (error, error_uint8)]
     run = opened(model, errors)
     chosen = some(images, IMAGES)
     totals = [np.zeros(1)] * len(errors)
     for sample in terminal.progress(chosen, "measuring quantized inputs"):
         totals = [total + means for total, means in zip(totals, run(as_input(sample, network.contract)), strict=True)]
-    return {tensor: total / len(chosen) for tensor, total in zip(readers, totals, strict=True)}
+    means = [total / len(chosen) for total in totals]
+    return InputErrors(*(dict(zip(readers, means[first::2], strict=True)) for first in (0, 1)))
 
 
 def append_error(graph: onnx.GraphProto, tensor: str, shared: Range) -> tuple[str, str]:
@@ -69,3 +81,19 @@ def append_error(graph: onnx.GraphProto, tensor: str, shared: Range) -> tuple[st
     ):
         graph.node.append(onnx.helper.make_node(op, inputs, [output]))
     return own, f"{own}/shifted"
+
+
+def _append_uint8_error(graph: onnx.GraphProto, tensor: str, shared: Range) -> str:
+    """Add nodes that quantize a tensor as the graphs for CPUs do; the name of the quantization error."""
+    own = f"{tensor}/uint8_error"
+    scale, zero_point = shared.uint8_parameters
+    for name, value in (("scale", scale), ("zero", zero_point)):
+        graph.initializer.append(numpy_helper.from_array(np.asarray(value), f"{own}/{name}"))
+    parameters = [f"{own}/scale", f"{own}/zero"]
+    for op, inputs, output in (
+        ("QuantizeLinear", [tensor, *parameters], f"{own}/steps"),
+        ("DequantizeLinear", [f"{own}/steps", *parameters], f"{own}/back"),
+        ("Sub", [f"{own}/back", tensor], own),
+    ):
+        graph.node.append(onnx.helper.make_node(op, inputs, [output]))
+    return own

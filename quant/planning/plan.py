@@ -16,7 +16,7 @@ from sodeploy.errors import UserError
 from sodeploy.quant.arrays import read_arrays
 from sodeploy.quant.calibration.methods import Method
 from sodeploy.quant.graph import Network, attribute
-from sodeploy.quant.int8 import FEW_STEPS, STEPS
+from sodeploy.quant.int8 import FEW_STEPS, SMALLEST_SCALE, STEPS, UINT8_STEPS
 from sodeploy.stages import command
 
 Precision = Literal["int8", "fp16", "fp32"]
@@ -31,6 +31,12 @@ def _is_file_name(name: str) -> str:
 
 
 FileName = Annotated[str, AfterValidator(_is_file_name)]
+
+
+def _holds_zero(interval: tuple[float, float]) -> tuple[float, float]:
+    if not interval[0] <= 0 <= interval[1]:
+        raise ValueError(f"the interval {interval[0]:g} to {interval[1]:g} does not hold zero")
+    return interval
 
 
 class _Strict(BaseModel):
@@ -56,19 +62,37 @@ class Range(_Strict):
     decibels: float | None = Field(
         default=None, description="signal to noise of the values in int8, predicted from calibration, where known"
     )
+    uint8: Annotated[tuple[float, float], AfterValidator(_holds_zero)] | None = Field(
+        default=None,
+        description="[low, high] in the graphs for CPUs, whose 255 steps may all lie on one side of zero; values "
+        "beyond are clipped; null: the interval that amax and shift say",
+    )
 
     @property
     def reach(self) -> float:
         """The largest magnitude that is not clipped."""
         return self.amax + abs(self.shift or 0.0)
 
+    @property
+    def uint8_parameters(self) -> tuple[np.float32, np.uint8]:
+        """Scale and zero point in the graphs for CPUs. Zero is a step."""
+        if self.uint8 is not None:
+            low, high = self.uint8
+        elif not self.signed and self.shift is None:
+            low, high = 0.0, self.amax
+        else:
+            low, high = (self.shift or 0.0) - self.amax * 128 / STEPS, (self.shift or 0.0) + self.amax
+        scale = np.float32(max((high - low) / UINT8_STEPS, SMALLEST_SCALE))
+        return scale, np.uint8(np.clip(np.rint(-low / scale), 0, UINT8_STEPS))
+
 
 class Layer(_Strict):
     """The precision of one node of the ONNX graph, and the reason.
 
     An int8 Conv or Gemm has a scale per output channel of its weight. `bias_correction` and `input_correction` are
-    added to its bias, so that rounding the weight and quantizing the input do not shift the mean output. `input_means`
-    holds the mean of each input channel, for graphs that must round the weight again. An int8 Add has none of these.
+    added to its bias, so that rounding the weight and quantizing the input do not shift the mean output. The graphs for
+    CPUs, which quantize the input to uint8, add `input_correction_uint8` instead. `input_means` holds the mean of each
+    input channel, for graphs that must round the weight again. An int8 Add has none of these.
     """
 
     op: str
@@ -77,6 +101,7 @@ class Layer(_Strict):
     weight_scales: list[float] | None = None
     bias_correction: list[float] | None = None
     input_correction: list[float] | None = None
+    input_correction_uint8: list[float] | None = None
     input_means: list[float] | None = None
     _rounded: dict[int, bytes] = PrivateAttr(default_factory=dict)  # weight steps -> values
 
@@ -137,6 +162,9 @@ class TargetPlan(_Strict):
     weight_steps: int = Field(ge=1, le=STEPS, description="steps of an int8 weight on each side of zero")
     quantizes_outputs: bool = Field(
         default=True, description="also the results of int8 layers that no int8 layer reads"
+    )
+    unquantized: list[str] = Field(
+        default=[], description="operators, such as Resize, whose inputs are not quantized for them"
     )
     layers: dict[str, TargetLayer]
 
@@ -311,6 +339,7 @@ def _check_names(plan: Plan, path: str | Path, network: Network) -> None:
                 raise UserError(f"{path}: int8 layer {name} needs {channels} positive weight_scales; undo the edit")
             means = network.weight(node).shape[1] * attribute(node, "group", 1) if node.op_type == "Conv" else None
             lengths = {"bias_correction": len(scales), "input_correction": len(scales), "input_means": means}
+            lengths["input_correction_uint8"] = len(scales)
             for field, length in lengths.items():
                 values = getattr(layer, field)
                 if values is not None and length is not None and len(values) != length:

@@ -17,7 +17,7 @@ from sodeploy.quant.calibration.methods import LEVELS, Method, chosen, expected_
 from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import PASSING, WEIGHTED, Network, is_residual, pads_itself
-from sodeploy.quant.int8 import fp16_scale
+from sodeploy.quant.int8 import UINT8_STEPS, fp16_scale
 from sodeploy.quant.planning.plan import Layer, Range, short
 
 _LOPSIDED = 0.92  # half of a range's width / its largest magnitude; above, a shift gains too little for its node
@@ -120,7 +120,22 @@ def shared_range(network: Network, tensors: list[str], statistics: Statistics, m
         clipped=short(histogram.share_above(clip)),
         method=None if used == method else used,
         decibels=_decibels(histogram, clip, levels_of_clip),
+        uint8=_uint8_range(histogram, method),
     )
+
+
+def _uint8_range(histogram: MagnitudeHistogram, method: Method) -> tuple[float, float]:
+    """The interval of 255 steps, with zero in it, for the graphs for CPUs.
+
+    A magnitude gets up to twice the steps that int8 gives it, so that less must be clipped. kl counts how many values
+    are clipped, not how far they lie outside: with finer steps it clips the largest values, which saliency maps are
+    made of, and mse takes its place (benchmarks/cpu_variants.py).
+    """
+    if histogram.maximum == 0:
+        return 0.0, 0.0
+    levels = int(UINT8_STEPS * histogram.maximum / (histogram.high - histogram.low)) + 1
+    clip, _ = chosen(histogram, "mse" if method == "kl" else method, levels)
+    return short(max(histogram.low, -clip)), short(min(histogram.high, clip))
 
 
 def _decibels(histogram: MagnitudeHistogram, clip: float, levels: int) -> float | None:

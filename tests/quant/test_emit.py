@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from sodeploy.quant.calibration.statistics import Statistics
-from sodeploy.quant.emit.cpu import _as_shifted_planes, emit_cpu
+from sodeploy.quant.emit.cpu import _as_shifted_planes, emit_cpu, emit_openvino
 from sodeploy.quant.emit.fp16 import emit_fp16, round_to_fp16, to_fp16
 from sodeploy.quant.emit.rewriter import Rewriter
 from sodeploy.quant.emit.tensorrt import emit_simulation, emit_tensorrt
@@ -124,6 +124,20 @@ def test_cpu_graph_runs_on_integer_kernels_throughout(unet: Network, plan: Plan,
     assert (operators["QLinearAdd"], operators["QLinearConcat"], operators["Relu"]) == (1, 1, 0)
 
 
+def test_graphs_for_cpus_correct_biases_for_their_own_uint8(unet: Network, plan: Plan) -> None:
+    moved = plan.model_copy(deep=True)
+    channels = len(plan.layers["a_pre/Conv"].weight_scales or [])
+    moved.layers["a_pre/Conv"].input_correction_uint8 = [1.0] * channels
+    moved.layers["a_pre/Conv"].input_correction = [9.0] * channels
+
+    def bias(of: Plan) -> np.ndarray:
+        constants = initializers(emit_openvino(unet, of))
+        return constants["a_pre/Conv/bias/quantized"] * constants["a_pre/Conv/bias/scale"]
+
+    before = plan.layers["a_pre/Conv"].input_correction_uint8 or [0.0] * channels
+    assert bias(moved) - bias(plan) == pytest.approx(1 - np.array(before), abs=1e-4)
+
+
 def test_no_sum_of_two_products_overflows_16_bits_on_a_cpu(unet: Network, plan: Plan) -> None:
     """As x86 CPUs without VNNI compute it: uint8 times int8, the sums of two saturated."""
     model, ranges = emit_cpu(unet, plan), plan.range_of()
@@ -133,7 +147,8 @@ def test_no_sum_of_two_products_overflows_16_bits_on_a_cpu(unet: Network, plan: 
         if node.op_type == "Conv" and plan.layers[node.name].precision == "int8":
             read = ranges[node.input[0]]
             scale, zero_point = (constants[f"{node.input[0]}/{part}"] for part in ("scale", "zero_point"))
-            assert np.rint(read.amax / scale) + zero_point == 255
+            assert read.uint8 is not None
+            assert np.rint(read.uint8[1] / scale) + zero_point == pytest.approx(255, abs=1)
             steps = np.abs(constants[f"{node.name}/weight/quantized"].astype(int))
             assert steps.max() == 64
             assert 2 * 255 * 64 < 2**15

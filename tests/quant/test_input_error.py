@@ -30,7 +30,7 @@ def clipping(plan: Plan) -> Plan:
 
 def test_errors_are_those_of_the_range(unet: Network, plan: Plan, pictures: list[Picture]) -> None:
     narrow = clipping(plan)
-    found = input_errors(unet, narrow.ranges, pictures)
+    found = input_errors(unet, narrow.ranges, pictures).int8
     scale = fp16_scale(narrow.range_of()["joined"].amax / 127)
     moved = []
     for picture in pictures:
@@ -40,9 +40,22 @@ def test_errors_are_those_of_the_range(unet: Network, plan: Plan, pictures: list
     assert found["joined"].min() < -0.1  # it does clip
 
 
+def test_errors_of_uint8_are_those_of_its_own_interval(unet: Network, plan: Plan, pictures: list[Picture]) -> None:
+    narrow = plan.model_copy(deep=True)
+    shared = narrow.range_of()["image"]
+    shared.uint8 = (-0.5, 1.5)
+    scale, zero = 2 / 255, round(0.5 / (2 / 255))
+    moved = []
+    for picture in pictures:
+        x = as_input(picture, unet.contract)
+        steps = np.clip(np.rint(x / np.float32(scale)) + zero, 0, 255)
+        moved.append(((steps - zero) * scale - x).mean(axis=(0, 2, 3)))
+    assert input_errors(unet, narrow.ranges, pictures).uint8["image"] == pytest.approx(np.mean(moved, axis=0), abs=1e-5)
+
+
 def test_order_makes_no_difference(unet: Network, plan: Plan, pictures: list[Picture]) -> None:
-    once = input_errors(unet, plan.ranges, pictures)
-    again = input_errors(unet, plan.ranges, pictures[::-1])
+    once = input_errors(unet, plan.ranges, pictures).int8
+    again = input_errors(unet, plan.ranges, pictures[::-1]).int8
     assert all(np.array_equal(once[tensor], again[tensor]) for tensor in once)
 
 
@@ -51,7 +64,7 @@ def test_means_of_a_clipping_network_are_restored(
 ) -> None:
     """Layer d alone, whose input is clipped at a third of its range."""
     narrow = clipping(plan)
-    corrected = Evidence(statistics, input_errors=input_errors(unet, narrow.ranges, pictures))
+    corrected = Evidence(statistics, input_errors=input_errors(unet, narrow.ranges, pictures).int8)
     (node,) = [node for node in unet.nodes if node.name == "d_pre/Conv"]
 
     def moved(evidence: Evidence) -> float:

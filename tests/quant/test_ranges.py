@@ -237,3 +237,38 @@ def test_what_only_float_layers_read_is_not_rounded_for_a_cpu(sums: tuple[Networ
     quantized = {node.input[0] for node in emit_cpu(network, plan).graph.node if node.op_type == "QuantizeLinear"}
     assert "b" in quantized  # an integer layer writes it
     assert not quantized & {"small", "joined"}
+
+
+def test_uint8_spends_its_steps_on_the_side_where_values_lie(gates: Gates) -> None:
+    """Twice the steps of int8 for what a ReLU makes, so that less is clipped; zero is a step of every interval."""
+    counted = Statistics(gates.network.digest)
+    counted.histograms["b"] = histogram = MagnitudeHistogram()
+    histogram.add(np.abs(np.random.default_rng(0).standard_normal(100_000)).astype(np.float32) ** 2)
+    shared = shared_range(gates.network, ["b"], counted, "mse")
+    assert shared.uint8 is not None
+    assert shared.uint8[0] == 0
+    assert shared.amax < shared.uint8[1] <= histogram.maximum
+    histogram.add(np.array([-2], np.float32))
+    shared = shared_range(gates.network, ["b"], counted, "max")
+    assert shared.uint8 == (-2, pytest.approx(histogram.maximum))
+    scale, zero_point = shared.uint8_parameters
+    assert zero_point == round(2 / float(scale))
+
+
+def test_without_counts_uint8_covers_what_amax_and_shift_say() -> None:
+    for shared, low, high in (
+        (Range(tensors=["x"], amax=2.55, signed=False), 0, 2.55),
+        (Range(tensors=["x"], amax=1.27, signed=True), -1.28, 1.27),
+        (Range(tensors=["x"], amax=1.27, shift=1.0, signed=True), -0.28, 2.27),
+    ):
+        scale, zero_point = shared.uint8_parameters
+        assert float(scale) == pytest.approx(0.01)
+        assert [-int(zero_point) / 100, (255 - int(zero_point)) / 100] == pytest.approx([low, high])
+
+
+def test_an_interval_without_zero_is_refused(gates: Gates, tmp_path: Path) -> None:
+    plan = gates.plan.model_copy(deep=True)
+    plan.ranges[0].uint8 = (0.5, 1.0)
+    save_plan(plan, tmp_path / "plan.json")
+    with pytest.raises(UserError, match=r"the interval 0.5 to 1 does not hold zero"):
+        load_plan(tmp_path / "plan.json", gates.network)

@@ -1,0 +1,188 @@
+"""Every graph of some networks in every CPU engine: accuracy, time, and the cost of opening a session, in one run.
+
+    python benchmarks/cpu_engines.py --model out/u2netp.onnx --model out/csnet_x1.onnx --data EVAL \\
+        --json docs/records/cpu_engines.json
+
+A model is a float32 ONNX file. Its int8 graphs for CPUs are the files NAME.*.onnx beside it, of a build or of another
+quantizer. Every graph runs in every engine that it is made for, all graphs of a network in turn, image by image, with
+each number of threads. Times are multiples of the time of the float32 file in onnxruntime. A session is opened in a
+process of its own, twice: OpenVINO keeps the compiled model for the second time. Nothing else may run meanwhile.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import numpy as np
+import typer
+from process_cost import CommandFailed, measure
+
+from sodeploy import command_line, terminal
+from sodeploy.artifacts import one_line, write_text
+from sodeploy.errors import UserError
+from sodeploy.runtime.bench import bench
+from sodeploy.runtime.contract import DIALECT_KEY, PRECISION_KEY
+from sodeploy.runtime.cpu import matrix_instructions
+from sodeploy.runtime.measure.record import BenchRecord
+from sodeploy.runtime.measure.report import Table, decimal, interval, show
+from sodeploy.runtime.onnx_file import read_model
+from sodeploy.runtime.session import EngineName, installed_engines, open_session, parse_engines
+
+METRICS = {"s": "S", "mae": "MAE"}
+ENGINES: tuple[EngineName, ...] = ("onnxruntime", "openvino", "openvino-bf16")
+
+
+def graphs_of(model: Path) -> list[Path]:
+    """The model and its int8 graphs for CPUs: not the graph for TensorRT nor its simulation."""
+    found = [model]
+    for path in sorted(model.parent.glob(f"{model.stem}.*.onnx")):
+        metadata = {entry.key: entry.value for entry in read_model(path).metadata_props}
+        on_cpus = metadata.get(DIALECT_KEY, "") in ("", "cpu", "openvino")
+        if metadata.get(PRECISION_KEY) == "int8" and on_cpus:
+            found.append(path)
+    return found
+
+
+def compare(
+    models: list[Path], data: str, limit: int | None, threads: list[int], engines: list[EngineName]
+) -> dict[str, Any]:
+    """The record of all measurements.
+
+    Returns:
+        `instructions` (`matrix_instructions`); `load`, the mean number of running processes in the minute before;
+        `benches`, a `BenchRecord` for each model and number of threads; `sessions`, for each row of the first of a
+        model: `model`, `engine`, `start_s`, `cached_start_s` (from nothing imported to the first map, and once more),
+        `peak_mib`, or `failure`.
+    """
+    load = os.getloadavg()[0]
+    benches: list[BenchRecord] = []
+    sessions = []
+    for model in models:
+        graphs = graphs_of(model)
+        terminal.note(f"{model}: {', '.join(path.name for path in graphs)}")
+        made = [bench(graphs, data, limit, threads=count, engines=engines) for count in threads]
+        benches += made
+        sessions += [
+            session_cost(Path(row.model), cast(EngineName, row.engine), threads[0])
+            for row in terminal.progress(made[0].rows, "opening sessions")
+        ]
+    return {
+        "format": 1,
+        "instructions": matrix_instructions(),
+        "load": load,
+        "benches": [made.model_dump(mode="json") for made in benches],
+        "sessions": sessions,
+    }
+
+
+def session_cost(model: Path, engine: EngineName, threads: int) -> dict[str, Any]:
+    """Start-up and memory of a session in a process of its own; its first map is that of a gray image."""
+    found: dict[str, Any] = {"model": str(model), "engine": engine}
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {"XDG_CACHE_HOME": folder}
+        command = ["/usr/bin/env", *(f"{key}={value}" for key, value in environment.items())]
+        command += [sys.executable, str(Path(__file__).resolve()), "--session", str(model)]
+        command += ["--engines", engine, "--threads", str(threads)]
+        log = Path(folder) / "log"
+        for key in ("start_s", "cached_start_s"):
+            try:
+                cost = measure(command, log)
+            except CommandFailed as failure:
+                return found | {"failure": one_line(failure)}
+            found[key] = float(log.read_text().splitlines()[-1])
+            found.setdefault("peak_mib", cost.peak_mib)
+    return found
+
+
+def _open_once(model: Path, engine: EngineName, threads: int) -> None:
+    """Print the seconds from here to the first map."""
+    start = time.perf_counter()
+    with open_session(model, threads=threads, engine=engine) as session:
+        contract = session.contract
+        session.infer(np.zeros((1, 3, contract.height, contract.width), np.float32))
+        print(time.perf_counter() - start)
+
+
+def tables(record: dict[str, Any]) -> list[Table]:
+    """A table per network: a row per graph and engine, a column of times per number of threads; then the sessions."""
+    benches = [BenchRecord.model_validate(made) for made in record["benches"]]
+    by_model: dict[str, list[BenchRecord]] = {}
+    for made in benches:
+        by_model.setdefault(made.rows[0].model, []).append(made)
+    cost = {(one["model"], one["engine"]): one for one in record["sessions"]}
+    return [_table(made, cost, record) for made in by_model.values()]
+
+
+def _table(benches: list[BenchRecord], cost: dict[tuple[str, str], dict[str, Any]], record: dict[str, Any]) -> Table:
+    first = benches[0]
+    rows = []
+    for index, row in enumerate(first.rows):
+        graph = Path(row.model).name.removeprefix(f"{Path(first.rows[0].model).stem}.").removesuffix(".onnx")
+        scores = [part for key in METRICS for part in (decimal(row.metrics[key]), interval(row.delta[key]))]
+        times = [f"{made.rows[index].time_ratio.value:.2f}" for made in benches]
+        opened = cost.get((row.model, row.engine), {})
+        figures = [_rounded(opened.get(key), 1) for key in ("start_s", "cached_start_s")]
+        figures.append(_rounded(opened.get("peak_mib"), 0))
+        rows.append(["fp32" if index == 0 or graph == "onnx" else graph, row.engine, *scores, *times, *figures])
+    header = ["graph", "engine", *(part for label in METRICS.values() for part in (label, "difference"))]
+    header += [f"time, {made.threads} thread{'s' if made.threads > 1 else ''}" for made in benches]
+    header += ["start (s)", "again (s)", "memory (MiB)"]
+    instructions = ", ".join(record["instructions"]) or "neither VNNI nor AMX"
+    busy = "" if record["load"] < 0.5 else f"; {record['load']:.1f} other processes ran when it began"
+    height, width = first.rows[0].input_shape[2:]
+    return Table(
+        f"{first.rows[0].network} at {height} x {width}, {first.dataset}, {first.images} images",
+        header,
+        rows,
+        2,
+        caption=f"{first.hardware} ({instructions}){busy}\n"
+        "difference to fp32 with 95 % interval (paired bootstrap over images), * where it excludes zero\n"
+        "time of inference as a multiple of fp32's in onnxruntime with as many threads, all graphs in turn\n"
+        f"start: from nothing to the first map, and again with what OpenVINO kept on disk; memory: the most that a "
+        f"process with one session held; {benches[0].threads} thread(s)",
+    )
+
+
+def _rounded(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def main(
+    model: Annotated[list[Path] | None, typer.Option(help="float32 ONNX with a contract; repeatable")] = None,
+    data: Annotated[str, typer.Option(help="images and masks, others than those of calibration")] = "synthetic:eval",
+    limit: Annotated[int | None, typer.Option(min=1, help="only the first N images")] = None,
+    threads: Annotated[str, typer.Option(help="numbers of CPU threads, with a comma between")] = "1,2",
+    engines: Annotated[str, typer.Option(help="engines; those that are installed by default")] = "",
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the record here too")] = None,
+    session: Annotated[Path | None, typer.Option(hidden=True)] = None,
+) -> None:
+    """Measure graphs for CPUs in every engine."""
+    counts = _counts(threads)
+    chosen = parse_engines(engines) if engines else [one for one in ENGINES if one in installed_engines()]
+    if session is not None:
+        _open_once(session, chosen[0], counts[0])
+        return
+    if not model:
+        raise UserError("no model is given; give a float32 ONNX file: --model out/u2netp.onnx")
+    record = compare(model, data, limit, counts, chosen)
+    if json_file is not None:
+        write_text(json_file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    show(tables(record))
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise UserError(f"--threads {text}: give whole numbers from 1 on, such as 1,2")
+    return counts
+
+
+if __name__ == "__main__":
+    command_line.run(main)
