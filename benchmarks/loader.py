@@ -1,6 +1,6 @@
 """Is training bound by the network, or by reading and augmenting images? Both rates for one recipe and one data set.
 
-    python benchmarks/loader.py --config training/configs/u2netp.yaml --data DUTS-TR [--set workers=2] [--steps 20]
+    python benchmarks/loader.py --config u2netp --data DUTS-TR [--set workers=2] [--steps 20]
 
 The loader alone is asked for batches as fast as it gives them; then the recipe trains for as many steps, loader and
 network side by side, as they do in earnest. The loop's own figures are also in the loss.csv of every run.

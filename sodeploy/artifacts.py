@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sodeploy import terminal
 from sodeploy.errors import UserError
 
 # The packages that shape our artifacts.
@@ -72,6 +73,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             else:
                 os.chmod(temporary, 0o666 & ~_umask())
                 temporary.replace(target)
+            terminal.debug(f"wrote {path}")
         except OSError as error:
             if error.filename not in (None, str(temporary)):
                 raise

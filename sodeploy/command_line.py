@@ -1,4 +1,4 @@
-"""The manners of every command line: `-h`, `--quiet`, all that is missing named at once, a fault in one line.
+"""The manners of every command line: `-h`, `--quiet`, `--verbose`, all that is missing named at once, one line a fault.
 
 A stage hands its function to `run`; the front door (`sodeploy.__main__`) does so for every stage.
 """
@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand
 
 from sodeploy import terminal
-from sodeploy.errors import UserError
+from sodeploy.errors import Stopped, UserError
 from sodeploy.outputs import check_outputs
 from sodeploy.stages import EXTRA_OF, STAGES, Need, examples, install_command, stage_of
 
@@ -112,14 +112,14 @@ def _subcommands(stage: str | None) -> set[str]:
 
 
 class Application(typer.Typer):
-    """A typer application whose commands have the product's manners: `-h`, `--quiet`, and `Command`."""
+    """A typer application whose commands have the product's manners: `-h`, `--quiet`, `--verbose`, and `Command`."""
 
     def command(self, name: str | None = None, *, cls: type[TyperCommand] | None = None, **settings: Any) -> Any:
         """Typer's decorator. The function itself stays as it is."""
         register = super().command(name, cls=cls or Command, context_settings=_CONTEXT, **settings)
 
         def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-            register(_with_quiet(function))
+            register(_with_voice(function))
             return function
 
         return decorate
@@ -139,21 +139,33 @@ def application(help: str | None = None) -> Application:
     )
 
 
-def _with_quiet(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function with an option `--quiet`, talking on the terminal while it runs."""
+_VOICE = {
+    "quiet": typer.Option("--quiet", "-q", help="print no notes and no progress, only warnings and errors"),
+    "verbose": typer.Option("--verbose", "-v", help="print more: every file that is written, every line of a log"),
+}
+
+
+def _with_voice(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function with the options `--quiet` and `--verbose`, talking on the terminal while it runs."""
     signature = inspect.signature(function)
     kind = inspect.Parameter.KEYWORD_ONLY
-    option = typer.Option("--quiet", "-q", help="print no notes and no progress, only warnings and errors")
-    quiet = inspect.Parameter("quiet", kind, default=False, annotation=Annotated[bool, option])
+    voice = [
+        inspect.Parameter(name, kind, default=False, annotation=Annotated[bool, option])
+        for name, option in _VOICE.items()
+    ]
 
     @functools.wraps(function)
-    def call(*, quiet: bool, **given: Any) -> Any:
-        with terminal.talking(quiet):
-            return function(**given)
+    def call(*, quiet: bool, verbose: bool, **given: Any) -> Any:
+        if quiet and verbose:
+            raise UserError("--quiet and --verbose exclude each other; leave one out")
+        try:
+            with terminal.talking(quiet, verbose):
+                return function(**given)
+        except Stopped as stop:
+            terminal.fail(str(stop), stop.status)
 
-    parameters = [*signature.parameters.values(), quiet]
-    call.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {**function.__annotations__, "quiet": quiet.annotation}
+    call.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *voice])  # type: ignore[attr-defined]
+    call.__annotations__ = {**function.__annotations__, **{option.name: option.annotation for option in voice}}
     return call
 
 
@@ -187,6 +199,8 @@ def errors_in_one_line(stage: str | None = None) -> Iterator[None]:
         terminal.fail(str(error))
     except KeyboardInterrupt:
         terminal.fail(_INTERRUPTED, status=130)
+    except terminal.Told:
+        raise
     except SystemExit as end:
         if end.code == 130:  # typer's answer to an interrupt, without a word
             terminal.fail(_INTERRUPTED, status=130)

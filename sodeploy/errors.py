@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to see."""
+"""The exceptions that a user is meant to see: bad input, and work that a signal stopped."""
 
 
 class UserError(Exception):
@@ -12,3 +12,15 @@ class UserError(Exception):
         # Names from foreign files stand in messages; their control characters must not reach a terminal.
         words = " ".join(message.split()) if not message.isprintable() else message
         super().__init__("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in words))
+
+
+class Stopped(KeyboardInterrupt):
+    """Long work that a signal stopped, after the work was saved. The text is one line that says how to go on.
+
+    Attributes:
+        status: the exit status of a command that ends here: 128 + the number of the signal.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status

@@ -89,8 +89,9 @@ STAGES = {
     "train": Stage(
         "training.train",
         "images and masks -> checkpoint",
-        ("--config training/configs/u2netp.yaml --data DUTS-TR --output runs/u2netp",),
+        ("--config u2netp --data DUTS-TR --output runs/u2netp",),
         ("train",),
+        needs=(Need(("--config",), unless="--list"),),
         folder=True,
     ),
     "networks": Stage("training.networks", "list the networks with parameters and MACs", ("--size 320",), ("train",)),

@@ -6,11 +6,12 @@ of the caller.
 """
 
 import contextlib
+import datetime
 import logging
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import NamedTuple, NoReturn, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -31,6 +32,11 @@ def note(message: str) -> None:
     logger.info(message)
 
 
+def debug(message: str) -> None:
+    """Tell the user about a fact that only a close observer needs. A command line prints it with `--verbose`."""
+    logger.debug(message)
+
+
 def warn(message: str) -> None:
     """Tell the user about a fact that asks for an action. A command line prints it on stderr."""
     logger.warning(message)
@@ -44,12 +50,14 @@ class Step(NamedTuple):
         done: items that are done.
         total: all items; None if it is not known.
         finished: no step follows, whether all items are done or the work was stopped.
+        remark: a few words about the state of the work, for example "loss 0.31".
     """
 
     label: str
     done: int
     total: int | None
     finished: bool = False
+    remark: str = ""
 
 
 _watcher: Callable[[Step], None] | None = None
@@ -68,27 +76,44 @@ def report(step: Step) -> None:
         _watcher(step)
 
 
-def progress(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yield `items`, and report each step. A command line shows a bar, or without a terminal a line now and then."""
+def progress(
+    items: Iterable[T], label: str, total: int | None = None, *, done: int = 0, remark: Callable[[], str] | None = None
+) -> Iterator[T]:
+    """Yield `items`, and report each step. A command line shows a bar, or without a terminal a line every few seconds.
+
+    Args:
+        total: all items, those done before included; the number of `items` by default, where it is known.
+        done: items that an earlier run has done.
+        remark: called at each step for a few words about the state of the work, unless nobody watches.
+    """
     if total is None and isinstance(items, Sized):
-        total = len(items)
-    done = 0
-    report(Step(label, done, total))
+        total = done + len(items)
+
+    def tell(finished: bool = False) -> None:
+        if _watcher is not None:
+            report(Step(label, done, total, finished, remark() if remark else ""))
+
+    tell()
     try:
         for item in items:
             yield item
             done += 1
-            report(Step(label, done, total))
+            tell()
     finally:
-        report(Step(label, done, total, finished=True))
+        tell(finished=True)
 
 
 class _Bars:
     """Progress bars on stderr, one below the other where work contains other work."""
 
     def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._columns = columns
+        self._columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[remark]}", markup=False),
+        )
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
@@ -97,9 +122,9 @@ class _Bars:
             self._bars = Progress(*self._columns, console=notes)
             self._bars.start()
         if step.label not in self._tasks:
-            self._tasks[step.label] = self._bars.add_task(step.label, total=step.total)
+            self._tasks[step.label] = self._bars.add_task(step.label, total=step.total, completed=step.done, remark="")
         task = self._tasks[step.label]
-        self._bars.update(task, completed=step.done, total=step.total)
+        self._bars.update(task, completed=step.done, total=step.total, remark=step.remark)
         if step.finished:
             del self._tasks[step.label]
             if self._tasks:
@@ -109,24 +134,40 @@ class _Bars:
                 self._bars = None
 
 
+@dataclass
+class _Line:
+    """The work behind one label: when it began, with how many items done, and when it was last printed."""
+
+    began: float
+    done: int
+    last: float
+    printed: bool = False
+
+
 class _Lines:
-    """A line on stderr every few seconds, for a log file."""
+    """A line on stderr every few seconds, for a log file: items done, the remark, and the time that is left."""
 
     def __init__(self) -> None:
-        self._last: dict[str, float] = {}
-        self._printed: set[str] = set()
+        self._works: dict[str, _Line] = {}
 
     def __call__(self, step: Step) -> None:
         now = time.monotonic()
-        last = self._last.setdefault(step.label, now)
-        if now - last >= _LINE_EVERY_S or (step.finished and step.label in self._printed):
-            self._last[step.label] = now
-            self._printed.add(step.label)
+        work = self._works.setdefault(step.label, _Line(now, step.done, now))
+        if now - work.last >= _LINE_EVERY_S or (step.finished and work.printed):
+            work.last, work.printed = now, True
             of = "" if step.total is None else f"/{step.total}"
-            notes.print(f"{step.label}: {step.done}{of}", markup=False)
+            parts = [f"{step.label}: {step.done}{of}", step.remark, _left(step, work, now)]
+            notes.print(", ".join(part for part in parts if part), markup=False)
         if step.finished:
-            del self._last[step.label]
-            self._printed.discard(step.label)
+            del self._works[step.label]
+
+
+def _left(step: Step, work: _Line, now: float) -> str:
+    """The time that the rest takes at the mean speed so far; "" while it is not known."""
+    if step.total is None or step.done <= work.done or step.finished:
+        return ""
+    seconds = (step.total - step.done) * (now - work.began) / (step.done - work.done)
+    return f"{datetime.timedelta(seconds=round(seconds))} left"
 
 
 class _Printer(logging.Handler):
@@ -141,11 +182,16 @@ class _Printer(logging.Handler):
 
 
 @contextlib.contextmanager
-def talking(quiet: bool = False) -> Iterator[None]:
-    """Print notes, warnings and progress on stderr until the block ends; with `quiet` only warnings."""
+def talking(quiet: bool = False, verbose: bool = False) -> Iterator[None]:
+    """Print notes, warnings and progress on stderr until the block ends.
+
+    Args:
+        quiet: only warnings.
+        verbose: also the facts that only a close observer needs (`debug`).
+    """
     printer, level = _Printer(), logger.level
     logger.addHandler(printer)
-    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+    logger.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
     before = on_progress(None if quiet else _Bars() if notes.is_terminal else _Lines())
     try:
         yield
@@ -155,7 +201,12 @@ def talking(quiet: bool = False) -> Iterator[None]:
         logger.removeHandler(printer)
 
 
-def fail(message: str, status: int = 1) -> None:
-    """Print an error on stderr and end the process with `status`."""
-    notes.print(f"error: {message}", style="red", markup=False)
-    sys.exit(status)
+class Told(SystemExit):
+    """The end of a process whose user has read why."""
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """Print an error on stderr and end the process with `status`; an empty message is not printed."""
+    if message:
+        notes.print(f"error: {message}", style="red", markup=False)
+    raise Told(status)

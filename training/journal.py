@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from sodeploy import artifacts
+from sodeploy import artifacts, terminal
 from sodeploy.calib_data.images import write_picture
 from sodeploy.training.processes import Process
 
 T = TypeVar("T")
+Sums = tuple[dict[str, torch.Tensor], int]  # the sum of each loss term, and the passes that were added up
+
+_SHOW_EVERY_S = 1.0
 
 
 class Journal:
@@ -36,6 +40,7 @@ class Journal:
 
     def losses(self, step: int, values: Mapping[str, float]) -> None:
         """Write one line of loss.csv: the means since the last line."""
+        terminal.debug(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         self._write("loss", step, values)
 
     def scores(self, step: int, values: Mapping[str, float], picture: np.ndarray) -> None:
@@ -51,7 +56,7 @@ class Journal:
         path = self.folder / f"{kind}.csv"
         is_new = not path.exists()
         with open(path, "a", newline="") as file:
-            writer = csv.writer(file)
+            writer = csv.writer(file, lineterminator="\n")  # as a resumed run rewrites it
             if is_new:
                 writer.writerow(["step", *values])
             writer.writerow([step, *(f"{value:.6g}" for value in values.values())])
@@ -74,6 +79,7 @@ class Meter:
 
     def __init__(self, process: Process) -> None:
         self._process = process
+        self._shown, self._shown_at = "", -math.inf
         self.restart()
 
     def restart(self) -> None:
@@ -97,6 +103,25 @@ class Meter:
         for name, term in terms.items():
             self._sums[name] = self._sums[name] + term.detach() if name in self._sums else term.detach()
         self._passes += 1
+
+    def sums(self) -> Sums:
+        """The sums since the last flush or restart, so that a resumed run can go on with them."""
+        return {name: total.cpu() for name, total in self._sums.items()}, self._passes
+
+    def go_on_with(self, sums: Sums) -> None:
+        """Start with the sums of a run that stopped between two flushes."""
+        totals, self._passes = sums
+        self._sums = {name: total.to(self._process.device) for name, total in totals.items()}
+
+    def loss_in_words(self) -> str:
+        """The mean loss of this process since the last flush, for a progress bar.
+
+        It is computed every few seconds only, because reading a loss waits for the device.
+        """
+        now = time.perf_counter()
+        if self._passes and now - self._shown_at >= _SHOW_EVERY_S:
+            self._shown, self._shown_at = f"loss {float(self._sums['loss']) / self._passes:.4g}", now
+        return self._shown
 
     def flush(self, images_per_pass: int) -> dict[str, float]:
         """The means over all processes since the last flush or restart, and the speed.

@@ -7,6 +7,7 @@ augmentation takes follows from the seed, the epoch and the sample. To resume, o
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -168,6 +169,7 @@ def _collate(items: list[Item | UserError]) -> Item | UserError:
 
 def _start_worker(parent: int, _: int) -> None:
     start_worker(parent)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to us too; the parent goes on to its next save
     cv2.setNumThreads(0)  # the workers are the parallelism
     sys.excepthook = _report_unless_the_parent_is_gone
 

@@ -19,6 +19,7 @@ class Process:
     rank: int
     count: int
     device: torch.device
+    control: dist.ProcessGroup | None = None  # of the CPUs, beside the GPUs' own; None: the only group there is
 
     @property
     def leads(self) -> bool:
@@ -31,6 +32,14 @@ class Process:
         values: list[T | None] = [None] * self.count
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value]
+
+    def highest(self, value: int) -> int:
+        """The highest `value` of all processes. The CPUs exchange it, so no GPU is waited for."""
+        if self.count == 1:
+            return value
+        values = torch.tensor([value])
+        dist.all_reduce(values, dist.ReduceOp.MAX, self.control)
+        return int(values)
 
 
 @contextlib.contextmanager
@@ -45,7 +54,8 @@ def join_processes() -> Iterator[Process]:
         yield Process(0, 1, device)
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    control = dist.new_group(backend="gloo") if device.type == "cuda" else None
     try:
-        yield Process(dist.get_rank(), count, device)
+        yield Process(dist.get_rank(), count, device, control)
     finally:
         dist.destroy_process_group()

@@ -1,5 +1,6 @@
 """A recipe: all options of a training run, read from a YAML file and checked before the run starts."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from sodeploy.training.models import NETWORKS, entry
 from sodeploy.training.optimizers import Constant, Optimizer, Schedule
 
 RECIPES = Path(__file__).parent / "configs"  # the recipes of the product
+_REMEDY = "give the file of a recipe, or the name of one of the product: `train --list` lists them"
 
 
 class Validation(BaseModel):
@@ -32,7 +34,7 @@ class Validation(BaseModel):
     hold_out: int = Field(
         default=0, ge=0, description="training samples that are kept for validation; the seed draws them"
     )
-    every: int = Field(ge=1, description="optimizer steps from one validation to the next; each saves a checkpoint")
+    every: int = Field(ge=1, description="optimizer steps from one validation to the next; each saves last.pth")
     best: str = Field(default="max_f", description=f"the metric that chooses best.pth: {', '.join(default_metrics())}")
     stop_above: float | None = Field(default=None, description="training ends when `best` is better than this value")
     patience: int | None = Field(
@@ -106,6 +108,9 @@ class Recipe(BaseModel):
     )
     workers: int = Field(default=4, ge=0, le=1024, description="processes that load data, for each training process")
     log_every: int = Field(default=50, ge=1, description="optimizer steps from one line of loss.csv to the next")
+    save_every: int | None = Field(
+        default=None, ge=1, description="optimizer steps from one last.pth to the next, beside those of the validations"
+    )
     seed: int = Field(default=0, ge=0, lt=2**63)
 
     @model_validator(mode="after")
@@ -153,24 +158,52 @@ class Recipe(BaseModel):
         return self.steps if self.steps is not None else max(1, round((self.epochs or 0) * samples / self.batch))
 
 
+def recipe_names() -> list[str]:
+    """The recipes of the product, by name."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(config: str | Path) -> Path:
+    """The file of a recipe: `config` itself, or the recipe of the product that has this name.
+
+    Raises:
+        UserError: there is neither.
+    """
+    path = Path(config)
+    if path.exists():
+        return path
+    if path.parent == Path() and path.suffix not in (".yaml", ".yml"):
+        if path.name in recipe_names():
+            return RECIPES / f"{path.name}.yaml"
+        near = difflib.get_close_matches(path.name, recipe_names(), n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise UserError(f"no recipe is called {path.name}; {meant}`train --list` lists the names; a file works too")
+    if path.stem in recipe_names():
+        raise UserError(f"{path} does not exist; the recipe of the product is --config {path.stem}")
+    raise UserError(f"{path} does not exist; {_REMEDY}")
+
+
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read and check a recipe file.
+    """Read and check a recipe.
 
     Args:
-        overrides: `key=value` or `key.key=value` with values in YAML; each replaces a key of the file.
+        path: a file, or the name of a recipe of the product.
+        overrides: `key=value` or `key.key=value` with values in YAML; each replaces a key of the file. `steps` also
+            replaces `epochs`, and `epochs` replaces `steps`.
 
     Raises:
         UserError: the file is missing or is not YAML, a key is unknown, or a value is wrong.
     """
-    remedy = "give a recipe, for example training/configs/u2netp.yaml"
+    path = find_recipe(path)
     try:
-        content = _parsed(artifacts.read_bytes(path, remedy, most=1 << 20).decode())
+        content = _parsed(artifacts.read_bytes(path, _REMEDY, most=1 << 20).decode())
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; {remedy}") from None
+        raise UserError(f"{path} is not UTF-8 text; {_REMEDY}") from None
     except ValueError as error:
         raise UserError(f"{path} is not YAML: {error}; correct it") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no recipe: keys and values are expected, as in training/configs/u2netp.yaml")
+        raise UserError(f"{path} is no recipe: keys and values are expected; `train --list` lists recipes")
+    _make_room_for_the_length(content, overrides)
     for override in overrides:
         _override(content, override)
     try:
@@ -184,6 +217,13 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         if where and not isinstance(first["input"], (dict, list)):
             message += f", not {artifacts.one_line(repr(first['input']), 60)}"
         raise UserError(f"{path}: {where + ': ' if where else ''}{message}; correct it") from None
+
+
+def _make_room_for_the_length(content: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Remove the length of the run, `steps` or `epochs`, that an override replaces by the other one."""
+    given = {override.partition("=")[0] for override in overrides} & {"steps", "epochs"}
+    if len(given) == 1:
+        content.pop({"steps": "epochs", "epochs": "steps"}[given.pop()], None)
 
 
 def _override(content: dict[str, Any], override: str) -> None:

@@ -1,6 +1,6 @@
 """Validation during training, with the metrics, the pre-processing and the post-processing of deployment."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -25,13 +25,17 @@ def validate(
     contract: Contract,
     process: Process,
     sees_masks: bool = False,
-) -> tuple[dict[str, float], np.ndarray]:
+    stopped: Callable[[], int] = lambda: 0,
+) -> tuple[dict[str, float], np.ndarray] | None:
     """Score `network` on some samples. The processes share the samples, and each gets the result of all.
 
+    Args:
+        stopped: not 0 as soon as this process is to stop; looked at before each sample.
+
     Returns:
-        All metrics by their keys in `sodeploy.runtime.measure.metrics.METRICS`, and a picture (H, W, 3) uint8 RGB of
-        the first samples: image, mask and prediction in each row. A mask without a defined score is left out with a
-        warning.
+        None if a process is to stop. Otherwise all metrics by their keys in `sodeploy.runtime.measure.metrics.METRICS`,
+        and a picture (H, W, 3) uint8 RGB of the first samples: image, mask and prediction in each row. A mask without
+        a defined score is left out with a warning.
 
     Raises:
         UserError: a sample cannot be read, the output of the network is not finite, or no mask has a defined score.
@@ -39,13 +43,18 @@ def validate(
     network.eval()
     mine: dict[int, metrics.Scores] = {}
     rows = []
-    for number in range(process.rank, len(indices), process.count):
+    own = range(process.rank, len(indices), process.count)
+    for number in terminal.progress(own, "validating") if process.leads else own:
+        if stopped():
+            break
         sample = dataset[indices[number]]
         image, mask = sample.image(), sample.mask()
         saliency = _predict(network, mask if sees_masks else image, contract, process.device, mask.shape)
         mine[number] = metrics.score(saliency, mask)
         if number < _PICTURES:
             rows.append(_row(image, mask, saliency))
+    if process.highest(stopped()):
+        return None
     scored = {number: scores for part in process.gather(mine) for number, scores in part.items()}
     every = metrics.join([scored[number] for number in range(len(indices))])
     (defined,), left_out = metrics.without_undefined([every], [dataset[index].name for index in indices], dataset.name)

@@ -39,7 +39,7 @@ def table(command: typer.core.TyperCommand) -> str:
 
 def _is_hidden(parameter: Parameter) -> bool:
     """Old names, and the two options of every command."""
-    return bool(getattr(parameter, "hidden", False)) or parameter.name in ("help", "quiet")
+    return bool(getattr(parameter, "hidden", False)) or parameter.name in ("help", "quiet", "verbose")
 
 
 def _row(parameter: Parameter) -> str:

@@ -88,7 +88,7 @@ def _without_repeats(table: Table) -> list[list[str]]:
 def show(tables: Sequence[Table]) -> None:
     """Print tables on stdout; one that is too wide goes on below itself rather than losing digits."""
     wide = not terminal.results.is_terminal and "COLUMNS" not in os.environ
-    console = Console(width=160, highlight=False) if wide else terminal.results
+    console = Console(width=160, highlight=False, emoji=False) if wide else terminal.results
     for table in tables:
         console.print(table.title, style="bold", markup=False)
         for part in _fitting_parts(table, console.width):

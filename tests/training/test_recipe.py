@@ -9,7 +9,8 @@ import yaml
 from sodeploy.errors import UserError
 from sodeploy.training.models import NETWORKS, build
 from sodeploy.training.optimizers import Constant, OneCycle, Polynomial, Steps, Triangle
-from sodeploy.training.recipe import load_recipe
+from sodeploy.training.recipe import load_recipe, recipe_names
+from sodeploy.training.train import recipe_table
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 DEMO = CONFIGS / "demo.yaml"
@@ -139,3 +140,23 @@ def test_a_value_at_fault_is_named_with_its_key(tmp_path: Path, line: str, messa
 def test_a_value_on_the_command_line_is_named(value: str) -> None:
     with pytest.raises(UserError, match=r"--set seed=.* is not a YAML value"):
         load_recipe(DEMO, [f"seed={value}"])
+
+
+def test_a_recipe_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("u2netp") == load_recipe(CONFIGS / "u2netp.yaml")
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(recipe_names())
+    assert {row[0] for row in recipe_table().rows} == set(recipe_names())
+    (tmp_path / "u2netp").write_text((CONFIGS / "u2net.yaml").read_text())  # a file of the user goes first
+    assert load_recipe("u2netp").network == "u2net"
+    with pytest.raises(UserError, match=r"no recipe is called u2nep; did you mean u2netp\?"):
+        load_recipe("u2nep")
+    with pytest.raises(UserError, match=r"configs/u2net.yaml does not exist; the recipe .* is --config u2net$"):
+        load_recipe("training/configs/u2net.yaml")
+
+
+def test_the_length_is_replaced_by_either_key() -> None:
+    assert load_recipe("u2netp", ["epochs=3"]).total_steps(120) == 30
+    assert load_recipe("ras_v1", ["steps=7"]).total_steps(120) == 7
+    with pytest.raises(UserError, match="give either steps or epochs"):
+        load_recipe("ras_v1", ["steps=7", "epochs=3"])

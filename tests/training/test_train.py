@@ -122,17 +122,44 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-def test_interrupted_it_says_how_to_go_on(recipe: Path, tmp_path: Path) -> None:
-    arguments = command(recipe, tmp_path / "run", "--set", "steps=100000", "--set", "workers=1")
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_stopped_it_saves_the_step_and_says_how_to_go_on(
+    recipe: Path, tmp_path: Path, number: int, status: int, word: str
+) -> None:
+    endless = ("--set", "validation.every=100000", "--set", "workers=1", "--save-every", "1")
+    arguments = command(recipe, tmp_path / "run", "--steps", "100000", *endless)
     process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(tmp_path / "run" / "last.pth", process)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(process.pid, number)  # as a terminal does, and torchrun: to the process that loads data, too
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "last.pth is intact; the same command with --resume continues from it" in errors
+    assert process.returncode == status, errors
+    step = torch.load(tmp_path / "run" / "last.pth", weights_only=True)["step"]
+    last = tmp_path / "run" / "last.pth"
+    assert errors.splitlines()[-1] == (
+        f"error: {word} after step {step}, which {last} holds; the same command with --resume continues from there"
+    )
+    assert errors.count("error") == 1
     assert "Traceback" not in errors
-    assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["step"] >= 2
     assert not list(tmp_path.rglob("*.partial*"))
+
+
+def test_two_processes_stop_at_one_step(recipe: Path, tmp_path: Path) -> None:
+    arguments = command(recipe, tmp_path / "run", "--set", "validation.every=100000", "--save-every", "1")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments]
+    process = subprocess.Popen([*torchrun, "--steps", "100000"], stderr=subprocess.PIPE, text=True)
+    wait_for(tmp_path / "run" / "last.pth", process)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    step = torch.load(tmp_path / "run" / "last.pth", weights_only=True)["step"]
+    assert errors.count(f"error: terminated after step {step}, which ") == 1, errors
+    assert errors.count("error: ") == 1
+    done = in_two_processes(
+        recipe, tmp_path / "run", "--resume", "--set", "validation.every=100000", "--steps", f"{step + 1}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert [int(row["step"]) for row in rows(tmp_path / "run" / "loss.csv")] == list(range(1, step + 2))
 
 
 def test_passes_accumulate_to_the_whole_batch(recipe: Path, tmp_path: Path) -> None:
