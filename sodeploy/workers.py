@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import resource_tracker
-from multiprocessing.context import SpawnContext, SpawnProcess
+from multiprocessing import popen_fork, resource_tracker
+from multiprocessing.context import ForkContext, ForkProcess, SpawnContext, SpawnProcess
 from typing import Any
 
 from sodeploy.errors import UserError
@@ -88,6 +88,24 @@ class _Process(SpawnProcess):
 
 class _Context(SpawnContext):
     Process = _Process
+
+
+class ForkedContext(ForkContext):
+    """A context of multiprocessing for forked processes that ignore SIGTERM: to terminate them means to kill them.
+
+    A group of processes may get SIGTERM together, as torchrun sends it. The first process then saves its work and
+    needs the others until that is done.
+    """
+
+    class Process(ForkProcess):  # type: ignore[assignment]
+        @staticmethod
+        def _Popen(process: Any) -> "_Killed":
+            return _Killed(process)
+
+
+class _Killed(popen_fork.Popen):
+    def terminate(self) -> None:
+        self.kill()
 
 
 def usable_cores() -> int:

@@ -6,6 +6,7 @@ augmentation takes follows from the seed, the epoch and the sample. To resume, o
 """
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import sys
@@ -24,7 +25,7 @@ from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.processing import preprocess
 from sodeploy.training.augment import Augmentation
-from sodeploy.workers import interrupts_held_back, start_worker
+from sodeploy.workers import ForkedContext, interrupts_held_back, start_worker
 
 Place = tuple[int, int]  # epoch, index
 Item = tuple[torch.Tensor, torch.Tensor]
@@ -110,6 +111,7 @@ def batches(
         pin_memory=pin_memory,
         worker_init_fn=partial(_start_worker, os.getpid()),
         prefetch_factor=4 if workers else None,
+        multiprocessing_context=ForkedContext() if workers and multiprocessing.get_start_method() == "fork" else None,
     )
     with interrupts_held_back(), _without_opencv_threads():
         loaded = iter(loader)
@@ -169,7 +171,8 @@ def _collate(items: list[Item | UserError]) -> Item | UserError:
 
 def _start_worker(parent: int, _: int) -> None:
     start_worker(parent)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it to us too; the parent goes on to its next save
+    if multiprocessing.get_start_method() == "fork":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # see ForkedContext
     cv2.setNumThreads(0)  # the workers are the parallelism
     sys.excepthook = _report_unless_the_parent_is_gone
 

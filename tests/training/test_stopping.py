@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -115,13 +117,14 @@ def test_the_second_ctrl_c_ends_at_once(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_a_library_call_leaves_the_end_by_sigterm_to_the_system(recipe: Path, tmp_path: Path) -> None:
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    child = os.fork()
-    if child == 0:
-        press(signal.SIGTERM, "u2net_tiny", 1)
-        train(recipe, output=tmp_path / "run")
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGTERM
+    code = f"""
+import os, signal
+from sodeploy import on_progress, train
+on_progress(lambda step: step.done == 1 and not step.finished and os.kill(os.getpid(), signal.SIGTERM))
+train({str(recipe)!r}, output={str(tmp_path / "run")!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, b"", b"")
     assert torch.load(tmp_path / "run" / "last.pth", weights_only=True)["step"] == 2
 
 
