@@ -97,7 +97,7 @@ class ForkedContext(ForkContext):
     needs the others until that is done.
     """
 
-    class Process(ForkProcess):  # type: ignore[assignment]
+    class Process(ForkProcess):
         @staticmethod
         def _Popen(process: Any) -> "_Killed":
             return _Killed(process)
