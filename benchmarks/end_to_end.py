@@ -16,13 +16,14 @@ from sodeploy.calib_data.images import read_image
 from sodeploy.errors import UserError
 from sodeploy.runtime.bench import bench
 from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.errors import DeviceLost
 from sodeploy.runtime.gpu.device import Device
 from sodeploy.runtime.gpu.driver import current_gpu
 from sodeploy.runtime.gpu.pipeline import Pipeline
 from sodeploy.runtime.gpu.processing import CudaProcessing
 from sodeploy.runtime.gpu.session import DeviceSession, open_on_device
 from sodeploy.runtime.processing import postprocess, preprocess
-from sodeploy.runtime.session import Session, open_session
+from sodeploy.runtime.session import DeviceName, Session, open_session
 
 Row = dict[str, Any]
 
@@ -69,24 +70,21 @@ def build_engines(models: Sequence[Path], folder: Path, deadline: float) -> Iter
         deadline: no build is begun after this time of `time.monotonic`.
     """
     from sodeploy.quant.engine import build, installed_builders  # needs onnx, which the other parts do without
-    from sodeploy.quant.engines.shapes import parse_profile
+    from sodeploy.quant.engines.builder import load
 
     for builder in installed_builders():
-        targets = [current_gpu().capability] if builder == "tensorrt_rtx" else None
+        capability = current_gpu().capability
+        targets = [capability] if builder == "tensorrt_rtx" else None
+        if targets and not hasattr(load(builder).ComputeCapability, capability.upper()):
+            yield None, {"engine": builder, "built": f"no: {builder} compiles nothing for {capability}"}
+            continue
         for model in models:
             path = folder / f"{model.stem}.{builder}.engine"
             if time.monotonic() > deadline:
                 yield None, {"engine": path.name, "built": "no: out of time"}
                 continue
             try:
-                try:
-                    report = build(model, path, builder, targets=targets)
-                except UserError as error:
-                    if "--profile" not in str(error):
-                        raise
-                    native = _native_size(model)
-                    profile = parse_profile(":".join(f"{n}x3x{native}" for n in (1, _BATCH, _BATCH)))
-                    report = build(model, path, builder, targets=targets, profile=profile)
+                report = build(model, path, builder, targets=targets, profile=_profile(model))
                 yield path, {"engine": path.name, "built": str(report)}
             except UserError as error:
                 yield None, {"engine": path.name, "built": f"no: {error}"}
@@ -106,8 +104,13 @@ def pipeline_rows(device: Device, models: Sequence[Path]) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         files = _photographs(Path(folder))
         for path in models:
-            with open_on_device(path, device) as session, open_session(path, "cuda") as usual:
-                yield {"model": path.name, **_pipeline_figures(device, session, usual, files)}
+            try:
+                with open_on_device(path, device) as session, open_session(path, "cuda") as usual:
+                    yield {"model": path.name, **_pipeline_figures(device, session, usual, files)}
+            except DeviceLost:
+                raise
+            except UserError as error:
+                yield {"model": path.name, "failed": str(error)}
 
 
 def accuracy_rows(graphs: Sequence[Path], engines: Sequence[Path]) -> Iterator[Row | str]:
@@ -115,8 +118,19 @@ def accuracy_rows(graphs: Sequence[Path], engines: Sequence[Path]) -> Iterator[R
     synthetic images, with differences and speed; then sentences: what to deploy on this GPU, and whether int8 pays."""
     baseline = [path for path in graphs if not {".fp16", ".int8"} & set(path.suffixes)][:1]
     others = [path for path in graphs if path not in baseline] if runs_onnx_on_gpu() else []
-    models = [*baseline, *others, *engines]
-    record = bench(models, _EVALUATION, device="cuda" if runs_onnx_on_gpu() else "cpu", budget=_BUDGET)
+    device: DeviceName = "cuda" if runs_onnx_on_gpu() else "cpu"
+    models: list[Path] = []
+    for path in [*baseline, *others, *engines]:
+        try:
+            bench([path], _EVALUATION, device=device, limit=1)
+            models.append(path)
+        except DeviceLost:
+            raise
+        except UserError as error:
+            yield {"model": path.name, "failed": str(error)}
+    if not models:
+        return
+    record = bench(models, _EVALUATION, device=device, budget=_BUDGET)
     for row in record.rows:
         scores = {name: row.metrics[name] for name in ("mae", "max_f", "s")}
         yield {
@@ -217,14 +231,17 @@ def _torch_way(images: list[np.ndarray], contract: Contract) -> Callable[[], Non
     return work
 
 
-def _native_size(model: Path) -> str:
-    import onnx
-
+def _profile(model: Path) -> Any:
+    """The range of batches to build for; None for a model whose input has one shape."""
+    from sodeploy.quant.engines.shapes import parse_profile
     from sodeploy.runtime.contract import contract_of
+    from sodeploy.runtime.onnx_file import read_model
 
-    metadata = {entry.key: entry.value for entry in onnx.load(model, load_external_data=False).metadata_props}
-    contract = contract_of(metadata, model)
-    return f"{contract.height}x{contract.width}"
+    contract = contract_of({entry.key: entry.value for entry in read_model(model).metadata_props}, model)
+    if contract.batch is not None and not contract.dynamic_size:
+        return None
+    batches = (1, _BATCH, _BATCH) if contract.batch is None else (contract.batch,) * 3
+    return parse_profile(":".join(f"{n}x3x{contract.height}x{contract.width}" for n in batches))
 
 
 def _percentiles(seconds: list[float], per: int) -> Row:

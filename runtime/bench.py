@@ -29,7 +29,7 @@ from sodeploy.calib_data.options import RootOption
 from sodeploy.calib_data.sources import Source
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import DIALECT_KEY
-from sodeploy.runtime.gpu.device import Device
+from sodeploy.runtime.gpu.device import open_device
 from sodeploy.runtime.gpu.driver import current_gpu, gpu_state
 from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.measure import metrics
@@ -134,7 +134,7 @@ def _open(
     stack: contextlib.ExitStack,
 ) -> list[ModelUnderTest]:
     """Each model, ready to run, on a CPU once for each engine that it can be measured in."""
-    gpu = Device() if any(on_gpu) else None
+    gpu = stack.enter_context(open_device()) if any(on_gpu) else None
     if gpu is not None:
         stack.enter_context(gpu.current())
     tested = []

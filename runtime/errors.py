@@ -7,5 +7,14 @@ class OutOfDeviceMemory(UserError):
     """The GPU has too little free memory for the request."""
 
 
+class OutOfPinnedMemory(UserError):
+    """The host has too little page-locked memory for the request; the GPU may have room."""
+
+
 class DeviceError(UserError):
-    """Earlier work on the GPU failed, for example a kernel or an engine that wrote out of bounds."""
+    """Work on the GPU failed; work that comes later may succeed."""
+
+
+class DeviceLost(DeviceError):
+    """The GPU's context has ended, for example by an illegal access or an uncorrectable memory error: nothing can
+    run in this process any more."""

@@ -92,13 +92,13 @@ def compile_engine(name: Builder, onnx_path: Path, options: Options, timing_cach
         raise UserError(
             f"{name} does not start ({reason}); update the NVIDIA driver, or install an older one"
         ) from None
-    # Required on 10, ignored on 11. The number differs between majors, so it is never written out.
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    network = _made(_made(builder, name, logger).create_network(_strongly_typed(trt)), name, logger)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(onnx_path)):
         raise UserError(_parser_error(parser, onnx_path, name))
 
-    config = builder.create_builder_config()
+    config = _made(builder.create_builder_config(), name, logger)
+    config.clear_flag(trt.BuilderFlag.TF32)  # it keeps 10 bits of a float32's 23; a baseline for fp16 needs them
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else an engine cannot say what it runs
     if options.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
@@ -139,12 +139,29 @@ def compile_engine(name: Builder, onnx_path: Path, options: Options, timing_cach
     )
 
 
+def _strongly_typed(trt: Any) -> int:
+    """The flag that 10 requires and 11 ignores. Its number differs between majors."""
+    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+
+
+def _made(thing: Any, name: Builder, logger: Any) -> Any:
+    """`thing`, which the bindings return as None where they cannot make it.
+
+    Raises:
+        UserError: it is None; the reason is the logger's.
+    """
+    if thing is None:
+        reason = [*logger.errors, *logger.warnings, "no reason given"][0]
+        raise UserError(f"{name} does not start ({reason}); see nvidia-smi, or install {INSTALL[name]} anew")
+    return thing
+
+
 def _inspect(name: Builder, logger: Any, plan: bytes) -> list[Kernel]:
     """The kernels of a TensorRT engine. Needs the GPU that it was just built on."""
     trt = load(name)
     runtime = trt.Runtime(logger)
     runtime.engine_host_code_allowed = True  # a version-compatible engine carries its own runtime; this one is ours
-    engine = runtime.deserialize_cuda_engine(plan)
+    engine = _made(runtime.deserialize_cuda_engine(plan), name, logger)
     return kernels_in_inspector(
         engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     )

@@ -1,38 +1,68 @@
-"""One NVIDIA GPU through pycuda: memory, streams, events, our kernels, CUDA graphs.
+"""One NVIDIA GPU: memory, streams, events, our kernels, CUDA graphs.
 
-pycuda works on the device's primary context, the one that TensorRT, onnxruntime and torch use too; a context of our
-own would not see their memory. Every thread that touches the device does so within `with device.current():`.
+Two Python bindings of CUDA's driver carry it (`BINDINGS`). Both work on the device's primary context, the one that
+TensorRT, onnxruntime and torch use too; a context of our own would not see their memory. Every thread that touches the
+device does so within `with device.current():`.
 """
 
+import abc
 import contextlib
+import importlib
+import importlib.util
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal, NoReturn, Protocol, get_args
 
 import numpy as np
 
 from sodeploy.errors import UserError
-from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
-from sodeploy.runtime.gpu.driver import driver_problem
-from sodeploy.runtime.gpu.kernels import MODULES, cubin, kernel_names
+from sodeploy.runtime.errors import DeviceError, DeviceLost, OutOfDeviceMemory, OutOfPinnedMemory
+from sodeploy.runtime.gpu.driver import driver_problem, lost_context
+from sodeploy.runtime.gpu.kernels import MODULES, kernel_names, machine_code
 
+BindingName = Literal["pycuda", "cuda-bindings"]
+# Where the class of each is, and the module that must be installed; the first that is installed is the default.
+BINDINGS: dict[BindingName, tuple[str, str]] = {
+    "pycuda": ("sodeploy.runtime.gpu.pycuda_device.PycudaDevice", "pycuda"),
+    "cuda-bindings": ("sodeploy.runtime.gpu.bindings_device.BindingsDevice", "cuda.bindings"),
+}
 _INSTALL = (
-    "pip install 'sodeploy[tensorrt]' (pycuda is compiled on installation: CUDA's nvcc must be on PATH, for example "
-    "PATH=/usr/local/cuda/bin:$PATH)"
+    "pip install 'sodeploy[cuda]' (wheels), or pip install pycuda (compiled on installation: CUDA's nvcc must be on "
+    "PATH, for example PATH=/usr/local/cuda/bin:$PATH)"
 )
 
 
-class Memory:
-    """A piece of device memory, freed by `free` or with the object."""
+class Memory(Protocol):
+    """A piece of device memory, freed by `free` or with the object.
 
-    def __init__(self, allocation: Any) -> None:
-        self._allocation = allocation
-        self.address = int(allocation)
+    Attributes:
+        address: 0 once it is freed.
+    """
 
-    def free(self) -> None:
-        if self._allocation is not None:
-            self._allocation.free()
-        self._allocation, self.address = None, 0
+    address: int
+
+    def free(self) -> None: ...
+
+
+class Stream(Protocol):
+    """An order of work on the device.
+
+    Attributes:
+        handle: CUDA's, for other libraries.
+    """
+
+    @property
+    def handle(self) -> int: ...
+
+
+class Event(Protocol):
+    """A point in a stream's work that keeps its time."""
+
+    def record(self, stream: Any) -> Any: ...
+
+    def time_till(self, later: Any) -> float:
+        """Milliseconds to a later event; both must have been reached."""
 
 
 class Graph:
@@ -41,8 +71,8 @@ class Graph:
     def __init__(self, driver: Any, executable: Any) -> None:
         self._driver, self._executable = driver, executable
 
-    def launch(self, stream: Any) -> None:
-        _check(self._driver, self._driver.cuGraphLaunch(self._executable, stream.handle))
+    def launch(self, stream: Stream) -> None:
+        check_call(self._driver, self._driver.cuGraphLaunch(self._executable, stream.handle))
 
     def free(self) -> None:
         if self._executable is not None:
@@ -50,67 +80,50 @@ class Graph:
         self._executable = None
 
 
-class Device:
-    """A GPU with its primary context retained until `close`.
+class Device(abc.ABC):
+    """A GPU with its primary context retained until `close`; a context manager that closes it.
 
     Attributes:
-        index: among the visible GPUs.
+        index: among the GPUs that CUDA_VISIBLE_DEVICES leaves visible.
         name: the product's, for example "NVIDIA H200".
         capability: compute capability, for example "sm90".
     """
 
-    def __init__(self, index: int = 0) -> None:
-        """
-        Args:
-            index: among the GPUs that CUDA_VISIBLE_DEVICES leaves visible.
-
-        Raises:
-            UserError: no driver, one too old for the installed pycuda, no pycuda, or no such GPU.
-        """
-        self._cuda = _load_pycuda()
-        count = self._cuda.Device.count()
-        if not 0 <= index < count:
-            raise UserError(f"GPU {index} does not exist, there are {count}; see nvidia-smi and CUDA_VISIBLE_DEVICES")
-        device = self._cuda.Device(index)
-        self.index = index
-        self.name: str = device.name()
-        self.capability = "sm{}{}".format(*device.compute_capability())
-        self._context = device.retain_primary_context()
-        self._modules: list[Any] = []
+    def __init__(self, index: int, name: str, capability: str) -> None:
+        self.index, self.name, self.capability = index, name, capability
         self._kernels: dict[str, Any] = {}
         self._loading = threading.Lock()
         self._idle_streams: list[Any] = []
+        self._closed = False
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
         """Make the device current in this thread; may be nested."""
-        self._context.push()
+        self._push()
         try:
             yield
         finally:
-            self._context.pop()
+            self._pop()
 
+    @abc.abstractmethod
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes of the GPU's memory, whoever holds the rest."""
-        free, total = self._cuda.mem_get_info()
-        return int(free), int(total)
 
+    @abc.abstractmethod
     def allocate(self, size: int) -> Memory:
         """`size` bytes of device memory, aligned to 256.
 
         Raises:
             OutOfDeviceMemory: they cannot be had.
         """
-        return Memory(self._call(size, self._cuda.mem_alloc, size))
 
+    @abc.abstractmethod
     def pinned(self, size: int) -> np.ndarray:
         """(size,) uint8 of page-locked host memory, from and to which copies run beside other work.
 
         Raises:
-            OutOfDeviceMemory: they cannot be had.
+            OutOfPinnedMemory: they cannot be had.
         """
-        array: np.ndarray = self._call(size, self._cuda.pagelocked_empty, size, np.uint8)
-        return array
 
     def stream(self) -> Any:
         """A stream that does not wait for the default stream; give it to `keep` when it is no longer needed.
@@ -118,31 +131,31 @@ class Device:
         pycuda destroys a stream when its last reference goes, which may be in a thread where the device is not current,
         and then it leaks. So streams stay with the device and are handed out again.
         """
-        return self._idle_streams.pop() if self._idle_streams else self._cuda.Stream(1)  # CU_STREAM_NON_BLOCKING
+        return self._idle_streams.pop() if self._idle_streams else self._new_stream()
 
     def keep(self, stream: Any) -> None:
         """Take back an idle stream."""
         self._idle_streams.append(stream)
 
-    def event(self) -> Any:
-        """An event that keeps the time: `record(stream)`, then after synchronising `time_till(later)` in ms."""
-        return self._cuda.Event()
+    @abc.abstractmethod
+    def event(self) -> Event:
+        """An event: `record(stream)`, then after a wait for the stream `time_till(later)` in ms."""
 
+    @abc.abstractmethod
     def upload(self, address: int, data: np.ndarray, stream: Any) -> None:
         """Enqueue a copy to the device; `data` must stay as it is until it has run."""
-        self._call(0, self._cuda.memcpy_htod_async, address, data, stream)
 
+    @abc.abstractmethod
     def download(self, data: np.ndarray, address: int, stream: Any) -> None:
         """Enqueue a copy from the device into `data`."""
-        self._call(0, self._cuda.memcpy_dtoh_async, data, address, stream)
 
+    @abc.abstractmethod
     def copy(self, target: int, source: int, size: int, stream: Any) -> None:
         """Enqueue a copy of `size` bytes within the device."""
-        self._call(0, self._cuda.memcpy_dtod_async, target, source, size, stream)
 
+    @abc.abstractmethod
     def clear(self, address: int, size: int, stream: Any) -> None:
         """Enqueue the zeroing of `size` bytes."""
-        self._call(0, self._cuda.memset_d8_async, address, 0, size, stream)
 
     def launch(
         self,
@@ -159,97 +172,167 @@ class Device:
         """
         with self._loading:
             if kernel not in self._kernels:
-                self._load_kernels()
-        function = self._kernels[kernel]
-        self._call(0, lambda: function(*arguments, grid=grid, block=block, stream=stream))
+                for module in MODULES:
+                    self._kernels |= self.load(machine_code(module, self.capability), kernel_names(module))
+        self.launch_function(self._kernels[kernel], grid, block, arguments, stream)
 
+    @abc.abstractmethod
+    def load(self, code: bytes, names: list[str]) -> dict[str, Any]:
+        """Functions of a module, a cubin or PTX, by name; they live as long as the device."""
+
+    @abc.abstractmethod
+    def launch_function(
+        self,
+        function: Any,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        arguments: tuple[np.generic, ...],
+        stream: Any,
+    ) -> None:
+        """As `launch`, with a function that `load` returned."""
+
+    @abc.abstractmethod
     def wait(self, stream: Any) -> None:
-        """Block until everything enqueued on `stream` has run.
+        """Block until everything enqueued on `stream` has run; the thread sleeps meanwhile.
 
         Raises:
+            DeviceLost: the context has ended.
             DeviceError: some of it failed.
         """
-        self._call(0, stream.synchronize)
 
     def record(self, enqueue: Callable[[], None], stream: Any) -> Graph:
         """Capture the work that `enqueue` puts on `stream` as a CUDA graph; nothing runs yet.
 
         Raises:
-            UserError: cuda-bindings is not installed.
+            UserError: cuda-bindings is not installed; pycuda cannot capture.
             DeviceError: something in it cannot be recorded.
         """
         try:
             from cuda.bindings import driver
         except ImportError:
-            raise UserError("CUDA graphs need cuda-bindings: pip install 'sodeploy[tensorrt]'") from None
+            raise UserError("CUDA graphs need cuda-bindings: pip install 'sodeploy[cuda]'") from None
 
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        _check(driver, driver.cuStreamBeginCapture(stream.handle, mode))
+        check_call(driver, driver.cuStreamBeginCapture(stream.handle, mode))
         try:
             enqueue()
-        finally:  # a stream left capturing could not be used any more
-            ended = driver.cuStreamEndCapture(stream.handle)
-        graph = _check(driver, ended)
+        except BaseException:
+            ended = driver.cuStreamEndCapture(stream.handle)  # a stream left capturing could not be used any more
+            if ended[0] == driver.CUresult.CUDA_SUCCESS:
+                driver.cuGraphDestroy(ended[1])
+            raise
+        graph = check_call(driver, driver.cuStreamEndCapture(stream.handle))
         try:
-            return Graph(driver, _check(driver, driver.cuGraphInstantiate(graph, 0)))
+            return Graph(driver, check_call(driver, driver.cuGraphInstantiate(graph, 0)))
         finally:
             driver.cuGraphDestroy(graph)
 
+    def require_alive(self) -> None:
+        """
+        Raises:
+            DeviceLost: the context, which must be current, has ended.
+        """
+        if reason := lost_context():
+            raise DeviceLost(
+                f"{self.name} is lost to this process ({reason}); see nvidia-smi and the kernel log (dmesg), then "
+                "start again"
+            )
+
     def close(self) -> None:
         """Let the primary context go; memory, streams and kernels of this object must not be used any more."""
-        with self.current():
-            self._idle_streams.clear()
-            self._kernels.clear()
-            self._modules.clear()
-        self._context.detach()
+        if not self._closed:
+            self._closed = True
+            self._release()
 
-    def _call(self, size: int, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call the driver, which may also report what went wrong with earlier work; `size` bytes are asked for."""
-        try:
-            return function(*arguments)
-        except self._cuda.MemoryError:
-            free, total = self.memory()
-            raise OutOfDeviceMemory(
-                f"{self.name} has no room for {size / 2**20:.0f} MiB more ({free / 2**20:.0f} of "
-                f"{total / 2**20:.0f} MiB free); choose a smaller batch, or end other processes on it"
-            ) from None
-        except self._cuda.Error as error:
-            raise DeviceError(f"{self.name} failed: {error}; see nvidia-smi and the kernel log (dmesg)") from None
+    def __enter__(self) -> "Device":
+        return self
 
-    def _load_kernels(self) -> None:
-        for name in MODULES:
-            module = self._cuda.module_from_buffer(cubin(name, self.capability))
-            self._modules.append(module)
-            self._kernels |= {kernel: module.get_function(kernel) for kernel in kernel_names(name)}
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
+    @abc.abstractmethod
+    def _push(self) -> None: ...
 
-def _load_pycuda() -> Any:
-    problem = driver_problem()
-    if problem:
-        raise UserError(f"a GPU is needed, but {problem}")
-    try:
-        import pycuda.driver as cuda
-    except ImportError as error:
-        if "pycuda" in str(error):
-            raise UserError(f"the GPU is used through pycuda, which is not installed: {_INSTALL}") from None
-        raise UserError(
-            f"pycuda does not fit this driver ({error}); update the driver, or install it anew: {_INSTALL}"
-        ) from None
-    built = cuda.get_version()[0]
-    driver = cuda.get_driver_version() // 1000
-    if driver < built:
-        raise UserError(
-            f"pycuda was built for CUDA {built}, this NVIDIA driver supports CUDA {driver}; update the driver, or "
-            f"install pycuda anew with a CUDA {driver} toolkit"
+    @abc.abstractmethod
+    def _pop(self) -> None: ...
+
+    @abc.abstractmethod
+    def _new_stream(self) -> Any: ...
+
+    @abc.abstractmethod
+    def _release(self) -> None:
+        """Free streams, events and kernels, and release the primary context."""
+
+    def _failed(self, reason: object) -> NoReturn:
+        """Raise for a call that failed, or that reports the failure of earlier work."""
+        self.require_alive()
+        raise DeviceError(f"{self.name} failed: {reason}; see nvidia-smi and the kernel log (dmesg)")
+
+    def _no_room(self, size: int) -> NoReturn:
+        free, total = self.memory()
+        raise OutOfDeviceMemory(
+            f"{self.name} has no room for {size / 2**20:.0f} MiB more ({free / 2**20:.0f} of {total / 2**20:.0f} MiB "
+            "free); choose a smaller batch, or end other processes on it"
         )
-    cuda.init()
-    return cuda
+
+    def _no_pinned_memory(self, size: int) -> NoReturn:
+        raise OutOfPinnedMemory(
+            f"the host has no {size / 2**20:.0f} MiB of page-locked memory for copies to {self.name}; free memory, "
+            "raise the limit (ulimit -l), or choose a smaller batch"
+        )
 
 
-def _check(driver: Any, result: tuple[Any, ...]) -> Any:
-    """The results of a call of cuda.bindings.driver, if it succeeded."""
+def open_device(index: int = 0, binding: BindingName | None = None) -> Device:
+    """A GPU, through a binding of CUDA's driver.
+
+    Args:
+        index: among the GPUs that CUDA_VISIBLE_DEVICES leaves visible.
+        binding: the first of `BINDINGS` that is installed by default.
+
+    Raises:
+        UserError: no driver, one too old for the binding, no binding, or no such GPU.
+    """
+    if problem := driver_problem():
+        raise UserError(f"a GPU is needed, but {problem}")
+    if binding is not None and binding not in BINDINGS:
+        raise UserError(
+            f"there is no binding {binding!r} of CUDA's driver; choose {' or '.join(get_args(BindingName))}"
+        )
+    for name in [binding] if binding else BINDINGS:
+        path, module = BINDINGS[name]
+        if _installed(module):
+            package, kind = path.rsplit(".", 1)
+            opened: Device = getattr(importlib.import_module(package), kind)(index)
+            return opened
+    raise UserError(f"the GPU is used through {binding or 'pycuda or cuda-bindings'}, which is missing: {_INSTALL}")
+
+
+def require_index(index: int, count: int) -> None:
+    """
+    Raises:
+        UserError: there is no GPU `index` among `count`.
+    """
+    if not 0 <= index < count:
+        raise UserError(f"GPU {index} does not exist, there are {count}; see nvidia-smi and CUDA_VISIBLE_DEVICES")
+
+
+def check_call(driver: Any, result: tuple[Any, ...]) -> Any:
+    """The result of a call of cuda.bindings.driver, if it succeeded.
+
+    Raises:
+        DeviceError: it did not.
+    """
     status, *values = result
     if status != driver.CUresult.CUDA_SUCCESS:
         _, name = driver.cuGetErrorName(status)
         raise DeviceError(f"the GPU refuses a CUDA graph ({name.decode()})")
     return values[0] if values else None
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # its parent package is missing, or was set to None
+        return False

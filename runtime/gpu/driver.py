@@ -13,6 +13,9 @@ from sodeploy.errors import UserError
 
 _STATE = ("driver_version", "clocks.sm", "clocks.mem", "temperature.gpu", "power.draw")
 _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h
+# Errors of cuda.h after which "the process must be terminated and relaunched": uncorrectable ECC and NVLink errors,
+# faults of a kernel, a time limit, and a context that is destroyed.
+_FATAL = {214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719}
 
 
 class Gpu(NamedTuple):
@@ -60,6 +63,25 @@ def current_gpu() -> Gpu:
     if failed:
         raise UserError(f"the NVIDIA driver does not describe its GPU (error {failed}); see nvidia-smi")
     return Gpu(name.value.decode(), f"sm{major.value}{minor.value}")
+
+
+def lost_context() -> str | None:
+    """The error that has ended the current context, for example CUDA_ERROR_ILLEGAL_ADDRESS; None while it works.
+
+    Waits for all work of the context.
+    """
+    driver = ctypes.CDLL("libcuda.so.1")
+    status = driver.cuCtxSynchronize()
+    if status not in _FATAL:
+        return None
+    name = ctypes.c_char_p()
+    driver.cuGetErrorName(status, ctypes.byref(name))
+    return (name.value or b"error").decode()
+
+
+def pop_context() -> None:
+    """Take the current context off this thread's stack."""
+    ctypes.CDLL("libcuda.so.1").cuCtxPopCurrent_v2(ctypes.byref(ctypes.c_void_p()))
 
 
 def gpu_state() -> dict[str, str]:

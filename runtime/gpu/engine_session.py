@@ -1,11 +1,12 @@
 """Engines of TensorRT 10, 11 and TensorRT-RTX as sessions.
 
 `EngineSession.infer` takes and gives host arrays like any session. `EngineSession.enqueue` takes device addresses: with
-it, pre-processing, network and post-processing follow each other on the GPU (runtime/gpu/pipeline.py). A shape that
-comes
-again is recorded as a CUDA graph, where the engine allows that, and launched as one from then on.
+it, pre-processing, network and post-processing follow each other on the GPU (runtime/gpu/pipeline.py). A run that
+comes again is recorded as a CUDA graph, where the engine allows that, and launched as one from then on. TensorRT-RTX
+records its own graphs: only it knows when the kernels for a shape are compiled.
 """
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,16 +17,18 @@ import numpy as np
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import CALIBRATION_KEY, PRECISION_KEY, Contract
-from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
+from sodeploy.runtime.errors import DeviceError, DeviceLost, OutOfDeviceMemory
 from sodeploy.runtime.gpu.buffers import Buffer
-from sodeploy.runtime.gpu.device import Device, Graph
+from sodeploy.runtime.gpu.device import Device, Graph, open_device
 from sodeploy.runtime.gpu.engine_record import Builder, EngineRecord, check_engine
+from sodeploy.runtime.gpu.rtx_runtime import RtxRuntime
 from sodeploy.terminal import note, warn
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-_MOST_GRAPHS = 16  # kept per session; each belongs to one shape and one pair of buffers
+_MOST_GRAPHS = 16  # kept per session; each belongs to one pair of buffers
+_CAPTURE_ATTEMPTS = 3
 
 
 class Shapes(NamedTuple):
@@ -78,6 +81,11 @@ class Engine:
         self.output_dtype = self._dtype(contract.output_name)
         least, _, most = engine.get_tensor_profile_shape(contract.input_name, 0)
         self.shapes = Shapes(tuple(least), tuple(most))
+        self.rtx = (
+            RtxRuntime(trt, engine, self.record.sha256, device.capability)
+            if self.record.builder == "tensorrt_rtx"
+            else None
+        )
 
     def context(self) -> "trt.IExecutionContext":
         """A new execution context.
@@ -85,7 +93,7 @@ class Engine:
         Raises:
             OutOfDeviceMemory: the GPU has no room for its scratch memory.
         """
-        context = self._engine.create_execution_context()
+        context = self.rtx.context() if self.rtx else self._engine.create_execution_context()
         if context is None:
             raise OutOfDeviceMemory(
                 f"{self.path}: no execution context ({self.logger.last_error()}); end other processes on the GPU, or "
@@ -114,15 +122,16 @@ class Engine:
 class EngineSession:
     """An engine with an execution context and a stream of its own; for one thread at a time."""
 
-    def __init__(self, engine: Engine, stream: Any = None) -> None:
+    def __init__(self, engine: Engine, stream: Any = None, owns_device: bool = False) -> None:
         """
         Args:
             stream: a new one by default.
+            owns_device: close the engine's device with this session.
 
         Raises:
             OutOfDeviceMemory: there is no room for another context.
         """
-        self.engine, self.device = engine, engine.device
+        self.engine, self.device, self._owns_device = engine, engine.device, owns_device
         self.input_dtype, self.output_dtype = engine.input_dtype, engine.output_dtype
         self.smallest_batch, self.largest_batch = engine.shapes.least[0], engine.shapes.most[0]
         self.contract, self.precision = engine.record.contract, engine.record.precision
@@ -134,29 +143,34 @@ class EngineSession:
         if self._owns_stream:
             self._stream = self.device.stream()
         self._input, self._output = (Buffer(self.device, pinned=True) for _ in range(2))
-        self._seen: set[tuple[int, ...]] = set()
-        self._graphs: dict[tuple[int, ...], Graph] = {}
-        self._graphs_allowed = True
+        self._shape: tuple[int, ...] = ()  # that the context is set to; all graphs are of it
+        self._seen: set[tuple[int, int]] = set()  # pairs of addresses
+        self._graphs: dict[tuple[int, int], Graph] = {}
+        self._captures_left = 0 if engine.rtx else _CAPTURE_ATTEMPTS
 
     def enqueue(self, input_address: int, output_address: int, shape: tuple[int, int, int, int]) -> None:
         """Put one run on the session's stream: the input (N, 3, h, w) at one device address to the output at another.
 
         Raises:
-            UserError: the engine was not built for `shape`.
+            UserError: the engine was not built for `shape`, or its output is not one map for each image.
+            DeviceLost: the GPU's context has ended.
             DeviceError: TensorRT refuses.
+            ValueError: the session is closed.
         """
-        if not self.engine.shapes.take(shape):
-            raise UserError(self._wrong_shape(shape))
-        key, stream = (input_address, output_address, *shape), self._stream
-        if key in self._graphs:
-            self._graphs[key].launch(stream)
+        if self._context is None:
+            raise ValueError(f"the session of {self.engine.path} is closed")
+        if shape != self._shape:
+            self._set_shape(shape)
+        addresses = (input_address, output_address)
+        if addresses in self._graphs:
+            self._graphs[addresses].launch(self._stream)
             return
-        self._run(key, stream)
-        # A shape that comes again is worth a graph. It is recorded behind a plain run of the same shape, because the
+        self._run(addresses)
+        # A run that comes again is worth a graph. It is recorded behind a plain run of the same shape, because the
         # first run after a change of shape prepares what a graph may not contain.
-        if key in self._seen and self._graphs_allowed:
-            self._record(key, stream)
-        self._seen.add(key)
+        if addresses in self._seen and self._captures_left:
+            self._record(addresses)
+        self._seen.add(addresses)
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """(N, 3, h, w) float32 -> (N, 1, h, w) float32, in as many runs as the engine's largest batch asks for.
@@ -176,7 +190,9 @@ class EngineSession:
             while start < len(batch):
                 images = batch[start : start + step]
                 try:
-                    outputs.append(self._infer_at_once(images, max(len(images), least)))
+                    # The last images run as a whole batch too: another shape would cost the graphs.
+                    count = step if outputs else len(images)
+                    outputs.append(self._infer_at_once(images, max(count, least)))
                 except OutOfDeviceMemory as error:
                     step = min(step, len(images)) // 2
                     if step < least:
@@ -195,15 +211,17 @@ class EngineSession:
     def close(self) -> None:
         """Free context, graphs and buffers; the session cannot be used any more."""
         with self.device.current():
-            for graph in self._graphs.values():
-                graph.free()
-            self._graphs.clear()
+            self._free_graphs()
             self._input.free()
             self._output.free()
+            if self._context is not None and self.engine.rtx:
+                self.engine.rtx.save()
             self._context = None
         if self._owns_stream:
             self.device.keep(self._stream)
             self._owns_stream = False
+        if self._owns_device:
+            self.device.close()
 
     def __enter__(self) -> "EngineSession":
         return self
@@ -234,52 +252,83 @@ class EngineSession:
         device.wait(stream)
         return result[: len(images)].astype(np.float32)
 
-    def _run(self, key: tuple[int, ...], stream: Any) -> None:
-        input_address, output_address, *shape = key
+    def _set_shape(self, shape: tuple[int, ...]) -> None:
+        """Set the context to another shape, after which graphs of the last one would run with its layout of memory."""
+        if not self.engine.shapes.take(shape):
+            raise UserError(self._wrong_shape(shape))
+        assert self._context is not None
+        self._free_graphs()
+        self._shape = ()
+        contract = self.contract
+        if not self._context.set_input_shape(contract.input_name, shape):
+            raise DeviceError(f"{self.engine.path} does not take its shape ({self.engine.logger.last_error()})")
+        made, wanted = tuple(self._context.get_tensor_shape(contract.output_name)), (shape[0], 1, *shape[2:])
+        if made != wanted:  # it would write past the memory that is there for it
+            raise UserError(
+                f"{self.engine.path} makes {_times(made)} of {_times(shape)}, maps are {_times(wanted)}; "
+                f"build it again: {self.engine.record.rebuild}"
+            )
+        self._shape = shape
+
+    def _run(self, addresses: tuple[int, int]) -> None:
         contract, context = self.contract, self._context
-        if context is None:
-            raise ValueError(f"the session of {self.engine.path} is closed")
+        assert context is not None
         done = (
-            context.set_input_shape(contract.input_name, tuple(shape))
-            and context.set_tensor_address(contract.input_name, input_address)
-            and context.set_tensor_address(contract.output_name, output_address)
-            and context.execute_async_v3(stream.handle)
+            context.set_tensor_address(contract.input_name, addresses[0])
+            and context.set_tensor_address(contract.output_name, addresses[1])
+            and context.execute_async_v3(self._stream.handle)
         )
         if not done:
+            self.device.require_alive()
             raise DeviceError(f"{self.engine.path} does not run ({self.engine.logger.last_error()})")
 
-    def _record(self, key: tuple[int, ...], stream: Any) -> None:
-        """Record one run as a graph; where the engine cannot be recorded, that is said and not tried again."""
+    def _record(self, addresses: tuple[int, int]) -> None:
+        """Record one run as a graph; an engine that cannot be recorded a few times runs without, and that is said."""
         try:
-            graph = self.device.record(lambda: self._run(key, stream), stream)
+            graph = self.device.record(lambda: self._run(addresses), self._stream)
+        except DeviceLost:
+            raise
         except UserError as error:
-            self._graphs_allowed = False
-            note(f"{self.engine.path} runs without CUDA graphs: {error}")
+            self._captures_left -= 1 if isinstance(error, DeviceError) else self._captures_left
+            if not self._captures_left:
+                note(f"{self.engine.path} runs without CUDA graphs: {error}")
             return
         while len(self._graphs) >= _MOST_GRAPHS:
             self._graphs.pop(next(iter(self._graphs))).free()
-        self._graphs[key] = graph
+        self._graphs[addresses] = graph
+
+    def _free_graphs(self) -> None:
+        if self._graphs:  # one of them may still run
+            self.device.wait(self._stream)
+        for graph in self._graphs.values():
+            graph.free()
+        self._graphs.clear()
+        self._seen.clear()
 
     def _wrong_shape(self, shape: Sequence[int]) -> str:
         least, most = self.engine.shapes
         built = _times(most) if least == most else f"{_times(least)} to {_times(most)}"
         rebuild = self.engine.record.rebuild
-        return f"{self.engine.path} was built for {built}, got {_times(shape)}; build it with that --profile: {rebuild}"
+        return f"{self.engine.path} was built for {built}, got {_times(shape)}; build it with that --shapes: {rebuild}"
 
 
-def open_engine(path: str | Path, device: Device | None = None) -> EngineSession:
+def open_engine(path: str | Path, device: Device | None = None, gpu: int = 0) -> EngineSession:
     """A session on the engine at `path`.
 
     Args:
-        device: the first GPU by default.
+        device: a GPU that stays the caller's; by default a new one, which the session closes with itself.
+        gpu: index of the new one, among the GPUs that are visible.
 
     Raises:
         UserError: there is no usable GPU, or the engine is broken or of another TensorRT or GPU.
     """
     check_engine(path)  # before the GPU is touched: says more than a failed deserialisation
-    device = device or Device()
-    with device.current():
-        return EngineSession(Engine(path, device))
+    with contextlib.ExitStack() as opened:
+        used = device or opened.enter_context(open_device(gpu))
+        with used.current():
+            session = EngineSession(Engine(path, used), owns_device=device is None)
+        opened.pop_all()
+        return session
 
 
 def _array(block: np.ndarray, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:

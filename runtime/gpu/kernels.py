@@ -1,9 +1,11 @@
 """Compile the CUDA kernels: once per GPU architecture, kept in a cache or shipped beside the sources.
 
-    python runtime/gpu/kernels.py --arch sm86 --arch sm90    # for an image without a compiler: cubins beside the .cu
+    python runtime/gpu/kernels.py --arch sm86 --arch sm90    # for an image without a compiler: files beside the .cu
 
-Without a shipped or cached cubin `nvcc` makes it, or NVRTC where there is no toolkit. A cubin's name carries a digest
-of the sources, so an old one is never taken for the present kernels.
+A cubin runs on GPUs of its own compute capability alone. So PTX is shipped beside the cubins, which the driver of any
+GPU from Turing on turns into machine code. Without a shipped or cached file `nvcc` makes a cubin, or NVRTC where `nvcc`
+is missing or does not work. A file's name carries a digest of the sources, so an old one is never taken for the present
+kernels.
 """
 
 import functools
@@ -25,21 +27,22 @@ from sodeploy.errors import UserError
 FOLDER = Path(__file__).resolve().parents[1] / "kernels"
 MODULES = ("preprocess", "postprocess")
 OPTIONS = ["-fmad=false"]  # a fused multiply-add rounds once where cv2 and numpy round twice
+PTX = "compute_75"  # Turing, the oldest that CUDA 13 compiles for
 _INSTALL = "install the CUDA toolkit (nvcc), or: pip install cuda-bindings nvidia-cuda-nvrtc"
 
 
-def cubin(module: str, capability: str) -> bytes:
-    """Machine code of `module`, one of MODULES, for GPUs of `capability`, for example "sm90".
+def machine_code(module: str, capability: str) -> bytes:
+    """Code of `module`, one of MODULES, that runs on GPUs of `capability`, for example "sm90": a cubin, or PTX.
 
     Raises:
         UserError: there is none yet, and no compiler to make it, or the compiler does not know the capability.
     """
-    name = _file_name(module, capability)
-    for folder in (FOLDER, _cache()):
-        if (folder / name).is_file():
-            return (folder / name).read_bytes()
-    code = _compile(module, capability)
-    with atomic_write(_cache() / name) as temporary:
+    cubin, ptx = _file_name(module, capability), _file_name(module, PTX)
+    for path in (FOLDER / cubin, _cache() / cubin, FOLDER / ptx):
+        if path.is_file():
+            return path.read_bytes()
+    code = compile_file(FOLDER / f"{module}.cu", capability)
+    with atomic_write(_cache() / cubin) as temporary:
         temporary.write_bytes(code)
     return code
 
@@ -50,15 +53,15 @@ def kernel_names(module: str) -> list[str]:
 
 
 def ship(capabilities: list[str], folder: Path = FOLDER) -> list[Path]:
-    """Compile all kernels for each capability into `folder`; returns the files.
+    """Compile all kernels for each capability, and to PTX for the others, into `folder`; returns the files.
 
     Raises:
-        UserError: as `cubin`.
+        UserError: as `machine_code`.
     """
     paths = []
-    for capability in capabilities:
+    for capability in [*capabilities, PTX]:
         for module in MODULES:
-            code = _compile(module, capability)
+            code = compile_file(FOLDER / f"{module}.cu", capability)
             paths.append(folder / _file_name(module, capability))
             with atomic_write(paths[-1]) as temporary:
                 temporary.write_bytes(code)
@@ -66,7 +69,7 @@ def ship(capabilities: list[str], folder: Path = FOLDER) -> list[Path]:
 
 
 def _file_name(module: str, capability: str) -> str:
-    return f"{module}-{_digest()}-{capability}.cubin"
+    return f"{module}-{_digest()}-{capability}.{'ptx' if capability == PTX else 'cubin'}"
 
 
 @functools.cache
@@ -81,24 +84,37 @@ def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sodeploy" / "kernels"
 
 
-def _compile(module: str, capability: str) -> bytes:
-    architecture = f"sm_{capability.removeprefix('sm')}"
+def compile_file(source: Path, capability: str) -> bytes:
+    """A cubin of a .cu file that includes headers of kernels/ only; PTX for the virtual architecture PTX.
+
+    Raises:
+        UserError: as `machine_code`.
+    """
+    architecture = PTX if capability == PTX else f"sm_{capability.removeprefix('sm')}"
     nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
-    return _by_nvcc(nvcc, module, architecture) if nvcc else _by_nvrtc(module, architecture)
+    if nvcc is None:
+        return _by_nvrtc(source, architecture)
+    try:
+        return _by_nvcc(nvcc, source, architecture)
+    except UserError as error:  # for example there is no host compiler, which NVRTC does not need
+        try:
+            return _by_nvrtc(source, architecture)
+        except UserError:
+            raise error from None
 
 
-def _by_nvcc(nvcc: str, module: str, architecture: str) -> bytes:
+def _by_nvcc(nvcc: str, source: Path, architecture: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
-        code = Path(folder) / "kernels.cubin"
-        source = FOLDER / f"{module}.cu"
-        command = [nvcc, "-cubin", f"-arch={architecture}", *OPTIONS, str(source), "-o", str(code)]
+        code = Path(folder) / "kernels"
+        kind = "-ptx" if architecture == PTX else "-cubin"
+        command = [nvcc, kind, f"-arch={architecture}", *OPTIONS, f"-I{FOLDER}", str(source), "-o", str(code)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise UserError(_failed("nvcc", architecture, done.stderr))
         return code.read_bytes()
 
 
-def _by_nvrtc(module: str, architecture: str) -> bytes:
+def _by_nvrtc(source: Path, architecture: str) -> bytes:
     try:
         from cuda.bindings import nvrtc
 
@@ -109,17 +125,21 @@ def _by_nvrtc(module: str, architecture: str) -> bytes:
         ) from None
 
     headers = sorted(FOLDER.glob("*.cuh"))
-    source = (FOLDER / f"{module}.cu").read_bytes()
     texts, names = [path.read_bytes() for path in headers], [path.name.encode() for path in headers]
-    _, program = nvrtc.nvrtcCreateProgram(source, f"{module}.cu".encode(), len(headers), texts, names)
+    _, program = nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), len(headers), texts, names)
     options = [option.encode() for option in (f"-arch={architecture}", *OPTIONS)]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         log = b" " * nvrtc.nvrtcGetProgramLogSize(program)[1]
         nvrtc.nvrtcGetProgramLog(program, log)
         raise UserError(_failed("NVRTC", architecture, log.rstrip(b"\0 ").decode() or str(status)))
-    code = b" " * nvrtc.nvrtcGetCUBINSize(program)[1]
-    nvrtc.nvrtcGetCUBIN(program, code)
+    size, get = (
+        (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+        if architecture == PTX
+        else (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
+    )
+    code = b" " * size(program)[1]
+    get(program, code)
     nvrtc.nvrtcDestroyProgram(program)
     return code
 
@@ -132,7 +152,7 @@ def _failed(compiler: str, architecture: str, message: str) -> str:
 def main(
     arch: Annotated[list[str], typer.Option(help="compute capability, for example sm90; may be given several times")],
     output: Annotated[
-        Path | None, typer.Option(help="folder for the cubins; by default the folder that the runtime reads")
+        Path | None, typer.Option(help="folder for the files; by default the folder that the runtime reads")
     ] = None,
 ) -> None:
     """Compile the CUDA kernels ahead of time, for machines without a compiler."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.composition import Style
-from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
+from sodeploy.runtime.errors import DeviceError, DeviceLost, OutOfDeviceMemory
 from sodeploy.runtime.gpu.processing import CudaProcessing
 from sodeploy.runtime.gpu.session import DeviceSession
 from sodeploy.runtime.gpu.timeline import Timeline
@@ -85,6 +85,9 @@ class Pipeline:
 
         Args:
             read: a source to its image (H, W, 3) uint8 RGB; called in the reader threads, may raise UserError.
+
+        Raises:
+            DeviceLost: the GPU's context has ended, and with it the run.
         """
         batch, lanes = self._batch, self._lanes
         reading: deque[tuple[Source, Future[Picture]]] = deque()
@@ -160,6 +163,7 @@ class Lane:
             session.output_dtype,
             self._mark,
         )
+        self._largest = 0  # images of the largest batch so far
         self._events: dict[str, Any] = {}  # by the stage they end
         if timeline:  # GPU events tell the time since another event only: note when one was
             self._mark(_ORIGIN)
@@ -171,15 +175,24 @@ class Lane:
         with self._device.current():
             try:
                 return self._run(images)
+            except DeviceLost:
+                raise
             except DeviceError as error:
                 self._drain()
                 return [error] * len(images)
             except UserError as error:  # there is no room for so many, or one of the images cannot be processed
                 self._drain()
+                if isinstance(error, OutOfDeviceMemory) and self._largest > max(
+                    len(images), self._session.smallest_batch
+                ):
+                    self._largest = 0  # there may be room for these without filling up
+                    self._processing.release()
+                    return self.run(images)
                 if len(images) == 1:
                     return [error]
                 half = len(images) // 2
                 if isinstance(error, OutOfDeviceMemory):
+                    self._largest = half
                     self._processing.release()
                     warn(f"{error}; going on with a batch of {half}")
                 return self.run(images[:half]) + self.run(images[half:])
@@ -196,10 +209,12 @@ class Lane:
         self._device.keep(self._stream)
 
     def _run(self, images: list[np.ndarray]) -> list[Picture]:
-        least, contract = self._session.smallest_batch, self._session.contract
-        shape = (max(len(images), least), 3, contract.height, contract.width)
+        # A short batch behind whole ones runs as whole: another shape would cost the network's graphs.
+        self._largest = count = max(len(images), self._largest, self._session.smallest_batch)
+        contract = self._session.contract
+        shape = (count, 3, contract.height, contract.width)
         with self._span("copy images, enqueue"):
-            addresses = self._processing.preprocess(images, room=least)
+            addresses = self._processing.preprocess(images, room=count)
             self._session.enqueue(*addresses, shape)
             self._mark("infer")
             self._processing.postprocess()

@@ -1,5 +1,6 @@
 """Sessions whose input and output stay on the GPU, whatever engine is behind them."""
 
+import contextlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -8,7 +9,7 @@ import numpy as np
 
 from sodeploy.artifacts import require_file
 from sodeploy.runtime.contract import Contract
-from sodeploy.runtime.gpu.device import Device
+from sodeploy.runtime.gpu.device import Device, open_device
 from sodeploy.runtime.gpu.engine_session import open_engine
 from sodeploy.runtime.session import OnnxRuntimeSession
 
@@ -60,33 +61,39 @@ class DeviceSession(Protocol):
     ) -> None: ...
 
 
-def open_on_device(path: str | Path, device: Device | None = None) -> DeviceSession:
+def open_on_device(path: str | Path, device: Device | None = None, gpu: int = 0) -> DeviceSession:
     """Open an engine, or an ONNX model with onnxruntime's CUDA provider.
 
     Args:
-        device: the first GPU by default.
+        device: a GPU that stays the caller's; by default a new one, which the session closes with itself.
+        gpu: index of the new one, among the GPUs that are visible.
 
     Raises:
         UserError: there is no usable GPU, or the model is unfit; nothing ever runs on the CPU instead.
     """
     path = require_file(path, "give the path of a model")
     if path.suffix == ".engine":
-        return open_engine(path, device)
-    return OnnxDeviceSession(path, device or Device())
+        return open_engine(path, device, gpu)
+    with contextlib.ExitStack() as opened:
+        used = device or opened.enter_context(open_device(gpu))
+        session = OnnxDeviceSession(path, used, owns_device=device is None)
+        opened.pop_all()
+        return session
 
 
 class OnnxDeviceSession:
     """An ONNX model in onnxruntime on the GPU; each stream has a copy of the weights."""
 
-    def __init__(self, path: Path, device: Device, stream: Any = None) -> None:
+    def __init__(self, path: Path, device: Device, stream: Any = None, owns_device: bool = False) -> None:
         """
         Args:
             stream: a new one by default.
+            owns_device: close the device with this session.
 
         Raises:
             UserError: as `sodeploy.runtime.session.open_session` on cuda.
         """
-        self._path, self.device, self._owns_stream = path, device, stream is None
+        self._path, self.device, self._owns_stream, self._owns_device = path, device, stream is None, owns_device
         with device.current():
             self._stream = device.stream() if stream is None else stream
             self._session = OnnxRuntimeSession(path, "cuda", stream=self._stream.handle, gpu=device.index)
@@ -106,6 +113,8 @@ class OnnxDeviceSession:
         if self._owns_stream:
             self.device.keep(self._stream)
             self._owns_stream = False
+        if self._owns_device:
+            self.device.close()
 
     def __enter__(self) -> "OnnxDeviceSession":
         return self

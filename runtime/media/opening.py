@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from sodeploy.runtime.composition import Style
-from sodeploy.runtime.gpu.device import Device
 from sodeploy.runtime.gpu.session import open_on_device
 from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.large_images import HasPyramids, LargeImages, predict_large, require_fit
@@ -49,8 +48,7 @@ def open_mappers(model: Model, batch: int | None, timeline: Timeline | None) -> 
         UserError: the model is unfit, or the device cannot be had.
     """
     if model.on_device:
-        device = Device(model.gpu) if model.gpu else None
-        with open_on_device(model.path, device) as on_device:
+        with open_on_device(model.path, gpu=model.gpu or 0) as on_device:
             yield lambda style: DeviceMapper(on_device, style, batch, timeline)
         return
     with open_session(

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from research_data import ResearchFile
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract, embed
@@ -19,20 +18,22 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 # In a process of its own, with sizes that a CPU manages, and with onnxruntime's CPU provider for its CUDA provider.
 SMALL_CHECK = """
 import sys
-sys.path[:0] = [{benchmarks!r}]
+sys.path[:0] = [{benchmarks!r}, {tests!r}]
 import end_to_end, gpu_check, kernel_times
 import sodeploy.runtime.gpu.session, sodeploy.runtime.session
 from pathlib import Path
-kernel_times.CASES = [((48, 64), 1), ((90, 160), 2)]
-kernel_times._REPEATS, kernel_times._COPY_BYTES = 2, 4096
+from emulated_device import InOrder
+kernel_times.CASES = [((48, 64), 1, (32, 32)), ((90, 160), 2, (32, 32))]
+kernel_times.JUDGED = ((90, 160), 2)
+kernel_times._REPEATS, kernel_times._COPY_BYTES, kernel_times._CACHE_BYTES = 2, 4096, 100_000
 kernel_times._DELAY_BYTES, kernel_times._DELAY_COPIES = 4096, 1
 end_to_end._BATCH, end_to_end._REPEATS, end_to_end._FILES, end_to_end.FULL_HD = 2, 1, 4, (90, 160)
 end_to_end._EVALUATION = "synthetic:eval:6:64"
 end_to_end.runs_onnx_on_gpu = lambda: {graphs_run!r}
 gpu_check._tests = lambda: [{{"tests": "none"}}]
-open_session, session = sodeploy.runtime.session.open_session, sodeploy.runtime.session.OnnxRuntimeSession
+open_session = sodeploy.runtime.session.open_session
 end_to_end.open_session = lambda path, device: open_session(path, "cpu")
-sodeploy.runtime.gpu.session.OnnxRuntimeSession = lambda path, device, stream: session(path, "cpu")
+sodeploy.runtime.gpu.session.OnnxRuntimeSession = InOrder
 print(gpu_check.check(Path({models!r}), Path({output!r})))
 """
 
@@ -106,7 +107,6 @@ def test_works_are_timed_in_turn(kernel_times) -> None:
 @pytest.mark.parametrize("graphs_run", [True, False])
 def test_the_whole_check_on_an_imitated_driver(
     tmp_path: Path,
-    research_file: ResearchFile,
     repository: Path,
     monkeypatch: pytest.MonkeyPatch,
     graphs_run: bool,
@@ -115,19 +115,23 @@ def test_the_whole_check_on_an_imitated_driver(
     monkeypatch.syspath_prepend(str(repository / "tests/runtime"))
     from emulated_device import imitated_driver
 
-    environment = imitated_driver(tmp_path, research_file)
+    environment = imitated_driver(tmp_path, "cuda-bindings")
     models = tmp_path / ("models" if graphs_run else "none")
     if graphs_run:
         models.mkdir()
         save_model(models / "green.onnx")
     program = SMALL_CHECK.format(
-        benchmarks=str(BENCHMARKS), models=str(models), output=str(tmp_path / "results"), graphs_run=graphs_run
+        benchmarks=str(BENCHMARKS),
+        tests=str(repository / "tests/runtime"),
+        models=str(models),
+        output=str(tmp_path / "results"),
+        graphs_run=graphs_run,
     )
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=repository, env=environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
-    (file,) = (tmp_path / "results").glob("fakecuda-sm-90-cpu-*.json")
+    (file,) = (tmp_path / "results").glob("imitated-sm-90-*.json")
     record = json.loads(file.read_text())
     assert {part["name"]: part["status"] for part in record["parts"]} == {
         "GPU tests": "measured",
@@ -144,11 +148,11 @@ def test_the_whole_check_on_an_imitated_driver(
     if graphs_run:
         assert re.search(r"^\| green.onnx \| [\d.e-]+ \| 2 \|", text, re.MULTILINE)
         assert re.search(r"^\| green.onnx \| cuda \|", text, re.MULTILINE)
-        assert "Recommended: green. Nothing that keeps to the budget (S .0050, MAE .0020) is faster." in text
+        assert "A loss on 6 images cannot be judged at 95 %; give 20 or more." in text
     else:
         assert re.search(r"^## Engines\n\nSkipped: .*none has no ONNX files; run `make demo` first", text, re.MULTILINE)
     assert "| pre area float32 | 160x90 | 2 |" in text
-    assert "fakecuda: 0 allocations live" in run.stderr
+    assert "imitated CUDA: 0 allocations, 0 graphs" in run.stderr
 
 
 def test_the_readme_section_shows_the_newest_report_of_each_gpu(

@@ -113,14 +113,19 @@ static void run_block() {
     }
 }
 
-// ---- launching: KERNEL(name) exports cpuk_name(grid, block, parameters) and, for parameters packed into one buffer
-// as the driver API takes them, cpuk_name_packed.
+// ---- launching: KERNEL(name) exports cpuk_name(grid, block, parameters) and cpuk_name_size(index), the bytes of a
+// parameter, 0 past the last.
+
+template <class... P, size_t... I>
+static std::tuple<P...> pointed_to(void** parameters, std::index_sequence<I...>) {
+  return {*(P*)parameters[I]...};
+}
 
 template <class... P>
-static void launch(void (*kernel)(P...), const unsigned* grid, const unsigned* block, std::tuple<P...> parameters) {
+static void launch(void (*kernel)(P...), const unsigned* grid, const unsigned* block, void** parameters) {
   std::lock_guard<std::mutex> lock(one_kernel_at_a_time);
   using Call = std::pair<void (*)(P...), std::tuple<P...>>;
-  const Call call{kernel, parameters};
+  const Call call{kernel, pointed_to<P...>(parameters, std::index_sequence_for<P...>())};
   body = [](const void* p) { std::apply(((const Call*)p)->first, ((const Call*)p)->second); };
   arguments = &call;
   gridDim = {grid[0], grid[1], grid[2]};
@@ -133,35 +138,14 @@ static void launch(void (*kernel)(P...), const unsigned* grid, const unsigned* b
       }
 }
 
-template <class... P, size_t... I>
-static std::tuple<P...> pointed_to(void** parameters, std::index_sequence<I...>) {
-  return {*(P*)parameters[I]...};
-}
-
 template <class... P>
-static void launch_pointers(void (*kernel)(P...), const unsigned* grid, const unsigned* block, void** parameters) {
-  launch(kernel, grid, block, pointed_to<P...>(parameters, std::index_sequence_for<P...>()));
-}
-
-template <class P>
-static P unpack(const char* buffer, size_t& at) {
-  at = (at + alignof(P) - 1) / alignof(P) * alignof(P);
-  P value;
-  memcpy(&value, buffer + at, sizeof value);
-  at += sizeof value;
-  return value;
-}
-
-template <class... P>
-static void launch_packed(void (*kernel)(P...), const unsigned* grid, const unsigned* block, void** parameters) {
-  size_t at = 0;
-  launch(kernel, grid, block, std::tuple<P...>{unpack<P>((const char*)parameters[0], at)...});
+static unsigned size_of(void (*)(P...), unsigned index) {
+  const unsigned sizes[] = {(unsigned)sizeof(P)..., 0};
+  return sizes[index];
 }
 
 #define KERNEL(name)                                                                            \
   extern "C" void cpuk_##name(const unsigned* grid, const unsigned* block, void** parameters) { \
-    launch_pointers(name, grid, block, parameters);                                             \
+    launch(name, grid, block, parameters);                                                      \
   }                                                                                             \
-  extern "C" void cpuk_##name##_packed(const unsigned* grid, const unsigned* block, void** p) { \
-    launch_packed(name, grid, block, p);                                                        \
-  }
+  extern "C" unsigned cpuk_##name##_size(unsigned index) { return size_of(name, index); }

@@ -1,4 +1,5 @@
-// Our CUDA kernels as a CPU library; compile with -include cuda_on_cpu.h and -I runtime/kernels.
+// Our CUDA kernels, and the one of the tests, as a CPU library; compile with -include cuda_on_cpu.h and
+// -I runtime/kernels.
 
 #include "preprocess.cu"
 KERNEL(resize_normalise_f32)
@@ -18,3 +19,7 @@ KERNEL(compose_rgba)
 KERNEL(compose_green)
 KERNEL(compose_blur)
 KERNEL(compose_overlay)
+
+#include "imitated_network.cu"
+KERNEL(imitated_network_f32)
+KERNEL(imitated_network_f16)

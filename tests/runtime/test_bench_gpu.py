@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from emulated_device import InOrder
 from test_bench import IMAGES, data  # noqa: F401  (fixture)
-from test_engine_session import device, imitation, save_engine  # noqa: F401  (fixtures)
+from test_engine_session import imitation, save_engine  # noqa: F401  (fixtures)
 
 from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
@@ -17,7 +18,6 @@ from sodeploy.runtime.bench import bench
 from sodeploy.runtime.gpu import session as device_session
 from sodeploy.runtime.gpu.driver import Gpu, driver_problem
 from sodeploy.runtime.measure.report import bench_tables
-from sodeploy.runtime.session import OnnxRuntimeSession
 
 SaveModel = Callable[..., Path]
 
@@ -25,11 +25,11 @@ SaveModel = Callable[..., Path]
 @pytest.fixture
 def gpu(device: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What bench takes for the GPU; onnxruntime's CPU provider stands for its CUDA provider."""
-    monkeypatch.setattr(script, "Device", lambda: device)
+    monkeypatch.setattr(script, "open_device", lambda: device)
     monkeypatch.setattr(script, "current_gpu", lambda: Gpu("NVIDIA L4", "sm89"))
     states = iter([{"clocks.sm": "2040", "temperature.gpu": "41"}, {"clocks.sm": "1980", "temperature.gpu": "52"}])
     monkeypatch.setattr(script, "gpu_state", lambda: next(states))
-    monkeypatch.setattr(device_session, "OnnxRuntimeSession", lambda path, *_, **__: OnnxRuntimeSession(path, "cpu"))
+    monkeypatch.setattr(device_session, "OnnxRuntimeSession", InOrder)
     return device
 
 

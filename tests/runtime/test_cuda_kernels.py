@@ -59,12 +59,12 @@ def test_the_host_knows_how_much_a_block_stages() -> None:
 
 @needs_nvcc
 def test_a_cubin_is_made_once_and_then_read(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = cuda_kernels.cubin("preprocess", "sm89")
+    code = cuda_kernels.machine_code("preprocess", "sm89")
     assert code.startswith(b"\x7fELF")
     (file,) = cache.iterdir()
     assert file.name.endswith("-sm89.cubin")
-    monkeypatch.setattr(cuda_kernels, "_compile", lambda *_: pytest.fail("compiled again"))
-    assert cuda_kernels.cubin("preprocess", "sm89") == code
+    monkeypatch.setattr(cuda_kernels, "compile_file", lambda *_: pytest.fail("compiled again"))
+    assert cuda_kernels.machine_code("preprocess", "sm89") == code
 
 
 @needs_nvcc
@@ -73,10 +73,10 @@ def test_other_sources_are_another_cubin(cache: Path, tmp_path: Path, monkeypatc
     shutil.copytree(cuda_kernels.FOLDER, folder)
     monkeypatch.setattr(cuda_kernels, "FOLDER", folder)
     cuda_kernels._digest.cache_clear()
-    cuda_kernels.cubin("preprocess", "sm89")
+    cuda_kernels.machine_code("preprocess", "sm89")
     (folder / "image.cuh").write_text((folder / "image.cuh").read_text() + "// changed\n")
     cuda_kernels._digest.cache_clear()
-    cuda_kernels.cubin("preprocess", "sm89")
+    cuda_kernels.machine_code("preprocess", "sm89")
     cuda_kernels._digest.cache_clear()
     assert len(list(cache.iterdir())) == 2
 
@@ -86,22 +86,37 @@ def test_shipped_cubins_need_no_compiler(tmp_path: Path, monkeypatch: pytest.Mon
     folder = tmp_path / "kernels"
     shutil.copytree(cuda_kernels.FOLDER, folder)
     monkeypatch.setattr(cuda_kernels, "FOLDER", folder)
-    assert len(cuda_kernels.ship(["sm86"], folder)) == len(cuda_kernels.MODULES)
-    monkeypatch.setattr(cuda_kernels, "_compile", lambda *_: pytest.fail("compiled again"))
-    assert cuda_kernels.cubin("postprocess", "sm86").startswith(b"\x7fELF")
+    assert len(cuda_kernels.ship(["sm86"], folder)) == 2 * len(cuda_kernels.MODULES)
+    monkeypatch.setattr(cuda_kernels, "compile_file", lambda *_: pytest.fail("compiled again"))
+    assert cuda_kernels.machine_code("postprocess", "sm86").startswith(b"\x7fELF")
+    for module in cuda_kernels.MODULES:  # for every other GPU there is PTX, which contracts nothing either
+        ptx = cuda_kernels.machine_code(module, "sm120").decode()
+        assert ".target sm_75" in ptx
+        assert not re.search(r"\b(mul|add|sub)(\.ftz)?\.f32", ptx)
+        assert all(name in ptx for name in cuda_kernels.kernel_names(module))
+
+
+@needs_nvcc
+def test_nvrtc_takes_over_where_nvcc_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvcc needs a host compiler, NVRTC does not."""
+    monkeypatch.setenv("PATH", str(Path(shutil.which("nvcc") or "").parent))  # no g++ there
+    monkeypatch.setattr(
+        cuda_kernels, "_by_nvrtc", lambda source, architecture: f"{source.stem} {architecture}".encode()
+    )
+    assert cuda_kernels.compile_file(cuda_kernels.FOLDER / "preprocess.cu", "sm90") == b"preprocess sm_90"
 
 
 @needs_nvcc
 def test_an_architecture_the_compiler_does_not_know() -> None:
     with pytest.raises(UserError, match="nvcc does not compile the CUDA kernels for sm_20"):
-        cuda_kernels.cubin("preprocess", "sm20")
+        cuda_kernels.machine_code("preprocess", "sm20")
 
 
 def test_without_a_compiler_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.setitem(__import__("sys").modules, "cuda.bindings", None)
     with pytest.raises(UserError, match="no compiler is here; install the CUDA toolkit"):
-        cuda_kernels.cubin("preprocess", "sm90")
+        cuda_kernels.machine_code("preprocess", "sm90")
 
 
 def test_every_exported_kernel_is_known() -> None:
@@ -116,8 +131,8 @@ def test_nvrtc_compiles_what_nvcc_does() -> None:
     except RuntimeError:
         pytest.skip("NVRTC's library is not installed")
     for module in cuda_kernels.MODULES:
-        code = cuda_kernels._by_nvrtc(module, "sm_90")
+        code = cuda_kernels._by_nvrtc(cuda_kernels.FOLDER / f"{module}.cu", "sm_90")
         assert code.startswith(b"\x7fELF")
         assert all(name.encode() in code for name in cuda_kernels.kernel_names(module))
     with pytest.raises(UserError, match="NVRTC does not compile the CUDA kernels for sm_20"):
-        cuda_kernels._by_nvrtc("preprocess", "sm_20")
+        cuda_kernels._by_nvrtc(cuda_kernels.FOLDER / "preprocess.cu", "sm_20")

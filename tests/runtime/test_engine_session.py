@@ -20,35 +20,31 @@ from sodeploy.errors import UserError
 from sodeploy.quant.graph import load_network
 from sodeploy.quant.proof import Disproved, Proof, Prover, prove_engine
 from sodeploy.runtime.contract import Contract
-from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
+from sodeploy.runtime.errors import DeviceError, DeviceLost, OutOfDeviceMemory
 from sodeploy.runtime.gpu import engine_record, engine_session
-from sodeploy.runtime.gpu.device import Device
+from sodeploy.runtime.gpu.device import open_device
 from sodeploy.runtime.gpu.driver import Gpu, driver_problem
 from sodeploy.runtime.gpu.engine_session import Engine, EngineSession, open_engine
 from sodeploy.runtime.session import open_session
 
-IMITATED = "FAKECUDA_KERNELS" in os.environ
+IMITATED = "IMITATED_CUDA_KERNELS" in os.environ
 SaveEngine = Callable[..., Path]
 
 
 @pytest.fixture
-def device(device: Any) -> Any:
-    if isinstance(device, Device) and not IMITATED:
-        pytest.skip("the imitation of TensorRT runs on host memory")
-    return device
-
-
-@pytest.fixture
-def imitation(monkeypatch: pytest.MonkeyPatch) -> None:
+def imitation(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT 11.4 on a GPU of capability 8.9, as far as the code can tell."""
+    monkeypatch.setattr(imitated_tensorrt, "device", device)
+    monkeypatch.setattr(device, "close", lambda: None)  # it serves the other tests too
     monkeypatch.setitem(sys.modules, "tensorrt", imitated_tensorrt)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", imitated_tensorrt)
     monkeypatch.setattr(engine_record, "driver_problem", lambda: None)
     monkeypatch.setattr(engine_record, "current_gpu", lambda: Gpu("NVIDIA L4", "sm89"))
 
 
 @pytest.fixture
 def save_engine(imitation: None, tmp_path: Path, make_contract: Callable[..., Contract]) -> SaveEngine:
-    def save(least: int = 1, most: int = 4, dtype: str = "FLOAT", **facts: Any) -> Path:
+    def save(least: int = 1, most: int = 4, dtype: str = "FLOAT", builder: str = "tensorrt", **facts: Any) -> Path:
         contract = make_contract(batch=None)
         names = {"input": contract.input_name, "output": contract.output_name}
         shapes = {"least": [least, 3, 16, 24], "most": [most, 3, 16, 24]}
@@ -60,7 +56,7 @@ def save_engine(imitation: None, tmp_path: Path, make_contract: Callable[..., Co
             contract=contract.model_dump(mode="json"),
             precision="int8",
             calibration=None,
-            builder="tensorrt",
+            builder=builder,
             builder_version=imitated_tensorrt.__version__,
             targets=["sm89"],
             gpu="NVIDIA L4",
@@ -113,26 +109,30 @@ def test_everything_is_freed(device: Any, save_engine: SaveEngine) -> None:
     session.close()
 
 
-def test_a_shape_is_recorded_once_it_has_run(
+def test_graphs_belong_to_one_shape(device: Any, save_engine: SaveEngine) -> None:
+    """A context that was set to another shape replays none of its older graphs: they would write wrong maps."""
+    with open_engine(save_engine(), device) as session:
+        for count in (2, 2, 2, 1, 2, 2, 2, 4, 2, 1, 1, 1):
+            np.testing.assert_allclose(session.infer(batch(count)), expected(batch(count)), atol=1e-6)
+
+
+def test_a_run_is_recorded_once_it_has_run(
     device: Any, save_engine: SaveEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorded: list[object] = []
-    monkeypatch.setattr(
-        type(device), "record", lambda self, enqueue, stream: recorded.append(enqueue) or Launch(enqueue)
-    )
+    record, recorded = type(device).record, []
+
+    def noting(self: Any, enqueue: Callable[[], None], stream: Any) -> Any:
+        recorded.append(enqueue)
+        return record(self, enqueue, stream)
+
+    monkeypatch.setattr(type(device), "record", noting)
     with open_engine(save_engine(), device) as session:
-        for count in (1, 1, 1, 2, 1, 2):
-            np.testing.assert_allclose(session.infer(batch(count)), expected(batch(count)), atol=1e-6)
-        # the first run of a shape and pair of buffers is a plain one: TensorRT finishes its preparations in it
-        assert 1 <= len(recorded) <= 3
-
-
-class Launch:
-    def __init__(self, enqueue: Callable[[], None]) -> None:
-        self.launch = lambda stream: enqueue()
-
-    def free(self) -> None:
-        pass
+        for number in range(5):  # the first run is a plain one: TensorRT finishes its preparations in it
+            np.testing.assert_allclose(session.infer(batch(2, number)), expected(batch(2, number)), atol=1e-6)
+        assert len(recorded) == 1
+        for _ in range(2):  # the last image runs as a whole batch, so that the graph stays
+            np.testing.assert_allclose(session.infer(batch(9)), expected(batch(9)), atol=1e-6)
+        assert len(recorded) == 2
 
 
 def test_an_engine_that_cannot_be_recorded_runs_without(
@@ -143,18 +143,90 @@ def test_an_engine_that_cannot_be_recorded_runs_without(
 
     monkeypatch.setattr(type(device), "record", refuse)
     with open_engine(save_engine(), device) as session:
-        for _ in range(4):
+        for _ in range(7):
             np.testing.assert_allclose(session.infer(batch(2)), expected(batch(2)), atol=1e-6)
     assert capsys.readouterr().err.count("runs without CUDA graphs") == 1
 
 
+def test_one_failed_capture_does_not_end_graphs(
+    device: Any, save_engine: SaveEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record, attempts = type(device).record, []
+
+    def fail_once(self: Any, enqueue: Callable[[], None], stream: Any) -> Any:
+        attempts.append(enqueue)
+        if len(attempts) == 1:
+            raise DeviceError("the GPU refuses a CUDA graph (CUDA_ERROR_STREAM_CAPTURE_INVALIDATED)")
+        return record(self, enqueue, stream)
+
+    monkeypatch.setattr(type(device), "record", fail_once)
+    with open_engine(save_engine(), device) as session:
+        for _ in range(5):
+            np.testing.assert_allclose(session.infer(batch(2)), expected(batch(2)), atol=1e-6)
+    assert len(attempts) == 2
+    assert not capsys.readouterr().err
+
+
+def test_an_output_of_another_shape_is_refused_before_it_runs(device: Any, save_engine: SaveEngine) -> None:
+    with (
+        open_engine(save_engine(makes=[1, 32, 24]), device) as session,
+        pytest.raises(UserError, match="makes 2x1x32x24 of 2x3x16x24, maps are 2x1x16x24; build it again"),
+    ):
+        session.infer(batch(2))
+
+
+def test_tensorrt_rtx_records_its_own_graphs_and_keeps_its_kernels(
+    device: Any,
+    save_engine: SaveEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(type(device), "record", lambda *_: pytest.fail("a graph of ours would freeze slow kernels"))
+    path = save_engine(builder="tensorrt_rtx")
+    configs = []
+    for _ in range(2):
+        with open_engine(path, device) as session:
+            for _ in range(4):
+                np.testing.assert_allclose(session.infer(batch(2)), expected(batch(2)), atol=1e-6)
+            assert session.engine.rtx is not None
+            configs.append(session.engine.rtx._config)
+    for config in configs:
+        assert config.cuda_graph_strategy == imitated_tensorrt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        strategy = imitated_tensorrt.DynamicShapesKernelSpecializationStrategy.EAGER
+        assert config.dynamic_shapes_kernel_specialization_strategy == strategy
+    (cache,) = (tmp_path / "cache/sodeploy/rtx").iterdir()
+    assert cache.read_bytes() == b"kernels for (2, 3, 16, 24)"
+    cache.write_bytes(b"of another driver")
+    with open_engine(path, device) as session:
+        session.infer(batch(1))
+    assert cache.read_bytes() == b"kernels for (1, 3, 16, 24)"
+
+
+def test_a_lost_gpu_ends_the_run(device: Any, save_engine: SaveEngine) -> None:
+    if not hasattr(device, "lost"):
+        pytest.skip("only the emulated device can be lost and found again")
+    with open_engine(save_engine(breaks_on=3), device) as session:
+        session.infer(batch(2))
+        with pytest.raises(DeviceLost, match=r"lost to this process \(CUDA_ERROR_ILLEGAL_ADDRESS\)"):
+            session.infer(batch(3))
+        with pytest.raises(DeviceLost):
+            session.infer(batch(2))
+        device.lost = ""
+
+
 def test_the_number_of_graphs_is_bounded(device: Any, save_engine: SaveEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_session, "_MOST_GRAPHS", 2)
-    monkeypatch.setattr(type(device), "record", lambda self, enqueue, stream: Launch(enqueue))
     with open_engine(save_engine(), device) as session:
-        for count in (4, 4, 1, 1, 2, 2, 3, 3, 4, 4):
-            np.testing.assert_allclose(session.infer(batch(count)), expected(batch(count)), atol=1e-6)
-        assert len(session._graphs) <= 2
+        places = [device.allocate(3 * 16 * 24 * 4 * 2) for _ in range(5)]
+        with device.current():
+            for place in [*places, *places, *places]:
+                session.enqueue(place.address, places[0].address, (1, 3, 16, 24))
+            assert len(session._graphs) == 2
+            device.wait(session._stream)
+            for place in places:
+                place.free()
 
 
 def test_no_room_for_a_batch_means_smaller_ones_and_a_warning(
@@ -180,7 +252,7 @@ def test_no_room_for_a_batch_means_smaller_ones_and_a_warning(
 def test_a_shape_outside_of_the_profile(device: Any, save_engine: SaveEngine) -> None:
     with (
         open_engine(save_engine(), device) as session,
-        pytest.raises(UserError, match="built for 1x3x16x24 to 4x3x16x24, got 1x3x16x32; build it with that --profile"),
+        pytest.raises(UserError, match="built for 1x3x16x24 to 4x3x16x24, got 1x3x16x32; build it with that --shapes"),
     ):
         session.infer(np.zeros((1, 3, 16, 32), np.float32))
 
@@ -250,7 +322,13 @@ def test_a_driver_too_old_for_tensorrt(device: Any, save_engine: SaveEngine, mon
 
 
 @pytest.mark.skipif(driver_problem() is None, reason="there is a GPU")
-@pytest.mark.parametrize("name", ["Runtime", "ICudaEngine", "IExecutionContext", "ILogger", "DataType"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Runtime", "ICudaEngine", "IExecutionContext", "ILogger", "DataType", "IRuntimeConfig", "IRuntimeCache"),
+        *("CudaGraphStrategy", "DynamicShapesKernelSpecializationStrategy"),
+    ],
+)
 def test_the_imitation_promises_nothing_that_tensorrt_lacks(name: str) -> None:
     real = pytest.importorskip("tensorrt_rtx")
     ours = {member for member in vars(getattr(imitated_tensorrt, name)) if not member.startswith("_")}
@@ -282,7 +360,7 @@ def test_a_real_engine_agrees_with_onnxruntime(builder: str, save_model: Callabl
         targets=targets,
         profile=parse_profile("1x3x16x24:2x3x16x24:4x3x16x24"),
     )  # type: ignore[arg-type]
-    device = Device()
+    device = open_device()
     with open_session(model) as reference, open_engine(tmp_path / "tiny.engine", device) as session:
         assert isinstance(session, EngineSession)
         assert isinstance(session.engine, Engine)
@@ -300,7 +378,7 @@ def prover(save_model: Callable[..., Path]) -> Prover:
 def test_an_engine_is_proved_against_its_graph(
     device: Any, save_engine: SaveEngine, prover: Prover, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_session, "Device", lambda: device)
+    monkeypatch.setattr(engine_session, "open_device", lambda gpu: device)
     proof = prove_engine(save_engine(), prover, Proof(30.0, 0.1, 4))
     assert (proof.images, proof.largest_difference) == (4, pytest.approx(0, abs=1e-5))
     assert proof.sqnr_db is None or proof.sqnr_db > 80
@@ -312,7 +390,7 @@ def test_an_engine_is_proved_against_its_graph(
 def test_an_engine_without_a_map_is_refused(
     device: Any, save_engine: SaveEngine, prover: Prover, monkeypatch: pytest.MonkeyPatch, value: float, message: str
 ) -> None:
-    monkeypatch.setattr(engine_session, "Device", lambda: device)
+    monkeypatch.setattr(engine_session, "open_device", lambda gpu: device)
     with pytest.raises(Disproved, match=message):
         prove_engine(save_engine(value=value), prover, Proof(30.0, 0.1, 4))
 
@@ -320,7 +398,7 @@ def test_an_engine_without_a_map_is_refused(
 def test_an_engine_that_is_worse_than_its_graph_is_refused(
     device: Any, save_engine: SaveEngine, save_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_session, "Device", lambda: device)
+    monkeypatch.setattr(engine_session, "open_device", lambda gpu: device)
     path = save_model("other.onnx", weights=(0.5, 0.0, 0.5), batch=None)
     other = Prover(onnx.load(path), load_network(path), list(open_dataset("synthetic:eval:4:32", masks=False)))
     with pytest.raises(Disproved, match=r"the engine's map has .* dB to float32, its graph's 30.0 dB"):

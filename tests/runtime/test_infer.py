@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from test_engine_session import device, imitation, save_engine  # noqa: F401  (fixtures)
+from test_engine_session import imitation, save_engine  # noqa: F401  (fixtures)
 
 from sodeploy.errors import UserError
 from sodeploy.runtime import infer as script
@@ -72,14 +72,14 @@ def test_on_the_cpu(save_model: SaveModel, make_contract: Any, photos: Path, sty
 
 @pytest.mark.parametrize("style", ["map", "rgba", "overlay", "white"])
 def test_on_cuda(
-    device: Any,  # noqa: F811
+    device: Any,
     save_engine: Callable[..., Path],  # noqa: F811
     make_contract: Any,
     photos: Path,
     monkeypatch: pytest.MonkeyPatch,
     style: Any,
 ) -> None:
-    monkeypatch.setattr(opening, "open_on_device", lambda path, _: open_engine(path, device))
+    monkeypatch.setattr(opening, "open_on_device", lambda path, gpu: open_engine(path, device, gpu))
     output, profile = photos.parent / "out", photos.parent / "trace.json"
     outcome = infer(save_engine(), photos, output, device="cuda", style=kept(style), timeline=profile)
     assert outcome.written == 5

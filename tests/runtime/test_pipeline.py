@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_engine_session import device, imitation, save_engine  # noqa: F401  (fixtures)
+from test_engine_session import imitation, save_engine  # noqa: F401  (fixtures)
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract
-from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
+from sodeploy.runtime.errors import DeviceError, DeviceLost, OutOfDeviceMemory
 from sodeploy.runtime.gpu import pipeline
 from sodeploy.runtime.gpu.engine_session import EngineSession, open_engine
 from sodeploy.runtime.gpu.pipeline import pictures
@@ -72,13 +72,39 @@ def test_a_defect_in_reading_is_not_swallowed(session: EngineSession) -> None:
 
 
 def test_a_batch_the_gpu_fails_at_is_reported_and_the_others_arrive(
-    device: Any,  # noqa: F811
+    device: Any,
     save_engine: Callable[..., Path],  # noqa: F811
 ) -> None:
-    with open_engine(save_engine(fails_on=3), device) as session:
-        made = [picture for _, picture in pictures(session, range(11), image, batch=4, lanes=2)]
-    assert [isinstance(picture, np.ndarray) for picture in made] == [True] * 8 + [False] * 3
-    assert "illegal memory access" in str(made[-1])
+    with open_engine(save_engine(fails_at=2), device) as session:
+        made = [picture for _, picture in pictures(session, range(11), image, batch=4, lanes=1)]
+    assert [isinstance(picture, np.ndarray) for picture in made] == [True] * 4 + [False] * 4 + [True] * 3
+    assert "illegal memory access" in str(made[4])
+
+
+def test_a_lost_gpu_ends_the_run(device: Any, save_engine: Callable[..., Path]) -> None:  # noqa: F811
+    """Nothing that comes later could succeed, so no image is given up one by one."""
+    if not hasattr(device, "lost"):
+        pytest.skip("only the emulated device can be lost and found again")
+    with open_engine(save_engine(breaks_on=4), device) as session:
+        made = pictures(session, iter(range(10_000)), image, batch=4, lanes=2)
+        with pytest.raises(DeviceLost, match="is lost to this process"):
+            list(made)
+        device.lost = ""
+
+
+def test_a_short_batch_behind_whole_ones_runs_as_whole(session: EngineSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, enqueue = [], EngineSession.enqueue
+
+    def noting(self: EngineSession, source: int, target: int, shape: tuple[int, int, int, int]) -> None:
+        shapes.append(shape[0])
+        enqueue(self, source, target, shape)
+
+    monkeypatch.setattr(EngineSession, "enqueue", noting)
+    made = [picture for _, picture in pictures(session, range(9), image, batch=4, lanes=1)]
+    assert np.abs(made[8].astype(int) - expected(8, session.contract)).max() <= 1  # type: ignore[union-attr]
+    assert shapes == [4, 4, 4]
+    list(pictures(session, range(3), image, batch=4, lanes=1))
+    assert shapes[3:] == [3]
 
 
 def test_an_error_that_shows_only_when_the_stream_is_waited_for(
@@ -130,7 +156,7 @@ def test_a_batch_without_room_is_halved(
 
 
 def test_room_for_fewer_lanes(
-    device: Any,  # noqa: F811
+    device: Any,
     save_engine: Callable[..., Path],  # noqa: F811
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -1,0 +1,51 @@
+"""onnxruntime on an NVIDIA GPU: the libraries it needs, and the nodes it leaves on the CPU."""
+
+import contextlib
+import importlib.util
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+ASSIGNMENT_OPTION = ("session.record_ep_graph_assignment_info", "1")
+
+
+def preload_libraries() -> None:
+    """Load CUDA and cuDNN from the nvidia-* wheels, where the system has none.
+
+    onnxruntime looks into its own site-packages. In another one they may lie beside torch.
+    """
+    import onnxruntime
+
+    if not hasattr(onnxruntime, "preload_dlls"):
+        return
+    own = Path(onnxruntime.__file__).resolve().parents[1]
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints its search; a GPU that is missing is said later
+        onnxruntime.preload_dlls()
+        for folder in library_folders():
+            if own not in folder.parents:
+                onnxruntime.preload_dlls(directory=str(folder))
+
+
+def library_folders() -> list[Path]:
+    """The folders with libraries of the nvidia-* wheels, in every site-packages on the path."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = [Path(root).resolve() for root in (spec.submodule_search_locations or ())] if spec else []
+    return [folder for root in roots for folder in sorted(root.glob("*/lib")) if any(folder.glob("lib*.so*"))]
+
+
+def nodes_on_cpu(session: "onnxruntime.InferenceSession") -> list[str]:
+    """The nodes of a session that the CPU computes, as "Resize /up/Resize".
+
+    Their tensors cross the bus at every run. [] for an onnxruntime before 1.24, which does not tell.
+    """
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return []
+    return [
+        f"{node.op_type} {node.name}"
+        for part in session.get_provider_graph_assignment_info()
+        if part.ep_name == "CPUExecutionProvider"
+        for node in part.get_nodes()
+    ]
