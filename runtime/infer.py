@@ -14,6 +14,7 @@ import typer
 
 from sodeploy import command_line, terminal
 from sodeploy.artifacts import check_apart, check_output
+from sodeploy.calib_data import Dataset
 from sodeploy.calib_data.images import MOST_PIXELS
 from sodeploy.errors import UserError
 from sodeploy.runtime.composition import Style
@@ -37,7 +38,7 @@ Edges = Literal["estimate", "keep"]
 
 def infer(
     model: str | Path,
-    source: str | Path,
+    source: str | Path | Dataset,
     output: str | Path = "results",
     *,
     device: str = "cpu",
@@ -61,7 +62,8 @@ def infer(
 
     Args:
         model: an ONNX file; a checkpoint, which runs in PyTorch; on cuda also an engine.
-        source: an image; a folder, searched with its subfolders; a data set; a list; "-" for standard input.
+        source: an image; a folder, searched with its subfolders; a data set, open or not; a list; "-" for standard
+            input.
         output: a folder; of one image also a file, or "-" for standard output.
         device: "cpu", "cuda", or "cuda:1" for the second GPU.
         style: the look of the pictures (`sodeploy.runtime.media.pictures`), or its type, such as "rgba".

@@ -202,6 +202,18 @@ STAGES = {
         renamed={"--profile": "--timeline", "--style": "--type"},
         writes=("--timeline", "--failures"),  # `--output` may be a file or a folder: infer looks itself
     ),
+    "maps": Stage(
+        "runtime.maps",
+        "data sets -> the saliency maps of a model, ready for evaluate",
+        (
+            "out/u2netp.onnx --data DUTS-TE,ECSSD --root DATA --output maps/u2netp",
+            "u2netp.pth --network u2netp --data t,e --root DATA --output maps/u2netp",
+        ),
+        ("cpu",),
+        aliases=("test",),
+        renamed={"--sal_mode": "--data"},
+        folder=True,
+    ),
     "evaluate": Stage(
         "runtime.evaluate",
         "folders of saliency maps -> the nine metrics, or others",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sodeploy.calib_data import synthetic
-from sodeploy.calib_data.dataset import FileSample, Sample
+from sodeploy.calib_data.dataset import Dataset, FileSample, Sample
 from sodeploy.calib_data.images import MOST_PIXELS
 from sodeploy.calib_data.layouts import Layout, find_layout
 from sodeploy.calib_data.lists import LIST_SUFFIXES
@@ -87,8 +87,8 @@ class Source(NamedTuple):
     find: Callable[[str, Path | None], Found]
 
 
-def find_source(source: str | Path, output: Path | None = None) -> Found:
-    """The content of a source.
+def find_source(source: str | Path | Dataset, output: Path | None = None) -> Found:
+    """The content of a source; of an open data set its images.
 
     Args:
         output: the destination; where it lies in the source, it is left out.
@@ -96,6 +96,8 @@ def find_source(source: str | Path, output: Path | None = None) -> Found:
     Raises:
         UserError: there is nothing of the name, or nothing in it to make a picture of.
     """
+    if isinstance(source, Dataset):
+        return _samples(source)
     text = str(source)
     kind = next((kind for kind in SOURCES if kind.fits(text)), None)
     if kind is None:
@@ -127,8 +129,7 @@ def _file(text: str, output: Path | None) -> Found:
 
 def _dataset(text: str, output: Path | None) -> Found:
     """A data set as the other stages take it: its images, never its masks."""
-    dataset = open_dataset(text, masks=False)
-    found = Found([_of_sample(sample) for sample in dataset])
+    found = _samples(open_dataset(text, masks=False))
     root = Path(text)
     if root.is_dir():
         layout = find_layout(root)
@@ -195,6 +196,10 @@ def _masks(layout: Layout) -> list[Path]:
 def _item(path: Path, name: str) -> Item:
     kind = kind_of(path) or "image"
     return Item(name, kind, path, partial(read_frame, path) if kind == "image" else None)
+
+
+def _samples(dataset: Dataset) -> Found:
+    return Found([_of_sample(sample) for sample in dataset])
 
 
 def _of_sample(sample: Sample) -> Item:
