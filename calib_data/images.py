@@ -58,11 +58,7 @@ def check_header(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) 
         reason = f"it is {kind.name}" if kind is not None and kind.family != "image" else error
         remedy = kind.remedy if kind is not None and kind.remedy else "replace or remove it"
         raise UserError(f"{name} is broken or no image ({reason}); {remedy}") from None
-    if header.pixels > most_pixels:
-        raise UserError(
-            f"{name} is {header.width} x {header.height} pixels, {header.pixels / 1e6:.0f} megapixels; the limit is "
-            f"{most_pixels / 1e6:.0f}: make it smaller or remove it, or, in infer, raise --max-megapixels"
-        )
+    require_pixels(header.width, header.height, name, most_pixels)
     if header.densest and header.pixels > header.densest * len(data):
         raise UserError(
             f"{name} is broken: it declares {header.width} x {header.height} pixels, more than {len(data)} bytes can "
@@ -71,6 +67,19 @@ def check_header(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) 
     if header.animated:
         raise UserError(f"{name} is an animated {header.kind}; save the picture that counts as a file of its own")
     return header
+
+
+def require_pixels(width: int, height: int, name: object, most_pixels: int) -> None:
+    """Refuse an image of more than `most_pixels` pixels; `name` stands in the error.
+
+    Raises:
+        UserError: that is so.
+    """
+    if width * height > most_pixels:
+        raise UserError(
+            f"{name} is {width} x {height} pixels, {width * height / 1e6:.0f} megapixels; the limit is "
+            f"{most_pixels / 1e6:.0f}: make it smaller or remove it, or, in infer, raise --max-megapixels"
+        )
 
 
 def bytes_of(path: str | Path) -> bytes:

@@ -12,7 +12,8 @@ Style = Literal["map", "rgba", "green", "blur", "overlay"]
 STYLES: tuple[Style, ...] = get_args(Style)
 CHANNELS = {"map": 1, "rgba": 4, "green": 3, "blur": 3, "overlay": 3}
 BLUR_CELL = 16  # pixels of the image that one pixel of the blurred background averages
-_LEAST_WEIGHT = 1e-4  # of a pixel of the object in its surroundings: deep within it there is nothing else to average
+_SHARPNESS = 8  # a pixel that is half object weighs 1/256: its color is half the object's
+_LEAST_WEIGHT = 1e-6  # of a pixel of the object in its surroundings: deep within it there is nothing else to average
 _GREEN, _RED = np.array([[0, 255, 0], [255, 0, 0]], np.uint8)
 
 
@@ -80,7 +81,7 @@ def defocused(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     sigma = min(height, width) / 40
     factor = max(1.0, sigma / 4)
     small = max(1, round(width / factor)), max(1, round(height / factor))
-    weight = (1 - alpha.astype(np.float32) / 255) ** 2 + _LEAST_WEIGHT
+    weight = (1 - alpha.astype(np.float32) / 255) ** _SHARPNESS + _LEAST_WEIGHT
     sums = np.dstack([image * weight[..., None], weight])
     sums = cv2.resize(sums, small, interpolation=cv2.INTER_AREA)
     sums = cv2.GaussianBlur(sums, (0, 0), max(sigma / factor, 0.1), borderType=cv2.BORDER_REPLICATE)

@@ -1,26 +1,8 @@
 """One picture of a source: its pixels, its own transparency and its color profile."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import cv2
 import numpy as np
-
-from sodeploy.calib_data.headers import Header
-from sodeploy.calib_data.images import MOST_PIXELS, bytes_of, check_header, decode, decode_image
-from sodeploy.errors import UserError
-
-_ORIENTATION = 0x0112  # the EXIF tag
-_TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: np.fliplr,
-    3: lambda x: np.rot90(x, 2),
-    4: np.flipud,
-    5: lambda x: np.swapaxes(x, 0, 1),
-    6: lambda x: np.rot90(x, -1),
-    7: lambda x: np.rot90(np.swapaxes(x, 0, 1), 2),
-    8: np.rot90,
-}
 
 
 @dataclass(frozen=True)
@@ -43,68 +25,12 @@ class Frame:
         return self.image.shape[0], self.image.shape[1]
 
 
-def read_frame(path: str | Path, most_pixels: int = MOST_PIXELS, whole: bool = True) -> Frame:
-    """Read an image file.
+def usable_profile(profile: bytes | None) -> bytes | None:
+    """An ICC profile, if it is whole and of RGB colors.
 
-    Args:
-        most_pixels: the largest width x height that is decoded; the file's header tells it.
-        whole: read the transparency and the profile too; a saliency map needs neither.
-
-    Raises:
-        UserError: the file is missing, empty, broken, too large, an animation, or no image.
+    A CMYK or grey file has become RGB, so its profile no longer describes the pixels. ICC.1:2022, section 7.2: the
+    profile begins with its size, the color space stands at byte 16, and "acsp" at byte 36.
     """
-    return decode_frame(bytes_of(path), path, most_pixels, whole)
-
-
-def decode_frame(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS, whole: bool = True) -> Frame:
-    """Decode the bytes of an encoded image, as `read_frame` does; `name` stands in the error."""
-    image = decode_image(data, name, most_pixels)
-    if not whole:
-        return Frame(image)
-    header = check_header(data, name, most_pixels)
-    exif, profile = _metadata(data, header)
-    alpha = _alpha(data, name, exif) if header.alpha else None
-    if alpha is not None and alpha.shape != image.shape[:2]:
-        raise UserError(f"{name}: its transparency is not as large as its picture; save the image again")
-    return Frame(image, alpha, profile)
-
-
-def _metadata(data: bytes, header: Header) -> tuple[bytes, bytes | None]:
-    """EXIF block and ICC profile, as far as they are there; a profile of other than RGB colors is left out."""
-    flags = cv2.IMREAD_REDUCED_COLOR_8 if header.kind == "JPEG" else cv2.IMREAD_COLOR
-    _, kinds, blobs = cv2.imdecodeWithMetadata(np.frombuffer(data, np.uint8), flags=flags)
-    found = {int(kind): np.asarray(blob).tobytes() for kind, blob in zip(kinds, blobs, strict=True)}
-    profile = found.get(cv2.IMAGE_METADATA_ICCP)
-    # A CMYK or grey file has become RGB, so its profile no longer describes the pixels.
-    return found.get(cv2.IMAGE_METADATA_EXIF, b""), profile if profile and profile[16:20] == b"RGB " else None
-
-
-def _alpha(data: bytes, name: str | Path, exif: bytes) -> np.ndarray | None:
-    """The alpha channel, turned as the image is; None where all of it is opaque."""
-    pixels = decode(data, cv2.IMREAD_UNCHANGED, name)
-    if pixels.ndim != 3 or pixels.shape[2] != 4:
+    if profile is None or len(profile) < 132 or int.from_bytes(profile[:4], "big") != len(profile):
         return None
-    alpha = pixels[..., 3]
-    if alpha.dtype == np.uint16:
-        alpha = cv2.convertScaleAbs(alpha, alpha=1 / 257)
-    turn = _TURNS.get(_orientation(exif))
-    alpha = np.ascontiguousarray(turn(alpha) if turn else alpha)
-    return None if alpha.min() == 255 else alpha
-
-
-def _orientation(exif: bytes) -> int:
-    """The EXIF orientation, 1 to 8; 1 where there is none."""
-    exif = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "little", b"MM": "big"}.get(exif[:2])
-    if order is None:
-        return 1
-
-    def number(at: int, size: int) -> int:
-        return int.from_bytes(exif[at : at + size], "little" if order == "little" else "big")
-
-    first = number(4, 4)
-    for entry in range(number(first, 2)):
-        at = first + 2 + 12 * entry
-        if number(at, 2) == _ORIENTATION:
-            return number(at + 8, 2)
-    return 1
+    return profile if profile[16:20] == b"RGB " and profile[36:40] == b"acsp" else None

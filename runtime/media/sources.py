@@ -18,8 +18,9 @@ from sodeploy.calib_data.layouts import Layout, find_layout
 from sodeploy.calib_data.lists import LIST_SUFFIXES
 from sodeploy.calib_data.sources import open_dataset
 from sodeploy.errors import UserError
-from sodeploy.runtime.media.frame import Frame, decode_frame, read_frame
+from sodeploy.runtime.media.frame import Frame
 from sodeploy.runtime.media.kinds import UNREADABLE, kind_of
+from sodeploy.runtime.media.reading import decode_frame, read_frame
 
 STREAM = "-"  # standard input as a source, standard output as a destination
 
@@ -41,7 +42,7 @@ class Item:
     decode: Callable[[int, bool], Frame] | None = field(default=None, repr=False, compare=False)
 
     def read(self, most_pixels: int = MOST_PIXELS, whole: bool = True) -> Frame:
-        """The frame of an image; see `sodeploy.runtime.media.frame.read_frame`.
+        """The frame of an image; see `sodeploy.runtime.media.reading.read_frame`.
 
         Raises:
             UserError: as there; or the item is no image.

@@ -1,0 +1,131 @@
+"""Images as people have them: formats, transparency, profiles, and files that are no image."""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from sodeploy.errors import UserError
+from sodeploy.runtime.media.reading import decode_frame, read_frame
+
+Image = pytest.importorskip("PIL.Image")
+ImageCms = pytest.importorskip("PIL.ImageCms")
+
+RED = (200, 30, 20)
+
+
+def profile(colors: str = "sRGB") -> bytes:
+    made: bytes = ImageCms.ImageCmsProfile(ImageCms.createProfile(colors)).tobytes()
+    return made
+
+
+def with_colors(space: bytes) -> bytes:
+    """A profile that says it is for other colors."""
+    return profile()[:16] + space + profile()[20:]
+
+
+def saved(picture: "Image.Image", kind: str, **settings: object) -> bytes:
+    data = io.BytesIO()
+    picture.save(data, kind, **settings)
+    return data.getvalue()
+
+
+def red(mode: str = "RGB", size: tuple[int, int] = (60, 40)) -> "Image.Image":
+    """Red, its right half half transparent where the mode has alpha."""
+    picture = Image.new("RGBA", size, (*RED, 255))
+    picture.paste((*RED, 128), (size[0] // 2, 0, *size))
+    return picture.convert(mode)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF", "PPM", "JPEG2000"])
+def test_formats(kind: str) -> None:
+    frame = decode_frame(saved(red(), kind), "x")
+    assert frame.size == (40, 60)
+    assert frame.alpha is None
+    assert np.abs(frame.image[20, 30].astype(int) - RED).max() < 12
+
+
+def test_heic() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif")
+    data = io.BytesIO()
+    pillow_heif.from_pillow(red("RGBA")).save(data, quality=95)
+    frame = decode_frame(data.getvalue(), "x.heic")
+    assert np.abs(frame.image[20, 10].astype(int) - RED).max() < 12
+    assert frame.alpha is not None
+    assert abs(int(frame.alpha[20, 50]) - 128) < 4
+    with pytest.raises(UserError, match=r"x.heic is broken \("):
+        decode_frame(data.getvalue()[:200], "x.heic")
+    with pytest.raises(UserError, match=r"x.heic is 60 x 40 pixels"):
+        decode_frame(data.getvalue(), "x.heic", most_pixels=100)
+
+
+def test_heic_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
+    with pytest.raises(
+        UserError, match=r"x.heic is a HEIC picture: pip install 'sodeploy\[heif\]'; or save it as JPEG"
+    ):
+        decode_frame(b"\0\0\0\x1cftypheic" + bytes(100), "x.heic")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_transparency_is_turned_as_the_image_is(kind: str, orientation: int) -> None:
+    picture = Image.new("RGBA", (60, 40), (*RED, 255))
+    picture.paste((0, 0, 255, 100), (0, 0, 20, 10))  # blue and transparent in the corner
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    settings = {"lossless": True} if kind == "WEBP" else {}
+    frame = decode_frame(saved(picture, kind, exif=exif, **settings), "x")
+    assert frame.alpha is not None
+    assert frame.size == ((40, 60) if orientation < 5 else (60, 40))
+    np.testing.assert_array_equal(frame.alpha == 100, frame.image[..., 2] == 255)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_profiles(kind: str) -> None:
+    assert decode_frame(saved(red(), kind, icc_profile=profile()), "x").profile == profile()
+    assert decode_frame(saved(red(), kind, icc_profile=profile("LAB")), "x").profile is None
+    assert decode_frame(saved(red(), kind), "x").profile is None
+    assert decode_frame(saved(red(), kind, icc_profile=profile()[:-9]), "x").profile is None  # cut short
+    assert decode_frame(saved(red(), kind, icc_profile=profile()), "x", whole=False).profile is None
+
+
+def test_cmyk_becomes_rgb_without_its_profile() -> None:
+    frame = decode_frame(saved(red("CMYK"), "JPEG", quality=95, icc_profile=with_colors(b"CMYK")), "x")
+    assert np.abs(frame.image[20, 30].astype(int) - RED).max() < 12
+    assert frame.profile is None
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG that declares a size, with hardly any data."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    begin = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    return begin + chunk(b"IDAT", zlib.compress(bytes(1 << 20))) + chunk(b"IEND", b"")
+
+
+def test_files_that_are_no_image_or_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jpeg = saved(red(), "JPEG")
+    frames = [red(), red("L").convert("RGB")]
+    animated = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    for name, data, reason in [
+        ("text.jpg", b"Dear reader,", "broken or no image"),
+        ("empty.png", b"", "is an empty file"),
+        ("huge.png", png_of(30000, 30000), "is 30000 x 30000 pixels, 900 megapixels; the limit is 179"),
+        ("moving.gif", animated, "is an animated GIF; save the picture that counts as a file of its own"),
+    ]:
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=rf"{name} {reason}|{name} is {reason}"):
+            read_frame(tmp_path / name)
+    monkeypatch.undo()
+    (tmp_path / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
+    with pytest.raises(UserError, match=r"cut.jpg is broken"):
+        read_frame(tmp_path / "cut.jpg")
