@@ -185,7 +185,7 @@ def test_a_failed_image_ends_with_status_1_and_a_summary(save_model: SaveModel, 
 
 @pytest.mark.parametrize("way", [LargeImages(patches=True), LargeImages(patches=True, two_scales=True)])
 def test_patches_of_any_model(
-    device: Any,  # noqa: F811
+    device: Any,
     save_model: SaveModel,
     save_engine: Callable[..., Path],  # noqa: F811
     way: LargeImages,
