@@ -1,8 +1,9 @@
 """Runs a graph to read any of its tensors, and picks the images to run it on."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnx
@@ -11,10 +12,12 @@ from sodeploy.calib_data import Sample
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.onnx_session import session_options, start_session
 from sodeploy.runtime.processing import preprocess
+from sodeploy.workers import usable_cores
 
 if TYPE_CHECKING:
     import onnxruntime
 
+Result = TypeVar("Result")
 Run = Callable[[np.ndarray], list[np.ndarray]]  # (N, 3, h, w) float32 -> the outputs
 
 
@@ -44,15 +47,30 @@ def opened(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Run:
 
 
 def inspection_options(arena: bool = True) -> "onnxruntime.SessionOptions":
-    """Options for a graph many of whose tensors are outputs.
+    """Options for a graph many of whose tensors are outputs, to be run by `side_by_side`.
 
     Args:
         arena: keep memory for the next run. It never shrinks.
     """
-    options = session_options()
+    options = session_options(max(1, usable_cores() // _at_a_time()))
     options.enable_mem_pattern = False  # every output would be planned for as if it lived throughout
     options.enable_cpu_mem_arena = arena
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting takes a core from counting
     return options
+
+
+def side_by_side(work: Callable[[Sample], Result], samples: Iterable[Sample]) -> Iterator[Result]:
+    """The results of `work` for each image, in their order. Several threads work, each on an image of its own.
+
+    An error in one call ends all: the images that wait are left.
+    """
+    with ThreadPoolExecutor(_at_a_time()) as pool:
+        yield from pool.map(work, samples)
+
+
+def _at_a_time() -> int:
+    """Images that are on their way at the same time; each takes memory of its own."""
+    return min(4, usable_cores())
 
 
 def per_channel(graph: onnx.GraphProto, reduce: str, tensor: str, rank: int, axis: int = 1) -> str:

@@ -3,8 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +13,26 @@ from sodeploy.artifacts import write_manifest
 from sodeploy.calib_data import Sample
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.histogram import Counted, MagnitudeHistogram, count
-from sodeploy.quant.calibration.inspect_graph import as_input, distinct, per_channel
+from sodeploy.quant.calibration.inspect_graph import as_input, distinct, per_channel, side_by_side
 from sodeploy.quant.calibration.parts import GraphInParts
 from sodeploy.quant.calibration.statistics import FIXED_POINT, Statistics, is_in_half, load_statistics
-from sodeploy.quant.graph import PASSING, Network, channel_axis_read
+from sodeploy.quant.graph import PASSING, Network, attribute, channel_axis_read
 from sodeploy.terminal import note, progress
 
 _CHECKPOINT_SECONDS = 20.0  # the most work that an interrupt can cost
 
 
-@dataclass
-class _Observed:
-    """One image on its way into the statistics: the counts of its tensors, perhaps still to come, and channel means."""
+@dataclass(frozen=True)
+class Observed:
+    """One image in the network.
 
-    sample: Sample
-    digest: str
-    counts: list["Future[dict[str, Counted]]"] = field(default_factory=list)
-    means: dict[str, np.ndarray] = field(default_factory=dict)
+    Attributes:
+        counts: tensor -> its magnitudes.
+        means: input of a layer -> the mean of each channel, `(C,) float32`.
+    """
+
+    counts: Mapping[str, Counted]
+    means: Mapping[str, np.ndarray]
 
 
 def calibrate(
@@ -41,7 +43,7 @@ def calibrate(
 ) -> Statistics:
     """Run the float32 network over `images` once and count the values of its tensors.
 
-    The network runs on while a thread counts what it computed last, so that counting hardly takes time of its own.
+    Several images are on their way at a time, each on a core of its own, so that no core waits for another one.
 
     Args:
         images: samples of `calib_data`; masks are not read.
@@ -55,29 +57,16 @@ def calibrate(
         UserError: no image; a value in the network is NaN or infinite (image and tensor named).
     """
     statistics = statistics or Statistics(network.digest)
+    samples = {digest: image for digest, image in distinct(images).items() if digest not in statistics.images}
     observer = Observer(network)
     saved = time.monotonic()
-    before: _Observed | None = None
-    counting: Future[dict[str, Counted]] | None = None
-    with ThreadPoolExecutor(1) as counter:
-        for sample in progress(images, "calibrating"):
-            image = _Observed(sample, sample.digest())
-            if image.digest in statistics.images or (before is not None and image.digest == before.digest):
-                continue
-            for values, means in observer.run(sample):
-                if counting is not None:
-                    counting.result()  # the values of two parts are in memory at most
-                counting = counter.submit(_count, values, sample.name)
-                image.counts.append(counting)
-                image.means |= means
-            if before is not None:
-                _add(statistics, before)
-                if checkpoint and time.monotonic() - saved > _CHECKPOINT_SECONDS:
-                    checkpoint(statistics)
-                    saved = time.monotonic()
-            before = image
-        if before is not None:
-            _add(statistics, before)
+    observed = progress(side_by_side(observer.observe, samples.values()), "calibrating", total=len(samples))
+    for (digest, sample), image in zip(samples.items(), observed, strict=True):
+        _add(statistics, digest, image)
+        statistics.images[digest] = sample.name
+        if checkpoint and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+            checkpoint(statistics)
+            saved = time.monotonic()
     if not statistics.images:
         raise UserError("the calibration set holds no image; give --calib a folder or a list with images")
     if checkpoint:
@@ -85,30 +74,14 @@ def calibrate(
     return statistics
 
 
-def _count(values: Mapping[str, np.ndarray], image: str) -> dict[str, Counted]:
-    counted = {}
-    for tensor, array in values.items():
-        try:
-            counted[tensor] = count(array)
-        except ValueError as error:
-            raise UserError(
-                f"image {image}, tensor {tensor}: {error}; the float32 network itself overflows there, so "
-                "check the checkpoint and the contract's mean, std and divide_by"
-            ) from None
-    return counted
-
-
-def _add(statistics: Statistics, image: _Observed) -> None:
-    """Add a whole image, or, if its counts failed, nothing."""
-    parts = [part.result() for part in image.counts]
-    both = (statistics.histograms, statistics.half) if is_in_half(image.digest) else (statistics.histograms,)
-    for tensor, counted in (item for part in parts for item in part.items()):
+def _add(statistics: Statistics, digest: str, image: Observed) -> None:
+    both = (statistics.histograms, statistics.half) if is_in_half(digest) else (statistics.histograms,)
+    for tensor, counted in image.counts.items():
         for histograms in both:
             histograms.setdefault(tensor, MagnitudeHistogram()).include(counted)
     for tensor, mean in image.means.items():
         fixed = np.rint(mean.astype(np.float64) * FIXED_POINT).astype(np.int64)
         statistics.channel_sums[tensor] = statistics.channel_sums.get(tensor, 0) + fixed
-    statistics.images[image.digest] = image.sample.name
 
 
 def gather(network: Network, images: Iterable[Sample], file: Path) -> Statistics:
@@ -158,26 +131,65 @@ class Observer:
     def __init__(self, network: Network) -> None:
         self.contract = network.contract
         self.observed = observed_tensors(network)
-        averaged = {node.input[0]: node for node in network.nodes if network.is_weighted(node)}
         model = copy.deepcopy(network.model)
+        read = {node.input[0]: channel_axis_read(node) for node in network.nodes if network.is_weighted(node)}
+        axes = {name: axis for name, axis in read.items() if name in network.float_tensors}
+        self._joined = {name: list(_joined(network, name, axes)) for name in axes}
+        axes |= {part: axes[name] for name, parts in self._joined.items() for part in parts}
+        averaged = dict.fromkeys(part for parts in self._joined.values() for part in parts)
         self._averaged = {
-            per_channel(model.graph, "ReduceMean", name, len(network.shape(name)), channel_axis_read(node)): name
-            for name, node in averaged.items()
-            if name in network.float_tensors
+            per_channel(model.graph, "ReduceMean", name, len(network.shape(name)), axes[name]): name
+            for name in averaged
         }
         _put_beside_makers(model.graph, len(network.model.graph.node))
         self._graph = GraphInParts(model, [*self.observed, *self._averaged])
 
-    def run(self, sample: Sample) -> Iterator[tuple[dict[str, np.ndarray], dict[str, np.ndarray]]]:
-        """One image, a part of the network at a time.
+    def observe(self, sample: Sample) -> Observed:
+        """Run one image, and count the values of a part of the network before the next part makes its own.
 
-        Yields:
-            The observed tensors of the part, float32, and for each tensor that it averages the mean of every channel,
-            `(C,) float32`.
+        Raises:
+            UserError: a value is NaN or infinite.
         """
+        counts: dict[str, Counted] = {}
+        means: dict[str, np.ndarray] = {}
         for tensors in self._graph.run(as_input(sample, self.contract)):
-            means = {self._averaged[name]: tensors.pop(name) for name in list(tensors) if name in self._averaged}
-            yield tensors, means
+            means |= {self._averaged[name]: tensors.pop(name) for name in list(tensors) if name in self._averaged}
+            counts |= {name: _count(values, name, sample.name) for name, values in tensors.items()}
+        return Observed(
+            counts, {name: np.concatenate([means[part] for part in parts]) for name, parts in self._joined.items()}
+        )
+
+
+def _count(values: np.ndarray, tensor: str, image: str) -> Counted:
+    try:
+        return count(values)
+    except ValueError as error:
+        raise UserError(
+            f"image {image}, tensor {tensor}: {error}; the float32 network itself overflows there, so "
+            "check the checkpoint and the contract's mean, std and divide_by"
+        ) from None
+
+
+def _joined(network: Network, tensor: str, axes: Mapping[str, int]) -> Iterator[str]:
+    """The tensors whose channels a tensor joins; the tensor alone if no Concat makes it.
+
+    The means of a joined tensor are the means of its parts, most of which are read elsewhere too. A part of one channel
+    is averaged in its whole: onnxruntime adds up a single channel in another order.
+
+    Args:
+        axes: input of a layer -> its axis of channels.
+    """
+    node = network.producer.get(tensor)
+    if node is None or node.op_type != "Concat" or attribute(node, "axis") != 1 or axes.get(tensor, 1) != 1:
+        yield tensor
+        return
+    parts = list(node.input)
+    known = set(parts) <= network.float_tensors and all(map(network.has_rank, parts))
+    if known and all(axes.get(part, 1) == 1 and (network.shape(part)[1] or 0) > 1 for part in parts):
+        for part in parts:
+            yield from _joined(network, part, axes)
+    else:
+        yield tensor
 
 
 def _put_beside_makers(graph: onnx.GraphProto, count: int) -> None:

@@ -11,10 +11,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sodeploy.calib_data import Sample, open_dataset
+from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration import parts
-from sodeploy.quant.calibration.observer import Observer, calibrate, gather, observed_tensors
+from sodeploy.quant.calibration.inspect_graph import as_input, opened
+from sodeploy.quant.calibration.observer import calibrate, gather, observed_tensors
 from sodeploy.quant.calibration.statistics import Statistics, load_statistics
 from sodeploy.quant.graph import Network, load_network
 
@@ -33,10 +34,6 @@ def assert_equal(a: Statistics, b: Statistics) -> None:
     assert a.channel_sums.keys() == b.channel_sums.keys()
     for tensor, sums in a.channel_sums.items():
         assert np.array_equal(sums, b.channel_sums[tensor]), tensor
-
-
-def seen(observer: Observer, picture: Sample, tensor: str) -> np.ndarray:
-    return next(values[tensor] for values, _ in observer.run(picture) if tensor in values)
 
 
 @pytest.mark.parametrize("part_bytes", [1, 20_000, 10**9])
@@ -84,8 +81,8 @@ def test_only_tensors_with_values_of_their_own_are_observed(unet: Network) -> No
 
 
 def test_channel_means_are_those_of_the_network(unet: Network, pictures: list, statistics: Statistics) -> None:
-    observer = Observer(unet)
-    values = [seen(observer, picture, "a").mean(axis=(0, 2, 3)) for picture in pictures]
+    look = opened(unet.model, ["a"])
+    values = [look(as_input(picture, unet.contract))[0].mean(axis=(0, 2, 3)) for picture in pictures]
     pooled = statistics.channel_means("pooled")
     assert statistics.channel_means("joined")[16:] == pytest.approx(np.mean(values, axis=0), abs=1e-5)
     assert pooled.shape == (16,)
