@@ -1,8 +1,9 @@
 """Runs a graph to read any of its tensors, and picks the images to run it on."""
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -17,12 +18,13 @@ from sodeploy.workers import usable_cores
 if TYPE_CHECKING:
     import onnxruntime
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 Run = Callable[[np.ndarray], list[np.ndarray]]  # (N, 3, h, w) float32 -> the outputs
 
 
 def opened(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Run:
-    """Open a graph in onnxruntime on the CPU.
+    """Open a graph in onnxruntime on the CPU, to be run by `side_by_side`.
 
     Args:
         outputs: float tensors to return instead of the graph's outputs; nodes that none of them needs do not run.
@@ -32,9 +34,7 @@ def opened(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Run:
         del model.graph.output[:]
         for name in outputs:
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    options = session_options()
-    options.enable_mem_pattern = False  # it would keep room for every tensor that is read, throughout the run
-    session = start_session(model, options)
+    session = start_session(model, inspection_options())
     name = session.get_inputs()[0].name
     given = [output.name == name for output in session.get_outputs()]
 
@@ -47,7 +47,7 @@ def opened(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Run:
 
 
 def inspection_options(arena: bool = True) -> "onnxruntime.SessionOptions":
-    """Options for a graph many of whose tensors are outputs, to be run by `side_by_side`.
+    """Options for a graph many of whose tensors are outputs: the cores are shared by the images of `side_by_side`.
 
     Args:
         arena: keep memory for the next run. It never shrinks.
@@ -59,17 +59,28 @@ def inspection_options(arena: bool = True) -> "onnxruntime.SessionOptions":
     return options
 
 
-def side_by_side(work: Callable[[Sample], Result], samples: Iterable[Sample]) -> Iterator[Result]:
-    """The results of `work` for each image, in their order. Several threads work, each on an image of its own.
+def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The results of `work` for each item, such as an image, in their order. Several threads work, each on one item.
 
-    An error in one call ends all: the images that wait are left.
+    An error in one call ends all: the items that wait are left. Few results wait for their turn.
     """
-    with ThreadPoolExecutor(_at_a_time()) as pool:
-        yield from pool.map(work, samples)
+    count = _at_a_time()
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(count) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > count:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def _at_a_time() -> int:
-    """Images that are on their way at the same time; each takes memory of its own."""
+    """Items that are on their way at the same time; each takes memory of its own."""
     return min(4, usable_cores())
 
 

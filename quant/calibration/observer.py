@@ -15,7 +15,7 @@ from sodeploy.errors import UserError
 from sodeploy.quant.calibration.histogram import Counted, MagnitudeHistogram, count
 from sodeploy.quant.calibration.inspect_graph import as_input, distinct, per_channel, side_by_side
 from sodeploy.quant.calibration.parts import GraphInParts
-from sodeploy.quant.calibration.statistics import FIXED_POINT, Statistics, is_in_half, load_statistics
+from sodeploy.quant.calibration.statistics import Statistics, fixed_point, is_in_half, load_statistics
 from sodeploy.quant.graph import PASSING, Network, attribute, channel_axis_read
 from sodeploy.terminal import note, progress
 
@@ -80,8 +80,7 @@ def _add(statistics: Statistics, digest: str, image: Observed) -> None:
         for histograms in both:
             histograms.setdefault(tensor, MagnitudeHistogram()).include(counted)
     for tensor, mean in image.means.items():
-        fixed = np.rint(mean.astype(np.float64) * FIXED_POINT).astype(np.int64)
-        statistics.channel_sums[tensor] = statistics.channel_sums.get(tensor, 0) + fixed
+        statistics.channel_sums[tensor] = statistics.channel_sums.get(tensor, 0) + fixed_point(mean)
 
 
 def gather(network: Network, images: Iterable[Sample], file: Path) -> Statistics:

@@ -14,7 +14,8 @@ from sodeploy.quant.arrays import read_arrays
 from sodeploy.quant.calibration.histogram import MagnitudeHistogram
 
 _FORMAT = 2  # of the file
-FIXED_POINT = 2.0**24
+_FIXED_POINT = 2.0**24
+_LARGEST_MEAN = 2.0**29  # far beyond fp16, so that no layer reads it in int8; sums of 1000 images fit into 64 bits
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Statistics:
 
     def channel_means(self, tensor: str) -> np.ndarray:
         """`(C,) float64`: the mean of each channel over all images and positions."""
-        return self.channel_sums[tensor] / (FIXED_POINT * len(self.images))
+        return self.channel_sums[tensor] / (_FIXED_POINT * len(self.images))
 
     def merge(self, other: "Statistics") -> None:
         """Add the counts of another process or machine, over other images.
@@ -91,6 +92,12 @@ class Statistics:
         for in_half, histograms in ((False, self.histograms), (True, self.half)):
             for tensor, histogram in sorted(histograms.items()):
                 yield tensor, in_half, histogram
+
+
+def fixed_point(means: np.ndarray) -> np.ndarray:
+    """Means in units of 2**-24, int64. They end at 2**29; one that overflowed is 0 or ends there."""
+    finite = np.nan_to_num(means.astype(np.float64), nan=0.0)
+    return np.rint(np.clip(finite, -_LARGEST_MEAN, _LARGEST_MEAN) * _FIXED_POINT).astype(np.int64)
 
 
 def is_in_half(digest: str) -> bool:

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from sodeploy import terminal
 from sodeploy.calib_data import Sample
-from sodeploy.quant.calibration.inspect_graph import as_input, opened, per_channel, some
+from sodeploy.quant.calibration.inspect_graph import as_input, opened, per_channel, side_by_side, some
 from sodeploy.quant.graph import Network, channel_axis_read
 from sodeploy.quant.int8 import STEPS, fp16_scale
 from sodeploy.quant.planning.plan import Range
@@ -56,8 +56,9 @@ def input_errors(network: Network, ranges: Sequence[Range], images: Iterable[Sam
     run = opened(model, errors)
     chosen = some(images, IMAGES)
     totals = [np.zeros(1)] * len(errors)
-    for sample in terminal.progress(chosen, "measuring quantized inputs"):
-        totals = [total + means for total, means in zip(totals, run(as_input(sample, network.contract)), strict=True)]
+    measured = side_by_side(lambda sample: run(as_input(sample, network.contract)), chosen)
+    for image in terminal.progress(measured, "measuring quantized inputs", total=len(chosen)):
+        totals = [total + means for total, means in zip(totals, image, strict=True)]
     means = [total / len(chosen) for total in totals]
     return InputErrors(*(dict(zip(readers, means[first::2], strict=True)) for first in (0, 1)))
 

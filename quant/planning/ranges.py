@@ -17,7 +17,7 @@ from sodeploy.quant.calibration.methods import LEVELS, Method, chosen, expected_
 from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import PASSING, WEIGHTED, Network, is_residual, pads_itself
-from sodeploy.quant.int8 import UINT8_STEPS, fp16_scale
+from sodeploy.quant.int8 import LARGEST_FP16, UINT8_STEPS, fp16_scale
 from sodeploy.quant.planning.plan import Layer, Range, short
 
 _LOPSIDED = 0.92  # half of a range's width / its largest magnitude; above, a shift gains too little for its node
@@ -108,7 +108,7 @@ def shared_range(network: Network, tensors: list[str], statistics: Statistics, m
     if _can_be_shifted(network, tensors) and (levels := magnitudes(histogram)) > LEVELS:
         further, used_further = chosen(histogram, method, levels)
         low, high = max(histogram.low, -further), min(histogram.high, further)
-        if _is_lopsided(low, high):  # also without the values that are clipped
+        if _is_lopsided(low, high) and max(high, -low) <= LARGEST_FP16:  # also without the values that are clipped
             clip, used, levels_of_clip = further, used_further, levels
             amax, shift = _centered(low, high)
     return Range(

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from scipy.linalg.lapack import dtrtri
+from threadpoolctl import threadpool_limits
 
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, sha256, write_manifest
 from sodeploy.calib_data import Sample
-from sodeploy.quant.calibration.inspect_graph import as_input, opened, some
+from sodeploy.quant.calibration.inspect_graph import as_input, opened, side_by_side, some
 from sodeploy.quant.graph import Network, attribute, channel_axis, integers, pads_itself
 from sodeploy.quant.int8 import FEW_STEPS, STEPS, scales_of, weight_scales
 from sodeploy.quant.planning.plan import Rounding, rounded_key
@@ -44,9 +46,9 @@ def adaptive_steps(network: Network, images: Iterable[Sample]) -> dict[str, np.n
     """
     chosen = some(images, IMAGES)
     nodes = [node for node in network.nodes if _window(network, node)]
-    rounded: dict[str, np.ndarray] = {}
-    found = (pair for part in _parts(network, nodes) for pair in _covariances(network, part, chosen))
-    for node, covariance in terminal.progress(found, "rounding weights", total=len(nodes)):
+
+    def rounded(measured: tuple[onnx.NodeProto, np.ndarray]) -> dict[str, np.ndarray]:
+        node, covariance = measured
         weight = network.weight(node)
         by_group = weight.reshape(len(covariance), -1, covariance.shape[1])
         scales = weight_scales(weight, channel_axis(node)).reshape(by_group.shape[:2])
@@ -54,9 +56,22 @@ def adaptive_steps(network: Network, images: Iterable[Sample]) -> dict[str, np.n
         both = [scales_of(scales, count) for count in (STEPS, FEW_STEPS)]
         largest = np.repeat((STEPS, FEW_STEPS), scales.shape[1])
         steps = round_adaptively(np.tile(by_group, (1, 2, 1)), np.concatenate(both, axis=1), covariance, largest)
-        for count, part in zip((STEPS, FEW_STEPS), np.split(steps, 2, axis=1), strict=True):
-            rounded[rounded_key(node.name, count)] = part.reshape(weight.shape)
-    return rounded
+        return {
+            rounded_key(node.name, count): part.reshape(weight.shape)
+            for count, part in zip((STEPS, FEW_STEPS), np.split(steps, 2, axis=1), strict=True)
+        }
+
+    found: dict[str, np.ndarray] = {}
+    # One thread for each product of matrices: the bytes do not depend on the number of cores, all of which are busy.
+    with threadpool_limits(1, "blas"):
+        layers = (
+            steps
+            for part in _parts(network, nodes)
+            for steps in side_by_side(rounded, _covariances(network, part, chosen))
+        )
+        for steps in terminal.progress(layers, "rounding weights", total=len(nodes)):
+            found |= steps
+    return found
 
 
 def round_adaptively(
@@ -77,8 +92,7 @@ def round_adaptively(
     ordered = np.take_along_axis(np.take_along_axis(covariance, order[:, :, None], 1), order[:, None, :], 2)
     ordered = ordered + damping[:, None, None] * np.eye(size)
     scale = 1 / np.maximum(np.einsum("gii->gi", ordered).mean(axis=1), np.finfo(np.float64).tiny)
-    # Row i of the inverse's upper Cholesky factor: how later columns make up for an error in column i.
-    upper = np.linalg.cholesky(np.linalg.inv(ordered * scale[:, None, None])).transpose(0, 2, 1)
+    upper = _inverse_factors(ordered * scale[:, None, None])
     left = np.take_along_axis(weight.astype(np.float64), order[:, None, :], 2)
     steps = np.empty(weight.shape, np.int8)
     block = 64  # columns whose effect on all later ones is added at once
@@ -94,6 +108,17 @@ def round_adaptively(
         left[:, :, end:] -= errors @ upper[:, begin:end, end:]
     back = np.argsort(order, axis=1)
     return np.take_along_axis(steps, back[:, None, :], 2)
+
+
+def _inverse_factors(covariance: np.ndarray) -> np.ndarray:
+    """`(groups, n, n)`: the upper triangular U with U.T @ U = inverse(covariance).
+
+    Its row i says how later columns make up for an error in column i. Read from the last column to the first, the
+    covariance has a lower Cholesky factor whose inverse is U, read likewise: the covariance itself is never inverted,
+    which would take three times as long.
+    """
+    lower = np.linalg.cholesky(covariance[:, ::-1, ::-1])
+    return np.stack([dtrtri(factor.T, lower=0)[0].T for factor in lower])[:, ::-1, ::-1]
 
 
 def _window(network: Network, node: onnx.NodeProto) -> int:
@@ -132,20 +157,32 @@ def _covariances(
     """(node, covariance of the inputs of its products, `(groups, n, n) float64`)"""
     tensors = list(dict.fromkeys(node.input[0] for node in nodes))
     run = opened(network.model, tensors)
+
+    def measured(sample: Sample) -> list[tuple[np.ndarray, np.ndarray, int]]:
+        """For each node the mean of its inputs, the sum of their products about that mean, and their number."""
+        read = dict(zip(tensors, run(as_input(sample, network.contract)), strict=True))
+        found = []
+        for node in nodes:
+            seed = int(hashlib.sha256(f"{sample.digest()}{node.name}".encode()).hexdigest()[:16], 16)
+            x = _sampled_inputs(network, node, read[node.input[0]][0], np.random.default_rng(seed))
+            mean = x.mean(axis=1, keepdims=True)
+            x -= mean
+            found.append((mean[:, 0].astype(np.float64), x.transpose(0, 2, 1) @ x, x.shape[1]))
+        return found
+
     # Within each image about its own mean, then between the means: exact in float32 also where means are large.
     within: dict[str, np.ndarray] = {}
     means: dict[str, list[np.ndarray]] = {node.name: [] for node in nodes}
-    for sample in samples:
-        values = run(as_input(sample, network.contract))
-        read = {name: value[0] for name, value in zip(tensors, values, strict=True)}
-        for node in nodes:
-            seed = int(hashlib.sha256(f"{sample.digest()}{node.name}".encode()).hexdigest()[:16], 16)
-            x = _sampled_inputs(network, node, read[node.input[0]], np.random.default_rng(seed))
-            mean = x.mean(axis=1, keepdims=True)
-            x = x - mean
-            means[node.name].append(mean[:, 0].astype(np.float64))
-            product = (x.transpose(0, 2, 1) @ x).astype(np.float64)
-            within[node.name] = within.get(node.name, 0) + product / (x.shape[1] * len(samples))
+    images = side_by_side(measured, samples)
+    for image in terminal.progress(images, "measuring inputs of layers", total=len(samples)):
+        for node, (mean, product, positions) in zip(nodes, image, strict=True):
+            means[node.name].append(mean)
+            share = product.astype(np.float64)
+            share /= positions * len(samples)
+            if node.name in within:
+                within[node.name] += share
+            else:
+                within[node.name] = share
     for node in nodes:
         between = np.stack(means.pop(node.name), axis=1)  # (groups, images, n)
         between -= between.mean(axis=1, keepdims=True)

@@ -13,10 +13,10 @@ from onnx import numpy_helper
 
 from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
-from sodeploy.quant.calibration import parts
+from sodeploy.quant.calibration import inspect_graph, parts
 from sodeploy.quant.calibration.inspect_graph import as_input, opened
 from sodeploy.quant.calibration.observer import calibrate, gather, observed_tensors
-from sodeploy.quant.calibration.statistics import Statistics, load_statistics
+from sodeploy.quant.calibration.statistics import Statistics, fixed_point, load_statistics
 from sodeploy.quant.graph import Network, load_network
 
 
@@ -41,6 +41,14 @@ def test_a_network_in_parts_computes_the_same(
     unet: Network, pictures: list, statistics: Statistics, part_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parts, "PART_BYTES", part_bytes)
+    assert_equal(statistics, calibrate(unet, pictures))
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_the_number_of_cores_does_not_matter(
+    unet: Network, pictures: list, statistics: Statistics, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspect_graph, "usable_cores", lambda: cores)
     assert_equal(statistics, calibrate(unet, pictures))
 
 
@@ -87,6 +95,12 @@ def test_channel_means_are_those_of_the_network(unet: Network, pictures: list, s
     assert statistics.channel_means("joined")[16:] == pytest.approx(np.mean(values, axis=0), abs=1e-5)
     assert pooled.shape == (16,)
     assert np.all(pooled >= np.mean(values, axis=0) - 1e-5)  # a maximum is no less than a mean
+
+
+@pytest.mark.filterwarnings("error")
+def test_means_beyond_any_use_neither_warn_nor_wrap() -> None:
+    sums = fixed_point(np.array([1.5, 3e38, -np.inf, np.nan], np.float32))
+    assert sums.tolist() == [3 * 2**23, 2**53, -(2**53), 0]
 
 
 def test_a_value_that_is_not_finite_names_image_and_tensor(unet_file: Path, pictures: list, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
+from sodeploy.quant.calibration import inspect_graph
 from sodeploy.quant.calibration.inspect_graph import as_input, opened
 from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.emit.tensorrt import emit_simulation
@@ -79,3 +80,14 @@ def test_means_of_a_clipping_network_are_restored(
         return float(np.abs(np.mean(errors, axis=0)).max())
 
     assert moved(corrected) < moved(Evidence(statistics)) / 5
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_the_number_of_cores_changes_no_byte(
+    unet: Network, plan: Plan, pictures: list[Picture], cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = input_errors(unet, plan.ranges, pictures)
+    monkeypatch.setattr(inspect_graph, "usable_cores", lambda: cores)
+    found = input_errors(unet, plan.ranges, pictures)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert all(ours[tensor].tobytes() == theirs[tensor].tobytes() for tensor in theirs)

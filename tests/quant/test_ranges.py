@@ -272,3 +272,16 @@ def test_an_interval_without_zero_is_refused(gates: Gates, tmp_path: Path) -> No
     save_plan(plan, tmp_path / "plan.json")
     with pytest.raises(UserError, match=r"the interval 0.5 to 1 does not hold zero"):
         load_plan(tmp_path / "plan.json", gates.network)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("reach", [1e-40, 1e5, 1e20, 3e38])
+def test_values_that_fp16_cannot_hold_have_a_finite_range_and_no_warning(
+    unet: Network, statistics: Statistics, reach: float
+) -> None:
+    histogram = MagnitudeHistogram()
+    histogram.add(np.array([0, reach / 3, reach], np.float32))
+    counted = Statistics(statistics.network, {"saliency": histogram}, images=statistics.images)
+    shared = shared_range(unet, ["saliency"], counted, "max")
+    assert np.isfinite(shared.reach)
+    assert shared.shift is None or abs(shared.shift) <= 65504

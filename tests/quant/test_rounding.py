@@ -7,6 +7,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from sodeploy.quant.calibration import inspect_graph
 from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.emit.cpu import emit_cpu
 from sodeploy.quant.emit.tensorrt import emit_simulation
@@ -15,7 +16,7 @@ from sodeploy.quant.int8 import FEW_STEPS, STEPS
 from sodeploy.quant.planning.decide import make_plan
 from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import rounded_key
-from sodeploy.quant.planning.rounding import _sampled_inputs, adaptive_steps, round_adaptively
+from sodeploy.quant.planning.rounding import _inverse_factors, _sampled_inputs, adaptive_steps, round_adaptively
 from sodeploy.runtime.processing import preprocess
 from tests.quant.conftest import Picture
 
@@ -36,6 +37,24 @@ def test_the_output_errs_less(groups: int, size: int) -> None:
         return float(np.mean(((rounded * scales[:, :, None] - weight) @ x.transpose(0, 2, 1)) ** 2))
 
     assert error(steps) < error(nearest) / 2
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_the_number_of_cores_changes_no_step(
+    unet: Network, pictures: list, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = adaptive_steps(unet, pictures)
+    monkeypatch.setattr(inspect_graph, "usable_cores", lambda: cores)
+    found = adaptive_steps(unet, pictures)
+    assert list(found) == list(wanted)
+    assert all(np.array_equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_the_factor_is_the_one_of_the_inverse() -> None:
+    x = np.random.default_rng(0).standard_normal((2, 30, 12))
+    covariance = x.transpose(0, 2, 1) @ x
+    factor = _inverse_factors(covariance)
+    assert factor == pytest.approx(np.linalg.cholesky(np.linalg.inv(covariance)).transpose(0, 2, 1))
 
 
 def test_without_correlation_it_is_the_nearest_step() -> None:
