@@ -6,6 +6,7 @@ python runtime/infer.py photos/ --model out/u2netp.int8.engine --output out/cuto
 
 import contextlib
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +21,7 @@ from sodeploy.errors import UserError
 from sodeploy.runtime.composition import Style
 from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.large_images import LARGEST_SIDE, LargeImages
-from sodeploy.runtime.media.conversion import conversion
+from sodeploy.runtime.media.conversion import MotionOptions, Smoothing, VideoFormat, conversion
 from sodeploy.runtime.media.failures import check_failures, write_failures
 from sodeploy.runtime.media.frame import Frame
 from sodeploy.runtime.media.kinds import MOVING
@@ -34,12 +35,13 @@ from sodeploy.runtime.session import EngineName
 
 Format = Literal["png", "webp", "jpg"]
 Edges = Literal["estimate", "keep"]
+RESULTS = "results"  # the folder of the outputs, in the working folder
 
 
 def infer(
     model: str | Path,
     source: str | Path | Dataset,
-    output: str | Path = "results",
+    output: str | Path = RESULTS,
     *,
     device: str = "cpu",
     style: Look | str = "map",
@@ -54,6 +56,7 @@ def infer(
     network: str | None = None,
     compiled: bool = False,
     large: LargeImages = LargeImages(),
+    motion: MotionOptions = MotionOptions(),
 ) -> Outcome:
     """Write a picture for every image of a source, under the image's name; a video for every video.
 
@@ -62,8 +65,8 @@ def infer(
 
     Args:
         model: an ONNX file; a checkpoint, which runs in PyTorch; on cuda also an engine.
-        source: an image; a folder, searched with its subfolders; a data set, open or not; a list; "-" for standard
-            input.
+        source: an image; a video; a folder, searched with its subfolders; a data set, open or not; a list; "-" for
+            standard input; the number of a webcam, whose pictures are shown in a window until it is closed.
         output: a folder; of one image also a file, or "-" for standard output.
         device: "cpu", "cuda", or "cuda:1" for the second GPU.
         style: the look of the pictures (`sodeploy.runtime.media.pictures`), or its type, such as "rgba".
@@ -78,6 +81,7 @@ def infer(
         network: the registered network that a checkpoint belongs to; by default the one that fits.
         compiled: a checkpoint's network goes through torch.compile.
         large: how an image that is larger than the network's input is seen; by default it is made smaller.
+        motion: how videos are made; `most_pixels` counts for their frames too.
 
     Raises:
         UserError: there is no such source, it has no images, an output would overwrite an input, the model is unfit, or
@@ -94,8 +98,9 @@ def infer(
     look = parse_look(style) if isinstance(style, str) else style
     output = Path(output)
     suffix = _suffix(output, format, look)
+    motion = replace(motion.for_output(output), most_pixels=most_pixels)
     found = find_source(source, output)
-    targets = _targets(found, output, suffix, look, overwrite, shard, [model])
+    targets = _targets(found, output, suffix, look, motion, overwrite, shard, [model])
     extra = [file for file in (timeline, failures) if file]
     inputs = [item.path for item in found.items if item.path is not None]
     check_apart(extra, [*inputs, *targets.todo.values(), model])
@@ -113,7 +118,8 @@ def infer(
     stills = {item: path for item, path in targets.todo.items() if item.kind not in MOVING}
     moving = {item: path for item, path in targets.todo.items() if item.kind in MOVING}
     times = Timeline() if timeline else None
-    with open_mappers(opened, batch, times) as mapper_of:
+    live = any(MOVING[item.kind].live for item in moving)
+    with open_mappers(opened, batch, times, live) as mapper_of:
         if stills:
             read = partial(_read, most_pixels=most_pixels, whole=look.whole_frame)
             kernel: Style = look.kernel if opened.on_device else "map"
@@ -122,7 +128,7 @@ def infer(
                 write_all(made, stills, partial(write_one, style=kernel, look=look, suffix=suffix), outcome)
         for item, target in moving.items():
             if not outcome.stopped:
-                convert_one(item, target, mapper_of("map"), look, outcome)
+                convert_one(item, target, mapper_of("map"), look, motion, outcome)
     if times and timeline:
         times.save(timeline)
     if failures:
@@ -149,6 +155,7 @@ def _targets(
     output: Path,
     suffix: str,
     look: Look,
+    motion: MotionOptions,
     overwrite: bool,
     shard: tuple[int, int],
     inputs: list[str | Path],
@@ -158,7 +165,11 @@ def _targets(
             raise UserError("--output - is standard output, which takes the picture of one image; give a folder")
         return Targets({found.items[0]: output})
     kinds = {item.kind for item in found.items}
-    suffixes = {kind: conversion(kind).output_suffix(look) if kind in MOVING else suffix for kind in kinds}
+    if any(MOVING[kind].live for kind in kinds if kind in MOVING):
+        if output != Path(RESULTS):
+            raise UserError("a webcam is shown in a window and not written; leave --output out")
+        return Targets(dict.fromkeys(found.items, output))
+    suffixes = {kind: conversion(kind).output_suffix(look, motion) if kind in MOVING else suffix for kind in kinds}
     return plan_targets(found, output, suffixes, overwrite=overwrite, inputs=inputs, shard=shard)
 
 
@@ -198,7 +209,7 @@ def main(
         typer.Argument(
             metavar="SOURCE",
             show_default=False,
-            help="an image, a folder, a data set, a list, a video, or - for standard input",
+            help="an image, a video, a folder, a data set, a list, the number of a webcam, or - for standard input",
         ),
     ] = "",
     model: Annotated[Path | None, typer.Option(help="an .onnx file, or a checkpoint; on cuda also an .engine")] = None,
@@ -227,6 +238,10 @@ def main(
     largest_side: Annotated[
         int, typer.Option(help="shorter side of the large scale, in pixels, at most", min=32)
     ] = LARGEST_SIDE,
+    smooth: Annotated[Smoothing, typer.Option(help="videos: smooth the maps in time, against flicker")] = "none",
+    video_format: Annotated[
+        VideoFormat | None, typer.Option(help="format of videos; mp4 by default, webm with transparency")
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(help="cuda: images in one run of the network, chosen by its size by default", min=1)
     ] = None,
@@ -242,7 +257,7 @@ def main(
     if images is not None:  # infer MODEL --images DIR, or --model MODEL --images DIR
         source, model = str(images), model or Path(source)
     assert model is not None
-    output = output or Path(STREAM if source == STREAM else "results")
+    output = output or Path(STREAM if source == STREAM else RESULTS)
     if str(output) == STREAM and sys.stdout.isatty():
         raise UserError("standard output is a terminal; send it into a file or a pipe, or give --output")
     outcome = infer(
@@ -262,6 +277,7 @@ def main(
         network=network,
         compiled=compile,
         large=LargeImages(patches, two_scales, largest_side),
+        motion=MotionOptions(smooth, video_format),
     )
     skipped = f", {outcome.skipped} were there already (--overwrite replaces them)" if outcome.skipped else ""
     if str(output) != STREAM:

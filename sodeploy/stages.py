@@ -195,7 +195,7 @@ STAGES = {
     ),
     "infer": Stage(
         "runtime.infer",
-        "images, folders, data sets -> saliency maps or cut-outs",
+        "images, videos, folders, data sets -> saliency maps or cut-outs",
         ("photo.jpg --model out/u2netp.onnx", "photos --model out/u2netp.onnx --output out/cutouts --type rgba"),
         ("cpu", "matting"),
         needs=(Need(("SOURCE", "--images --model")), Need(("--model", "--images"))),

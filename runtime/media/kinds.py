@@ -28,13 +28,19 @@ class Moving(NamedTuple):
     Attributes:
         suffixes: of its files, in lower case; empty where it is no file.
         module: a module that is a `sodeploy.runtime.media.conversion.Conversion`; imported when it is used.
+        live: it is shown while it lasts, and no file is made of it.
     """
 
     suffixes: frozenset[str]
     module: str
+    live: bool = False
 
 
-MOVING: dict[str, Moving] = {}
+_VIDEOS = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"))
+MOVING: dict[str, Moving] = {
+    "video": Moving(_VIDEOS, "sodeploy.runtime.video.conversion"),
+    "webcam": Moving(frozenset(), "sodeploy.runtime.video.live", live=True),
+}
 
 
 def kind_of(path: Path) -> str | None:

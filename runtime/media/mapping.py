@@ -52,12 +52,14 @@ class Mapper(Protocol):
 class HostMapper:
     """Images in the host's memory, one at a time; reader threads decode ahead while the network runs."""
 
-    def __init__(self, predict: Callable[[np.ndarray], np.ndarray]) -> None:
+    def __init__(self, predict: Callable[[np.ndarray], np.ndarray], ahead: int | None = None) -> None:
         """
         Args:
             predict: (H, W, 3) uint8 RGB -> (H, W) uint8 saliency map; may raise UserError.
+            ahead: frames that are read ahead; one per core by default. 0 for a camera, whose frames would grow old.
         """
         self._predict = predict
+        self._ahead = usable_cores() if ahead is None else ahead
 
     def maps(self, sources: Iterable[Source], read: Callable[[Source], Frame]) -> Generator[Mapped[Source], None, None]:
         remaining = iter(sources)
@@ -67,7 +69,7 @@ class HostMapper:
             while True:
                 for source in remaining:
                     reading.append((source, readers.submit(_read, read, source)))
-                    if len(reading) > usable_cores():
+                    if len(reading) > self._ahead:
                         break
                 if not reading:
                     return
@@ -98,15 +100,18 @@ class DeviceMapper:
         style: Style = "map",
         batch: int | None = None,
         timeline: Timeline | None = None,
+        lanes: int = 3,
     ) -> None:
         """
         Args:
             style: the pictures that the GPU makes in the place of maps.
             batch: images in one run of the network; chosen by the size of its input by default.
             timeline: notes what happened when.
+            lanes: batches on the GPU at a time.
         """
         self._session, self._style, self._timeline = session, style, timeline
         self._batch = batch or chosen_batch(session)
+        self._lanes = lanes
 
     def maps(self, sources: Iterable[Source], read: Callable[[Source], Frame]) -> Generator[Mapped[Source], None, None]:
         def holding() -> Generator[_Held[Source], None, None]:
@@ -118,7 +123,14 @@ class DeviceMapper:
             return one.frame.image
 
         made = pictures(
-            self._session, holding(), image_of, batch=self._batch, style=self._style, timeline=self._timeline
+            self._session,
+            holding(),
+            image_of,
+            batch=self._batch,
+            style=self._style,
+            lanes=self._lanes,
+            readers=1 if self._lanes == 1 else None,
+            timeline=self._timeline,
         )
         with contextlib.closing(made):
             for one, picture in made:

@@ -41,15 +41,21 @@ class Model(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_mappers(model: Model, batch: int | None, timeline: Timeline | None) -> Iterator[Callable[[Style], Mapper]]:
+def open_mappers(
+    model: Model, batch: int | None, timeline: Timeline | None, live: bool = False
+) -> Iterator[Callable[[Style], Mapper]]:
     """Open the model, and give the mapper for a style of pictures; on the host there is only "map".
+
+    Args:
+        live: one picture at a time and none ahead, for a camera.
 
     Raises:
         UserError: the model is unfit, or the device cannot be had.
     """
     if model.on_device:
         with open_on_device(model.path, gpu=model.gpu or 0) as on_device:
-            yield lambda style: DeviceMapper(on_device, style, batch, timeline)
+            size, lanes = (1, 1) if live else (batch, 3)
+            yield lambda style: DeviceMapper(on_device, style, size, timeline, lanes)
         return
     with open_session(
         model.path,
@@ -60,7 +66,8 @@ def open_mappers(model: Model, batch: int | None, timeline: Timeline | None) -> 
         compiled=model.compiled,
     ) as session:
         require_fit(session.contract, model.large)
-        yield lambda style: HostMapper(partial(_predict, session=session, large=model.large))
+        ahead = 0 if live else None
+        yield lambda style: HostMapper(partial(_predict, session=session, large=model.large), ahead)
 
 
 def _predict(image: np.ndarray, session: Session, large: LargeImages) -> np.ndarray:

@@ -10,7 +10,8 @@ from pathlib import Path
 from sodeploy import terminal
 from sodeploy.errors import UserError
 from sodeploy.runtime.composition import Style
-from sodeploy.runtime.media.conversion import conversion
+from sodeploy.runtime.media.conversion import MotionOptions, conversion
+from sodeploy.runtime.media.kinds import MOVING
 from sodeploy.runtime.media.mapping import Mapped, Mapper
 from sodeploy.runtime.media.pictures import Look, finish_picture
 from sodeploy.runtime.media.sources import Item
@@ -99,12 +100,12 @@ def _await(item: Item, writing: "Future[None]", outcome: Outcome) -> None:
         outcome.fail_to_write(item, error)
 
 
-def convert_one(item: Item, target: Path, mapper: Mapper, look: Look, outcome: Outcome) -> None:
+def convert_one(item: Item, target: Path, mapper: Mapper, look: Look, motion: MotionOptions, outcome: Outcome) -> None:
     """Convert a moving source, such as a video, and count it or its failure."""
     try:
-        for note in conversion(item.kind).convert(item, target, mapper, look):
+        for note in conversion(item.kind).convert(item, target, mapper, look, motion):
             terminal.note(note)
-        outcome.written += 1
+        outcome.written += not MOVING[item.kind].live
     except UserError as error:
         outcome.fail(item, str(error))
     except OSError as error:

@@ -120,6 +120,10 @@ def _standard_input(text: str, output: Path | None) -> Found:
     return Found([Item("stdin", decode=decode)])
 
 
+def _webcam(text: str, output: Path | None) -> Found:
+    return Found([Item(text, "webcam")])
+
+
 def _file(text: str, output: Path | None) -> Found:
     path = Path(text)
     if reason := _unreadable(path):
@@ -235,5 +239,6 @@ SOURCES: list[Source] = [
     Source("a list of images", _is_list, _dataset),
     Source("a data set", _is_data_set, _dataset),
     Source("a folder", lambda text: Path(text).is_dir(), _folder),
-    Source("an image", lambda text: os.path.lexists(text), _file),
+    Source("an image or a video", lambda text: os.path.lexists(text), _file),
+    Source("the number of a webcam", str.isdecimal, _webcam),
 ]

@@ -70,38 +70,44 @@ class Color(NamedTuple):
         return cls(matrix, Range.FULL if full else Range.LIMITED, int(frame.color_primaries), int(frame.color_trc))
 
 
-def to_rgb(frame: "av.VideoFrame", color: Color) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a frame of any pixel format, in the meaning of `color`."""
-    if not frame.format.is_rgb:
-        frame.colorspace, frame.color_range = color.matrix, color.range
-    converted = frame.reformat(format="rgb24", interpolation=_interpolation(), dst_color_range=Range.FULL)
-    return converted.to_ndarray()
+class Converter:
+    """Converts the frames of one video, one at a time: FFmpeg prepares itself once for all of them."""
 
+    def __init__(self) -> None:
+        from av.video.reformatter import Interpolation, VideoReformatter
 
-def from_rgb(picture: np.ndarray, pixel_format: str, color: Color) -> "av.VideoFrame":
-    """A frame of a Y'CbCr format, for an encoder, in the meaning of `color`.
+        self._reformatter = VideoReformatter()
+        # Without the two flags the faster code of FFmpeg is off by up to two grey levels.
+        self._rule = int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
 
-    Args:
-        picture: uint8, (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA with straight alpha.
-    """
-    import av
+    def to_rgb(self, frame: "av.VideoFrame", color: Color) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of a frame of any pixel format, in the meaning of `color`."""
+        if not frame.format.is_rgb:
+            frame.colorspace, frame.color_range = color.matrix, color.range
+        converted = self._reformatter.reformat(
+            frame, format="rgb24", interpolation=self._rule, dst_color_range=Range.FULL, threads=1
+        )
+        return converted.to_ndarray()
 
-    layout = "gray" if picture.ndim == 2 else "rgba" if picture.shape[2] == 4 else "rgb24"
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=layout)
-    frame.color_range = Range.FULL
-    converted = frame.reformat(
-        format=pixel_format,
-        interpolation=_interpolation(),
-        dst_colorspace=int(color.matrix),
-        dst_color_range=int(color.range),
-    )
-    converted.colorspace, converted.color_range = color.matrix, color.range
-    converted.color_primaries, converted.color_trc = color.primaries, color.transfer
-    return converted
+    def from_rgb(self, picture: np.ndarray, pixel_format: str, color: Color) -> "av.VideoFrame":
+        """A frame of a Y'CbCr format, for an encoder, in the meaning of `color`.
 
+        Args:
+            picture: uint8, (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA with straight alpha.
+        """
+        import av
 
-def _interpolation() -> int:
-    """Of the chroma; without the two flags the faster code of FFmpeg is off by up to two grey levels."""
-    from av.video.reformatter import Interpolation
-
-    return int(Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT)
+        layout = "gray" if picture.ndim == 2 else "rgba" if picture.shape[2] == 4 else "rgb24"
+        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format=layout)
+        frame.color_range = Range.FULL
+        converted = self._reformatter.reformat(
+            frame,
+            format=pixel_format,
+            interpolation=self._rule,
+            dst_colorspace=int(color.matrix),
+            dst_color_range=int(color.range),
+            threads=1,
+        )
+        converted.colorspace, converted.color_range = color.matrix, color.range
+        converted.color_primaries, converted.color_trc = color.primaries, color.transfer
+        return converted

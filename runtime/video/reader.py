@@ -15,13 +15,12 @@ import numpy as np
 from sodeploy.artifacts import one_line, require_file
 from sodeploy.calib_data.images import MOST_PIXELS
 from sodeploy.errors import UserError
-from sodeploy.runtime.video.color import Color, to_rgb
+from sodeploy.runtime.video.color import Color, Converter
 from sodeploy.terminal import warn
 
 if TYPE_CHECKING:
     import av
 
-SUFFIXES = frozenset((".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"))
 _MISSING_TAIL_S = 0.5  # a file whose last packet ends so much before the duration in its header is cut off
 
 
@@ -62,10 +61,14 @@ class VideoReader:
             most_pixels: the largest width x height of a frame that is decoded.
 
         Raises:
-            UserError: the file is missing, broken, has no video, or its frames are too large.
-            ModuleNotFoundError: PyAV is not installed.
+            UserError: the file is missing, broken, has no video, its frames are too large, or PyAV is not installed.
         """
-        import av
+        try:
+            import av
+        except ImportError:
+            raise UserError(
+                f"{path} needs PyAV, which reads videos; install it: pip install 'sodeploy[video]'"
+            ) from None
 
         self.path = require_file(path, "give the path of a video")
         try:
@@ -102,6 +105,7 @@ class VideoReader:
         self.count = stream.frames or self._estimated_count()
         self.aspect: Fraction = stream.codec_context.sample_aspect_ratio or Fraction(1)
         self.color: Color | None = None
+        self._converter = Converter()
         self.failure: str | None = None
         self.rest: list[av.Packet] = []
         self._start = Fraction(self._container.start_time or 0, 1_000_000)
@@ -210,7 +214,7 @@ class VideoReader:
                 )
             if abs(_turn(frame)[0][0]) == 0:
                 self.aspect = 1 / self.aspect
-        image = to_rgb(frame, self.color)
+        image = self._converter.to_rgb(frame, self.color)
         (a, b), (c, d) = _turn(frame)
         if a == 0:  # x' = c y, y' = b x
             return np.ascontiguousarray(image.transpose(1, 0, 2)[:: b or 1, :: c or 1])

@@ -6,11 +6,12 @@ A network that sees each frame alone gives maps that flicker: their edges jump a
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, Protocol, TypeVar, get_args
+from typing import Protocol, TypeVar, get_args
 
 import numpy as np
 
-Smoothing = Literal["none", "median", "exponential"]
+from sodeploy.runtime.media.conversion import Smoothing
+
 SMOOTHINGS: tuple[Smoothing, ...] = get_args(Smoothing)
 
 NEWEST = 0.5  # weight of the newest map in exponential smoothing

@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import cv2
 import numpy as np
 
 from sodeploy.errors import UserError
-from sodeploy.runtime.video.color import Color, Matrix, Range, from_rgb
+from sodeploy.runtime.media.conversion import VideoFormat
+from sodeploy.runtime.video.color import Color, Converter, Matrix, Range
 from sodeploy.runtime.video.reader import TimedFrame, VideoReader
 from sodeploy.terminal import note, warn
 
 if TYPE_CHECKING:
     import av
 
-VideoFormat = Literal["mp4", "mov", "mkv", "webm"]
 FORMATS: tuple[VideoFormat, ...] = get_args(VideoFormat)
 
 
@@ -125,6 +125,7 @@ class VideoWriter:
         self._container: av.container.OutputContainer | None = None
         self._video: Any = None
         self._sounds: dict[int, _Sound] = {}
+        self._converter = Converter()
 
     def write(self, frame: TimedFrame, picture: np.ndarray) -> None:
         """Append a picture at the time of the frame it is made from, and the frame's sound.
@@ -137,7 +138,7 @@ class VideoWriter:
         """
         if self._container is None:
             self._open(picture)
-        encoded = from_rgb(_padded(picture, self._codec.multiple), self._codec.pixels, self._color)
+        encoded = self._converter.from_rgb(_padded(picture, self._codec.multiple), self._codec.pixels, self._color)
         encoded.pts, encoded.time_base, encoded.duration = frame.time, self._source.clock, frame.duration
         self.write_sound(frame.sound)
         self._mux(self._video.encode(encoded))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import av, content, picture, save_clip
+from video_content import av, content, save_clip, square
 
 from sodeploy.errors import UserError
-from sodeploy.runtime.video.color import Color, Matrix, Range, from_rgb, to_rgb
+from sodeploy.runtime.video.color import Color, Converter, Matrix, Range
 from sodeploy.runtime.video.read_ahead import read_ahead
 from sodeploy.runtime.video.reader import VideoReader
 from sodeploy.runtime.video.writer import CONTAINERS, FORMATS, VideoFormat, VideoWriter, codec_for
@@ -103,9 +103,9 @@ def test_a_turned_video_is_upright(tmp_path: Path, turn: str) -> None:
     path.write_bytes(data)
     with VideoReader(path) as reader:
         images = [frame.image for frame in reader.frames()]
-        assert reader.aspect == (Fraction(4, 3) if by_numpy(picture(0)).shape == picture(0).shape else Fraction(3, 4))
-    assert images[1].shape == by_numpy(picture(1)).shape
-    assert distance(images[1], by_numpy(picture(1))) < 6
+        assert reader.aspect == (Fraction(4, 3) if by_numpy(square(0)).shape == square(0).shape else Fraction(3, 4))
+    assert images[1].shape == by_numpy(square(1)).shape
+    assert distance(images[1], by_numpy(square(1))) < 6
     copy(path, tmp_path / "out.mp4")
     assert content(tmp_path / "out.mp4").aspect == reader.aspect
     assert distance(content(tmp_path / "out.mp4").images[1], images[1]) < 6
@@ -114,12 +114,12 @@ def test_a_turned_video_is_upright(tmp_path: Path, turn: str) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("size", [(47, 64), (48, 63), (47, 63)])
 def test_odd_sizes(tmp_path: Path, format: VideoFormat, size: tuple[int, int]) -> None:
-    save_clip(tmp_path / "a.mkv", 3, codec="ffv1", pixels="bgr0", sound=None, image=lambda n: picture(n, *size))
+    save_clip(tmp_path / "a.mkv", 3, codec="ffv1", pixels="bgr0", sound=None, image=lambda n: square(n, *size))
     copy(tmp_path / "a.mkv", tmp_path / f"out.{format}")
     made = content(tmp_path / f"out.{format}").images[2]
     padded = (size[0] + size[0] % 2, size[1] + size[1] % 2) if codec_for(format, False).multiple == 2 else size
     assert made.shape[:2] == padded
-    assert distance(made[: size[0], : size[1]], picture(2, *size)) < 6
+    assert distance(made[: size[0], : size[1]], square(2, *size)) < 6
     if padded[0] > size[0]:
         assert distance(made[-1:], made[-2:-1]) < 4  # repeated, not black
 
@@ -127,7 +127,7 @@ def test_odd_sizes(tmp_path: Path, format: VideoFormat, size: tuple[int, int]) -
 @pytest.mark.parametrize("format", ["webm", "mkv", "mov"])
 @pytest.mark.parametrize("size", [(48, 64), (47, 63)])
 def test_transparency(tmp_path: Path, format: VideoFormat, size: tuple[int, int]) -> None:
-    save_clip(tmp_path / "a.mkv", 3, codec="ffv1", pixels="bgr0", sound=None, image=lambda n: picture(n, *size))
+    save_clip(tmp_path / "a.mkv", 3, codec="ffv1", pixels="bgr0", sound=None, image=lambda n: square(n, *size))
     copy(tmp_path / "a.mkv", tmp_path / f"out.{format}", alpha=True)
     with av.open(str(tmp_path / f"out.{format}")) as container:
         stream = container.streams.video[0]
@@ -140,8 +140,8 @@ def test_transparency(tmp_path: Path, format: VideoFormat, size: tuple[int, int]
             frames = [frame for packet in container.demux(stream) if packet.size for frame in decoder.decode(packet)]
     made = frames[1].to_ndarray(format="rgba") if name == "vp9" else frames[1].reformat(format="rgba").to_ndarray()
     assert made.shape == (*size, 4)
-    assert distance(made[..., 3], picture(1, *size)[..., 0]) < 3
-    assert distance(made[..., :3], picture(1, *size)) < 6
+    assert distance(made[..., 3], square(1, *size)[..., 0]) < 3
+    assert distance(made[..., :3], square(1, *size)) < 6
 
 
 def test_mp4_holds_no_transparency() -> None:
@@ -163,17 +163,17 @@ def test_colors_follow_the_standards(matrix: Matrix, range: Range) -> None:
         luma = red * r + (1 - red - blue) * g + blue * b
         chroma = np.array([(b - luma) / (2 - 2 * blue), (r - luma) / (2 - 2 * red)])
         whole = [255 * luma, *(255 * chroma + 128)] if range is Range.FULL else [16 + 219 * luma, *(224 * chroma + 128)]
-        frame = from_rgb(np.broadcast_to(color, (16, 16, 3)), "yuv420p", Color(matrix, range))
+        frame = Converter().from_rgb(np.broadcast_to(color, (16, 16, 3)), "yuv420p", Color(matrix, range))
         stored = [np.frombuffer(plane, np.uint8)[0] for plane in frame.planes]
         assert stored == pytest.approx(np.clip(whole, 0, 255), abs=1)
         assert Color.of(frame)[:2] == (matrix, range)
-        assert to_rgb(frame, Color.of(frame))[5, 5].astype(int) == pytest.approx(color.astype(int), abs=2)
+        assert Converter().to_rgb(frame, Color.of(frame))[5, 5].astype(int) == pytest.approx(color.astype(int), abs=2)
 
 
 def test_all_shades_of_a_map_survive() -> None:
     shades = np.tile(np.arange(256, dtype=np.uint8), (16, 1))
     color = Color(Matrix.BT709, Range.LIMITED)
-    back = to_rgb(from_rgb(shades, "yuv420p", color), color)
+    back = Converter().to_rgb(Converter().from_rgb(shades, "yuv420p", color), color)
     assert np.abs(back.astype(int) - shades[..., None]).max() <= 1  # 219 steps hold 256 shades
 
 
@@ -190,7 +190,9 @@ def test_an_output_says_its_colors(
     tmp_path: Path, told: tuple[int, int], height: int, expected: tuple[int, int]
 ) -> None:
     image = np.full((height, 2 * height, 3), (200, 120, 40), np.uint8)
-    frame = from_rgb(image, "yuv420p", Color(Matrix(expected[0]), Range.FULL if told[1] == 2 else Range.LIMITED))
+    frame = Converter().from_rgb(
+        image, "yuv420p", Color(Matrix(expected[0]), Range.FULL if told[1] == 2 else Range.LIMITED)
+    )
     with av.open(str(tmp_path / "a.mkv"), "w") as container:
         stream = container.add_stream("ffv1", rate=25)
         stream.width, stream.height, stream.pix_fmt = 2 * height, height, "yuv420p"
