@@ -106,6 +106,7 @@ class VideoReader:
         self.aspect: Fraction = stream.codec_context.sample_aspect_ratio or Fraction(1)
         self.color: Color | None = None
         self._converter = Converter()
+        self._turn = _UPRIGHT
         self.failure: str | None = None
         self.rest: list[av.Packet] = []
         self._start = Fraction(self._container.start_time or 0, 1_000_000)
@@ -212,10 +213,12 @@ class VideoReader:
                     f"{self.path} is HDR; its colors are taken as they are, so pictures look flat: convert it to SDR "
                     "first"
                 )
-            if abs(_turn(frame)[0][0]) == 0:
+            # Only once: a frame that was asked for its side data waits for Python's collector of circles.
+            self._turn = _turn(frame)
+            if self._turn[0][0] == 0:
                 self.aspect = 1 / self.aspect
         image = self._converter.to_rgb(frame, self.color)
-        (a, b), (c, d) = _turn(frame)
+        (a, b), (c, d) = self._turn
         if a == 0:  # x' = c y, y' = b x
             return np.ascontiguousarray(image.transpose(1, 0, 2)[:: b or 1, :: c or 1])
         return image if a == d == 1 else np.ascontiguousarray(image[::d, ::a])
