@@ -133,10 +133,9 @@ def test_formats_that_do_not_fit(
     save_model: SaveModel, tmp_path: Path, output: str, style: str, format: Any, message: str
 ) -> None:
     save_clip(tmp_path / "a.mp4", 2)
+    motion = MotionOptions(format=format)
     with pytest.raises(UserError, match=message):
-        infer(
-            save_model(), tmp_path / "a.mp4", tmp_path / output, style=kept(style), motion=MotionOptions(format=format)
-        )
+        infer(save_model(), tmp_path / "a.mp4", tmp_path / output, style=kept(style), motion=motion)
     assert not (tmp_path / output).exists()
 
 
