@@ -21,9 +21,9 @@ from test_engine_session import device, imitation, save_engine  # noqa: F401  (f
 from video_content import content, save_clip, square
 
 from sodeploy.errors import UserError
-from sodeploy.runtime import infer as script
 from sodeploy.runtime.gpu.engine_session import open_engine
 from sodeploy.runtime.infer import infer
+from sodeploy.runtime.media import opening
 from sodeploy.runtime.media.conversion import MotionOptions
 from sodeploy.runtime.media.frame import Frame
 from sodeploy.runtime.media.mapping import HostMapper
@@ -80,7 +80,7 @@ def test_on_cuda(
     monkeypatch: pytest.MonkeyPatch,
     style: str,
 ) -> None:
-    monkeypatch.setattr(script, "open_on_device", lambda path: open_engine(path, device))
+    monkeypatch.setattr(opening, "open_on_device", lambda path, gpu: open_engine(path, device))
     source = save_clip(tmp_path / "a.mp4")
     outcome = infer(save_engine(), source, tmp_path / "out", device="cuda", style=kept(style))
     assert (outcome.written, outcome.failed) == (1, {})
