@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from test_engine_session import device, imitation, save_engine  # noqa: F401  (fixtures)
+from test_engine_session import imitation, save_engine  # noqa: F401  (fixtures)
 from video_content import content, save_clip, square
 
 from sodeploy.errors import UserError
@@ -73,14 +73,14 @@ def test_every_type(save_model: SaveModel, tmp_path: Path, style: str) -> None:
 
 @pytest.mark.parametrize("style", ["map", "overlay"])
 def test_on_cuda(
-    device: Any,  # noqa: F811
+    device: Any,
     save_engine: Callable[..., Path],  # noqa: F811
     save_model: SaveModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     style: str,
 ) -> None:
-    monkeypatch.setattr(opening, "open_on_device", lambda path, gpu: open_engine(path, device))
+    monkeypatch.setattr(opening, "open_on_device", lambda path, gpu: open_engine(path, device, gpu))
     source = save_clip(tmp_path / "a.mp4")
     outcome = infer(save_engine(), source, tmp_path / "out", device="cuda", style=kept(style))
     assert (outcome.written, outcome.failed) == (1, {})
