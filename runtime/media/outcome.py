@@ -1,6 +1,7 @@
 """Writing the outputs of a run, and counting them and the failures."""
 
 import errno
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,7 +62,7 @@ def write_all(
     writing: deque[tuple[Item, Future[None]]] = deque()
     with ThreadPoolExecutor(usable_cores(), "writer") as writers:
         try:
-            for one in terminal.progress(made, "images", total=len(targets)):
+            for one in terminal.progress(made, "images", len(targets), remark=_rate(outcome)):
                 if isinstance(one.result, UserError):
                     outcome.fail(one.source, str(one.result))
                 else:
@@ -75,6 +76,17 @@ def write_all(
         except BaseException:
             writers.shutdown(cancel_futures=True)
             raise
+
+
+def _rate(outcome: Outcome) -> Callable[[], str]:
+    """Tells how many pictures are written in a second, from now on."""
+    began, before = time.monotonic(), outcome.written
+
+    def rate() -> str:
+        written = outcome.written - before
+        return f"{written / (time.monotonic() - began):.1f} a second" if written else ""
+
+    return rate
 
 
 def write_one(one: Mapped[Item], target: Path, style: Style, look: Look, suffix: str) -> None:
