@@ -223,6 +223,12 @@ STAGES = {
         renamed={"--gt": "--data"},
         writes=("--json", "--csv", "--markdown", "--curves"),
     ),
+    "verify": Stage(
+        "verify",
+        "files against their manifests, and all they were made from",
+        ("out/u2netp.int8.cpu.onnx", "out", "csnet-L-x1.pth.tar"),
+        writes=(),
+    ),
     "masks": Stage(
         "calib_data.masks",
         "masks -> grown, shrunk, and their boundaries",

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "export": {"calib_data", "runtime", "training", "export", "torch"},
 }
 DISTRIBUTIONS = set(importlib.metadata.packages_distributions())
-FRONT_DOOR = {"sodeploy.__main__", "sodeploy.demo"}
+FRONT_DOOR = {f"sodeploy.{name}" for name in ("__main__", "demo", "run", "experiment", "verify")}
 
 
 def imported_modules(file: Path) -> set[str]:

@@ -14,7 +14,14 @@ from sodeploy.stages import STAGES, stage_named
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("sodeploy", "calib_data", "runtime", "quant", "training", "export")
-FRONT_DOOR = {"__init__.py", "__main__.py", "demo.py"}  # they import every room, as a front door does
+FRONT_DOOR = {
+    "__init__.py",
+    "__main__.py",
+    "demo.py",
+    "run.py",
+    "experiment.py",
+    "verify.py",
+}  # they import every room, as a front door does
 
 _COLORS = {
     "sodeploy": "#eceff1",
