@@ -22,6 +22,7 @@ from sodeploy.quant.planning.ranges import held_in_int8
 from sodeploy.quant.planning.targets import kind_of_cpu
 from sodeploy.runtime.contract import CPU_KEY, annotate
 
+_ELEMENTWISE = ("PRelu", "Add", "Sub", "Mul", "Div")
 _LARGEST_BIAS = 2.0**30  # in steps; leaves the int32 accumulator as much again
 
 
@@ -66,6 +67,8 @@ def _emit(network: Network, plan: Plan, target: TargetName) -> onnx.ModelProto:
             _as_shifted_planes(graph, network, new, node)
         elif node.name in parts:
             new = _as_two_parts(graph, network, new, node)
+        elif target == "openvino" and node.op_type in _ELEMENTWISE:
+            _with_constants_of_full_rank(graph, network, new)
         graph.append(new)
     return label(graph.finish(), "int8", target, plan)
 
@@ -120,6 +123,23 @@ def _as_shifted_planes(graph: Rewriter, network: Network, new: onnx.NodeProto, n
     shifts = np.eye(taps, dtype=np.float32).reshape(outputs, height, width, taps).transpose(0, 3, 1, 2)
     new.input[0] = planes
     new.input[1] = graph.constant(f"{node.name}/shifts", np.ascontiguousarray(shifts))
+
+
+def _with_constants_of_full_rank(graph: Rewriter, network: Network, node: onnx.NodeProto) -> None:
+    """Give the constants that a node reads, such as a PReLU's slopes, as many dimensions as its result.
+
+    Broadcasting gives the same values. With fewer dimensions OpenVINO computes the node in planar layout, between
+    integer layers that keep channels last: on CSNet its copies from one layout to the other take longer than all int8
+    layers.
+    """
+    if not network.has_rank(node.output[0]):
+        return
+    rank = len(network.shape(node.output[0]))
+    for index, name in enumerate(node.input):
+        values = network.constants.get(name)
+        if values is not None and 0 < values.ndim < rank:
+            wide = values.reshape((1,) * (rank - values.ndim) + values.shape)
+            node.input[index] = graph.constant(f"{name}/rank_{rank}", wide)
 
 
 def _as_two_parts(graph: Rewriter, network: Network, new: onnx.NodeProto, node: onnx.NodeProto) -> onnx.NodeProto:

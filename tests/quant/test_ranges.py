@@ -15,7 +15,7 @@ from sodeploy.quant.calibration.histogram import MagnitudeHistogram
 from sodeploy.quant.calibration.observer import calibrate
 from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.emit.checks import check_tensorrt
-from sodeploy.quant.emit.cpu import emit_cpu
+from sodeploy.quant.emit.cpu import emit_cpu, emit_openvino
 from sodeploy.quant.emit.tensorrt import emit_simulation, emit_tensorrt
 from sodeploy.quant.graph import Network, load_network
 from sodeploy.quant.int8 import fp16_scale
@@ -168,6 +168,17 @@ def test_on_a_cpu_what_a_prelu_reads_stays_in_float(gates: Gates, inputs: list[n
     assert integer == {"b_pre/Conv", "c/Conv", "f/Conv", "total/Add", "g_pre/Conv"}
     graph = emit_cpu(gates.network, gates.plan)
     assert "d" not in {node.input[0] for node in graph.graph.node if node.op_type == "QuantizeLinear"}
+    for x in inputs:
+        assert np.abs(run(graph, x) - run(gates.network.model, x)).mean() < 0.02
+
+
+def test_for_openvino_slopes_have_as_many_dimensions_as_what_they_scale(
+    gates: Gates, inputs: list[np.ndarray], run: Run
+) -> None:
+    graph = emit_openvino(gates.network, gates.plan)
+    constants = {tensor.name: list(tensor.dims) for tensor in graph.graph.initializer}
+    slopes = [constants[node.input[1]] for node in graph.graph.node if node.op_type == "PRelu"]
+    assert slopes == [[1, 8, 1, 1]] * 3
     for x in inputs:
         assert np.abs(run(graph, x) - run(gates.network.model, x)).mean() < 0.02
 
