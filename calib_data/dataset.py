@@ -82,9 +82,10 @@ class FileSample:
         mask = read_mask(self.mask_path)
         if (self._size or self.image().shape[:2]) != mask.shape:
             (height, width), (mask_height, mask_width) = self._size, mask.shape
+            turned = ": height and width are swapped" if (mask_height, mask_width) == (width, height) else ""
             raise UserError(
                 f"{self.mask_path} is {mask_width}x{mask_height} but its image {self.image_path} is {width}x{height} "
-                "as shown (EXIF orientation applied); mend or remove the pair"
+                f"as shown (EXIF orientation applied){turned}; mend or remove the pair"
             )
         return mask
 

@@ -10,7 +10,13 @@ from sodeploy.calib_data.headers import Header, read_header
 from sodeploy.errors import UserError
 from sodeploy.file_kinds import kind_of
 
-SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+SUFFIXES = frozenset(
+    f".{ending}"
+    for ending in (
+        *("avif", "bmp", "dib", "gif", "jfif", "jp2", "jpe", "jpeg", "jpg", "pbm", "pgm", "png", "pnm", "ppm"),
+        *("tif", "tiff", "webp"),
+    )
+)
 MOST_PIXELS = 178_956_970  # an image beyond is refused before it is decoded: half a gigabyte as 8-bit RGB
 
 # Our own errors say what went wrong and name the file, which OpenCV's log does not know.
@@ -112,7 +118,9 @@ def decode(data: bytes, flags: int, name: str | Path) -> np.ndarray:
         if isinstance(error, MemoryError) or error.code == cv2.Error.StsNoMem:
             raise UserError(f"{name} needs more memory than there is; make it smaller or remove it") from None
         image = None
-    if image is None or image.dtype not in (np.uint8, np.uint16) or _is_cut_short(data):
+    if image is not None and image.dtype not in (np.uint8, np.uint16):
+        raise UserError(f"{name} has values of {image.dtype}; save it with 8 or 16 bits per channel, or remove it")
+    if image is None or _is_cut_short(data):
         raise UserError(f"{name} is broken or not an 8 or 16 bit image that OpenCV reads; replace or remove it")
     return image
 

@@ -1,10 +1,10 @@
-"""Whether the masks of a set say something, and how its files store them."""
+"""Checks of the masks of a set: masks that say nothing, unusual ways of storing them, inverted masks."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from sodeploy import terminal
 from sodeploy.calib_data.mask_reading import FOREGROUND, understand_mask
 from sodeploy.errors import UserError
 from sodeploy.workers import usable_cores
+
+_INVERTED = 0.75  # of the border: an object that fills more of it is rare, a background seldom fills less
 
 
 class _Masked(Protocol):
@@ -49,24 +51,39 @@ def check_masks(samples: Iterable[_Masked], data: str) -> None:
         )
 
 
+class _Found(NamedTuple):
+    """The object's share of a mask and of its border, from 0 to 1, and the way of storing it."""
+
+    share: float
+    border: float
+    rule: str
+
+
 def _shares_of_files(files: Sequence[Path], data: str) -> list[float]:
-    """The object's share of each mask; each unusual way of storing them is told."""
+    """The object's share of each mask; unusual ways of storing them, and inverted ones, are told."""
     with ThreadPoolExecutor(usable_cores()) as threads:  # OpenCV decodes while other threads run
-        read = threads.map(_share_and_rule, files)
+        read = threads.map(_examine, files)
         try:
             found = list(terminal.progress(read, f"reading the masks of {data}", total=len(files)))
         finally:
             threads.shutdown(cancel_futures=True)
-    for rule, count in Counter(rule for _, rule in found if rule).items():
-        first = next(file for file, (_, other) in zip(files, found, strict=True) if other == rule)
+    for rule, count in Counter(one.rule for one in found if one.rule).items():
+        first = next(file for file, one in zip(files, found, strict=True) if one.rule == rule)
         which = f"masks of {data}" if count == len(files) else f"{count} of {len(files)} masks of {data}"
         terminal.note(f"{which}: {rule} (read from {first})")
-    return [share for share, _ in found]
+    white = [file for file, one in zip(files, found, strict=True) if one.border > _INVERTED and one.share < 1]
+    if len(white) > len(files) / 2:
+        terminal.warn(
+            f"{data}: in {len(white)} of {len(files)} masks the border of the picture is object, as in {white[0]}; are "
+            "they inverted? The object must be white and the background black: invert them if so"
+        )
+    return [one.share for one in found]
 
 
-def _share_and_rule(file: Path) -> tuple[float, str]:
+def _examine(file: Path) -> _Found:
     mask, rule = understand_mask(file)
-    return _share(mask), rule
+    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    return _Found(_share(mask), _share(border), rule)
 
 
 def _shares_up_to_first(samples: Iterable[_Masked]) -> list[float]:

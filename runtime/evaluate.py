@@ -174,6 +174,12 @@ def to_csv(record: EvaluationRecord) -> str:
 
 def _score(truth: Truth, path: Path, keys: Sequence[str] | None, curves: bool) -> tuple[metrics.Scores, bool]:
     mask, saliency = truth.mask(), read_map(path)
+    if saliency.shape == mask.shape[::-1] != mask.shape:
+        (height, width), (mask_height, mask_width) = saliency.shape, mask.shape
+        raise UserError(
+            f"{path} is {width}x{height} but its mask {truth.name} is {mask_width}x{mask_height}: height and width are "
+            "swapped; turn the one that is wrong"
+        )
     resized = saliency.shape != mask.shape
     if resized:
         saliency = cv2.resize(saliency, mask.shape[::-1], interpolation=cv2.INTER_LINEAR)

@@ -8,18 +8,22 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from sodeploy import command_line, terminal
+from sodeploy.errors import UserError
 from sodeploy.training.models import NETWORKS, build, entry
 from sodeploy.training.models.network import SaliencyNetwork
 
 
 class Row(NamedTuple):
-    """One network: all its parameters, and the multiply-accumulates of one image of height x width pixels."""
+    """One network: all its parameters, and the multiply-accumulates of one image of height x width pixels.
+
+    `macs` is None where the network does not take this size.
+    """
 
     name: str
     height: int
     width: int
     parameters: int
-    macs: int
+    macs: int | None
 
 
 def table(size: int | None = None) -> list[Row]:
@@ -30,10 +34,17 @@ def table(size: int | None = None) -> list[Row]:
         height, width = (size, size) if size else (contract.height, contract.width)
         with torch.device("meta"):
             network = build(name)
-        network.check_size(height, width)
         parameters = sum(parameter.numel() for parameter in network.parameters())
-        rows.append(Row(name, height, width, parameters, macs(network, channels(name), height, width)))
+        rows.append(Row(name, height, width, parameters, _macs_at(network, name, height, width)))
     return rows
+
+
+def _macs_at(network: SaliencyNetwork, name: str, height: int, width: int) -> int | None:
+    try:
+        network.check_size(height, width)
+    except UserError:
+        return None
+    return macs(network, channels(name), height, width)
 
 
 def channels(name: str) -> int:
@@ -54,14 +65,21 @@ def macs(network: SaliencyNetwork, channels: int, height: int, width: int) -> in
 
 
 def main(
-    size: Annotated[int | None, typer.Option(help="height and width in pixels; each network's own by default")] = None,
+    size: Annotated[
+        int | None, typer.Option(help="height and width in pixels; each network's own by default", min=1)
+    ] = None,
 ) -> None:
     """Print every network with its parameters and multiply-accumulates."""
     view = Table("network", "size", "parameters (M)", "GMACs")
-    for row in table(size):
-        parameters, gmacs = f"{row.parameters / 1e6:.3f}", f"{row.macs / 1e9:.3f}"
+    rows = table(size)
+    for row in rows:
+        parameters, gmacs = f"{row.parameters / 1e6:.3f}", "-" if row.macs is None else f"{row.macs / 1e9:.3f}"
         view.add_row(row.name, f"{row.height}x{row.width}", parameters, gmacs)
     terminal.results.print(view)
+    if refused := [row.name for row in rows if row.macs is None]:
+        terminal.note(
+            f"{size}x{size} is no size of {', '.join(refused)}: at least 32 pixels, and multiples of what each needs"
+        )
 
 
 if __name__ == "__main__":

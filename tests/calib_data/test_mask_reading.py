@@ -197,3 +197,57 @@ def test_each_way_of_storing_masks_is_told_with_its_number(tmp_path: Path, capsy
     encode(tmp_path / "masks" / "3.png", np.full((48, 64), 7, np.uint8) + NOISE[..., 0] // 4)
     with pytest.raises(UserError, match=r"masks/3.png cannot be understood"):
         check_masks(open_dataset(tmp_path), "any")
+
+
+def data_set(folder: Path, masks: list[np.ndarray], suffix: str = ".png") -> Path:
+    for place in ("images", "masks"):
+        (folder / "d" / place).mkdir(parents=True)
+    for index, mask in enumerate(masks):
+        cv2.imwrite(str(folder / "d" / "images" / f"{index}.png"), np.zeros((*MASK.shape, 3), np.uint8))
+        encode(folder / "d" / "masks" / f"{index}{suffix}", mask)
+    return folder / "d"
+
+
+@pytest.mark.parametrize(
+    ("masks", "told"),
+    [
+        ([255 - MASK, 255 - MASK, MASK], "in 2 of 3 masks the border of the picture is object"),
+        ([1 - MASK // 255, 1 - MASK // 255], "in 2 of 2 masks the border of the picture is object"),
+        ([255 - MASK, MASK], ""),
+        ([MASK], ""),
+    ],
+)
+def test_inverted_masks_are_told(
+    tmp_path: Path, masks: list[np.ndarray], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_masks(open_dataset(data_set(tmp_path, masks)), "d")
+    said = " ".join(capsys.readouterr().err.split())
+    assert ("are they inverted?" in said) == bool(told)
+    assert told in said
+
+
+def test_a_turned_mask_is_told(tmp_path: Path) -> None:
+    sample = open_dataset(data_set(tmp_path, [MASK.T]))[0]
+    with pytest.raises(UserError, match=r"is 48x64 but its image .* is 64x48 .*: height and width are swapped"):
+        sample.mask()
+
+
+def test_masks_in_gif_files_are_found(tmp_path: Path) -> None:
+    sample = open_dataset(data_set(tmp_path, [rgb(MASK)], ".gif"))[0]
+    np.testing.assert_array_equal(sample.mask(), MASK)
+
+
+def test_masks_of_float_numbers_are_named(tmp_path: Path) -> None:
+    file = encode(tmp_path / "m.tiff", OBJECT.astype(np.float32))
+    with pytest.raises(UserError, match="has values of float32; save it with 8 or 16 bits per channel"):
+        read_mask(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"<!doctype html><html>", "it is a web page"), (b"version https://git-lfs.github.com/spec/v1", "of Git LFS")],
+)
+def test_masks_that_are_something_else(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "m.png").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_mask(tmp_path / "m.png")

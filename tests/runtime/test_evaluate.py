@@ -262,3 +262,10 @@ def test_the_command_writes_what_it_is_asked_for(repository, truths, save_maps, 
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: curves.gif ends in no known picture format")
+
+
+def test_a_turned_map_is_refused(truths, save_maps):
+    maps = save_maps("turned", 1)
+    cv2.imwrite(str(maps / "b.png"), disc(1).T)
+    with pytest.raises(UserError, match=r"b.png is 40x50 but its mask b is 50x40: height and width are swapped"):
+        evaluate([maps], truths[:1], workers=1)
