@@ -13,7 +13,8 @@ import typer
 from sodeploy import command_line, terminal
 from sodeploy.errors import UserError
 from sodeploy.export.simplify import simplify
-from sodeploy.export.to_onnx import trace
+from sodeploy.export.to_onnx import OPSET
+from sodeploy.export.tracing import trace
 from sodeploy.runtime.measure.report import Table, show
 from sodeploy.training.models import NETWORKS, build, entry
 
@@ -41,7 +42,7 @@ def count(name: str, size: int | None = None, batch: int | None = 1) -> Counts:
         update={"height": size or contract.height, "width": size or contract.width, "batch": batch}
     )
     network.check_size(contract.height, contract.width)
-    graph = trace(network, contract)
+    graph = trace(network, contract, OPSET)
     traced = _nodes(graph)
     return Counts(name, contract.height, contract.width, traced, _nodes(simplify(graph, f"the graph of {name}")))
 

@@ -2,21 +2,15 @@
 
     python export/to_onnx.py --model u2netp --checkpoint W.pth --output out/u2netp.onnx
 
-Traced by PyTorch's TorchScript exporter, not by the newer torch.export one: for U²-Netp the same 365 nodes come out in
-1 s instead of 10 s, and its nodes are named after the modules (`/stage1/rebnconvin/conv_s1/Conv`), by which plans and
-reports speak of layers.
+The checkpoint is looked at before PyTorch is imported, so that most refusals take a fraction of a second.
 """
 
-import io
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any
 
-import numpy as np
 import onnx
-import torch
 import typer
 
 from sodeploy import command_line, terminal
@@ -24,26 +18,12 @@ from sodeploy.artifacts import atomic_write, require_file, write_manifest
 from sodeploy.errors import UserError
 from sodeploy.export.image_options import Colour, DivideBy, Interpolation, Mean, Std, Stretch, image_fields
 from sodeploy.export.number_options import HELP, NumbersCommand, parse_size
-from sodeploy.export.parity import Parity, Shape, compare, require, runner
-from sodeploy.export.simplify import simplify, strip_module_prefix
-from sodeploy.runtime.contract import PRECISION_KEY, Contract, annotate, embed
-from sodeploy.training.checkpoint import load_checkpoint, trained_size
-from sodeploy.training.models import build, entry
-from sodeploy.training.models.network import SaliencyNetwork
+from sodeploy.export.parity import require
+from sodeploy.runtime.contract import PRECISION_KEY, annotate, embed
+from sodeploy.training.checkpoint_file import refuse_misfit
 
 OPSET = 17
 OPSETS = range(17, 22)  # what onnxruntime 1.20 and TensorRT 10.8 read, and the exporter writes
-
-
-class Prediction(torch.nn.Module):
-    """A network as it is deployed: one output."""
-
-    def __init__(self, network: SaliencyNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.network.predict(image)
 
 
 def export(
@@ -75,6 +55,12 @@ def export(
         UserError: unknown network, a checkpoint that does not fit, a size the network cannot take, no parity.
     """
     checkpoint = require_file(checkpoint, "give the .pth file to export")
+    refuse_misfit(checkpoint, model)
+    from sodeploy.export.simplify import simplify  # these need PyTorch or take a second
+    from sodeploy.export.tracing import parity_with, trace
+    from sodeploy.training.checkpoint import load_checkpoint, trained_size
+    from sodeploy.training.models import build, entry
+
     if opset not in OPSETS:
         raise UserError(f"opset {opset} is not one of {OPSETS[0]} to {OPSETS[-1]}, which all our engines read")
     if entry(model).sees != "images":
@@ -101,7 +87,7 @@ def export(
     annotate(graph, {PRECISION_KEY: "fp32"})
     onnx.checker.check_model(graph, full_check=True)
 
-    parity = _parity(network, graph, contract)
+    parity = parity_with(network, graph, contract)
     terminal.note(f"{model} against PyTorch: {parity}")
     require(parity, f"the ONNX of {model} differs from PyTorch")
     with atomic_write(output) as temporary:
@@ -115,56 +101,6 @@ def export(
         parity=parity._asdict(),
     )
     return Path(output)
-
-
-def trace(network: SaliencyNetwork, contract: Contract, opset: int = OPSET) -> onnx.ModelProto:
-    """The graph as PyTorch exports it, not simplified yet; `network` is in eval mode."""
-    dynamic: dict[int, str] = {0: "batch"} if contract.batch is None else {}
-    if contract.dynamic_size:
-        dynamic |= {2: "height", 3: "width"}
-    file = io.BytesIO()
-    with warnings.catch_warnings():
-        # The exporter warns that it is deprecated, and about Python values that it freezes. The comparison with
-        # PyTorch finds a value that is frozen wrongly.
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            Prediction(network).eval(),
-            (torch.zeros(contract.batch or 2, 3, contract.height, contract.width),),
-            file,  # type: ignore[arg-type]  # takes files too, its annotation does not say so
-            dynamo=False,
-            opset_version=opset,
-            input_names=[contract.input_name],
-            output_names=[contract.output_name],
-            dynamic_axes={contract.input_name: dynamic, contract.output_name: dynamic},
-        )
-    model = onnx.load_from_string(file.getvalue())
-    strip_module_prefix(model, "network")
-    return model
-
-
-def _parity(network: SaliencyNetwork, graph: onnx.ModelProto, contract: Contract) -> Parity:
-    def torch_prediction(batch: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            return network.predict(torch.from_numpy(batch)).numpy()
-
-    return compare(
-        torch_prediction,
-        runner(graph, contract.output_name),
-        parity_shapes(contract, network.multiple),
-        contract.network,
-    )
-
-
-def parity_shapes(contract: Contract, multiple: int) -> list[Shape]:
-    """Input shapes to compare on: the native one, then another batch and another size where the graph takes them."""
-    height, width = contract.height, contract.width
-    shapes = [(contract.batch or 1, 3, height, width)]
-    if contract.batch is None:
-        shapes.append((3, 3, height, width))
-    if contract.dynamic_size:
-        # Not a multiple of 32 unless the network wants one: where pooling rounds up, traced sizes go wrong first.
-        shapes.append((contract.batch or 1, 3, height + 5 * multiple, width + 3 * multiple))
-    return shapes
 
 
 app = command_line.application()

@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from sodeploy.errors import UserError
-from sodeploy.training.checkpoint import read_weights, without_prefix
+from sodeploy.training.checkpoint import read_weights
+from sodeploy.training.fitting import without_prefix
 from sodeploy.training.models.network import SaliencyNetwork
 
 _OF_CLASSIFIERS = re.compile(r"(fc|head|norm)\.|.*\.attn_mask$")  # Swin has a "norm" in front of its classifier

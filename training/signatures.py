@@ -1,33 +1,34 @@
-"""Find the networks that some weights fit, without building the networks, which takes seconds.
+"""Find the networks that some weights fit, without building the networks or importing PyTorch, which takes seconds.
 
-`signatures.json` holds a hash of the names and shapes of each network. After a network has changed, write the file
-again:
+`signatures.json` holds a hash of the names and shapes of each network, `shapes.json.gz` the names and shapes
+themselves. After a network has changed, write the files again:
 
     python training/signatures.py
 """
 
+import gzip
 import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from sodeploy import artifacts, command_line
-from sodeploy.training.models import NETWORKS
+from sodeploy.training.outline import Outline
 
 FILE = Path(__file__).with_name("signatures.json")
+SHAPES = Path(__file__).with_name("shapes.json.gz")
 _WRAPPING = 4  # names before a dot that wrapping classes may have put in front
 
 
-def networks_fitting(weights: Mapping[str, torch.Tensor]) -> list[str]:
+def networks_fitting(weights: Mapping[str, Any]) -> list[str]:
     """The registered networks whose names and shapes are those of `weights`, whatever prefix these have."""
     found = {signature(weights, skip) for skip in range(_WRAPPING)}
     return [name for name, known in _signatures().items() if known in found]
 
 
-def signature(weights: Mapping[str, torch.Tensor], skip: int = 0) -> str:
+def signature(weights: Mapping[str, Any], skip: int = 0) -> str:
     """Hex sha256 of names and shapes, counters left out, each name without its first `skip` parts."""
     shapes = sorted(
         (".".join(key.split(".")[skip:]), tuple(tensor.shape))
@@ -37,10 +38,29 @@ def signature(weights: Mapping[str, torch.Tensor], skip: int = 0) -> str:
     return hashlib.sha256(repr(shapes).encode()).hexdigest()
 
 
-def computed() -> dict[str, str]:
-    """The signature of every network, from the network itself."""
+def shapes_of(network: str) -> dict[str, Outline] | None:
+    """Names and shapes of the weights of a registered network; None for an unknown one."""
+    known: dict[str, dict[str, list[int]]] = json.loads(gzip.decompress(SHAPES.read_bytes()))
+    found = known.get(network)
+    return None if found is None else {key: Outline(tuple(shape)) for key, shape in found.items()}
+
+
+def computed() -> dict[str, dict[str, list[int]]]:
+    """Names and shapes of every network, from the network itself."""
+    import torch
+
+    from sodeploy.training.models import NETWORKS
+
     with torch.device("meta"):  # no memory, no initialization
-        return {name: signature(entry.make().state_dict()) for name, entry in NETWORKS.items()}
+        states = {name: entry.make().state_dict() for name, entry in NETWORKS.items()}
+    return {name: {key: list(tensor.shape) for key, tensor in state.items()} for name, state in states.items()}
+
+
+def hashed(shapes: Mapping[str, Mapping[str, list[int]]]) -> dict[str, str]:
+    """The signature of each network."""
+    return {
+        name: signature({key: Outline(tuple(shape)) for key, shape in each.items()}) for name, each in shapes.items()
+    }
 
 
 @cache
@@ -50,8 +70,10 @@ def _signatures() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write the signatures of all networks."""
-    artifacts.write_text(FILE, json.dumps(computed(), indent=1) + "\n")
+    """Write names, shapes and signatures of all networks."""
+    shapes = computed()
+    artifacts.write_text(FILE, json.dumps(hashed(shapes), indent=1) + "\n")
+    artifacts.write_bytes(SHAPES, gzip.compress(json.dumps(shapes, separators=(",", ":")).encode(), mtime=0))
 
 
 if __name__ == "__main__":

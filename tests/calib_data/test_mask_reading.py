@@ -7,10 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from test_images import encode, png_chunk
 
 from sodeploy.calib_data import open_dataset
-from sodeploy.calib_data.mask_reading import FOREGROUND, read_map, read_mask, understand_mask
+from sodeploy.calib_data.mask_reading import read_map, read_mask, understand_mask
 from sodeploy.calib_data.mask_sets import check_masks
 from sodeploy.errors import UserError
 
@@ -199,12 +200,12 @@ def test_each_way_of_storing_masks_is_told_with_its_number(tmp_path: Path, capsy
         check_masks(open_dataset(tmp_path), "any")
 
 
-def data_set(folder: Path, masks: list[np.ndarray], suffix: str = ".png") -> Path:
+def data_set(folder: Path, masks: list[np.ndarray]) -> Path:
     for place in ("images", "masks"):
         (folder / "d" / place).mkdir(parents=True)
     for index, mask in enumerate(masks):
         cv2.imwrite(str(folder / "d" / "images" / f"{index}.png"), np.zeros((*MASK.shape, 3), np.uint8))
-        encode(folder / "d" / "masks" / f"{index}{suffix}", mask)
+        encode(folder / "d" / "masks" / f"{index}.png", mask)
     return folder / "d"
 
 
@@ -233,8 +234,10 @@ def test_a_turned_mask_is_told(tmp_path: Path) -> None:
 
 
 def test_masks_in_gif_files_are_found(tmp_path: Path) -> None:
-    sample = open_dataset(data_set(tmp_path, [rgb(MASK)], ".gif"))[0]
-    np.testing.assert_array_equal(sample.mask() > FOREGROUND, OBJECT)
+    folder = data_set(tmp_path, [MASK])
+    (folder / "masks" / "0.png").unlink()
+    Image.fromarray(MASK).save(folder / "masks" / "0.gif")
+    np.testing.assert_array_equal(open_dataset(folder)[0].mask(), MASK)
 
 
 def test_masks_of_float_numbers_are_named(tmp_path: Path) -> None:
