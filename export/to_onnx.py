@@ -19,6 +19,7 @@ from sodeploy.errors import UserError
 from sodeploy.export.image_options import Colour, DivideBy, Interpolation, Mean, Std, Stretch, image_fields
 from sodeploy.export.number_options import HELP, NumbersCommand, parse_size
 from sodeploy.export.parity import require
+from sodeploy.export.simplify import simplify
 from sodeploy.runtime.contract import PRECISION_KEY, annotate, embed
 from sodeploy.training.checkpoint_file import refuse_misfit
 
@@ -56,8 +57,7 @@ def export(
     """
     checkpoint = require_file(checkpoint, "give the .pth file to export")
     refuse_misfit(checkpoint, model)
-    from sodeploy.export.simplify import simplify  # these need PyTorch or take a second
-    from sodeploy.export.tracing import parity_with, trace
+    from sodeploy.export.tracing import parity_with, trace  # these import PyTorch
     from sodeploy.training.checkpoint import load_checkpoint, trained_size
     from sodeploy.training.models import build, entry
 

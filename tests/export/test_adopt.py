@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import onnx
 import onnxruntime
@@ -283,8 +284,60 @@ def test_command_line(repository: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "mean"),
+    [
+        (["--mean", ".5"], (0.5, 0.5, 0.5)),
+        (["--mean=-.5"], (-0.5, -0.5, -0.5)),
+        (["--mean", ".1,.2,.3"], (0.1, 0.2, 0.3)),
+        (["--mean", ".1,", ".2,", ".3"], (0.1, 0.2, 0.3)),
+        (["--mean=.1,.2,.3"], (0.1, 0.2, 0.3)),
+        (["--mean=.1", ".2", ".3"], (0.1, 0.2, 0.3)),
+        (["--mean", "[0.1,0.2,0.3]"], (0.1, 0.2, 0.3)),
+        (["--mean", ".1 .2 .3"], (0.1, 0.2, 0.3)),
+        (["--mean", "-1e-1", "0", "+.3"], (-0.1, 0, 0.3)),
+    ],
+)
+@pytest.mark.parametrize("size", [["--size", "32", "48"], ["--size", "32x48"], ["--size=32,48"], []])
+def test_options_of_several_numbers(
+    tmp_path: Path, words: list[str], mean: tuple[float, ...], size: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def record(_: Path, output: Path, fields: dict[str, Any], choices: Choices) -> Path:
+        given.update(fields, size=choices.size)
+        return Path(output)
+
+    monkeypatch.setattr(module, "adopt", record)
+    line = [str(tmp_path / "theirs.onnx"), *words, *size, "--std", ".5", "--color", "bgr"]
+    result = CliRunner().invoke(module.app, [*line, "--output", str(tmp_path / "new.onnx")])
+    assert result.exception is None, result.output
+    assert given["mean"] == pytest.approx(mean)
+    assert given["std"] == (0.5, 0.5, 0.5)
+    assert given["size"] == (SIZE if size else None)
+    assert given["colour"] == "BGR"
+
+
+def test_like_a_network_of_ours_takes_the_size_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write(tmp_path / "theirs.onnx", side_output=True)
+    image = tmp_path / "photo.png"
+    cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 255, (30, 40, 3), dtype=np.uint8))
+    module.main(source, tmp_path / "new.onnx", like="u2netp", preview=image)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "of its outputs the first, saliency, is the map" in said
+    assert "it takes 32x48 only, where 320x320 is usual" in said
+    assert "its contract: u2netp takes 1 RGB image of 32x48" in said
+    assert contract(tmp_path / "new.onnx").divide_by == "max"
+    assert cv2.imread(str(tmp_path / "new.preview.png")).shape == (30, 120, 3)
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--mean", "0", "0", "--std", "1"], "--mean 0,0 is not one number for all channels or three"),
+        (["--mean", "x", "--std", "1"], "--mean x is not one number for all channels or three"),
+        (["--mean", "1e999", "--std", "1"], "--mean 1e999 is not one number for all channels or three"),
+        (["--mean", "0", "--std", "-1"], "--std -1.0 -1.0 -1.0 has a negative number"),
+        (["--mean", "0", "--std", "255"], "here --std 1 1 1"),
         (["--mean", "0", "0", "0", "--std", "1", "0", "1"], "--std 1.0 0.0 1.0 has a zero to divide by"),
         (["--mean", "123", "117", "104", "--std", "1", "1", "1"], "give mean / 255 and std / 255"),
         (["--like", "u2netp", "--colour", "RBG"], "--colour RBG is unknown; choose RGB or BGR"),

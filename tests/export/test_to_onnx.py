@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from sodeploy.artifacts import sha256, write_manifest
 from sodeploy.errors import UserError
-from sodeploy.export import to_onnx
+from sodeploy.export import to_onnx, tracing
 from sodeploy.export.parity import scene
 from sodeploy.export.to_onnx import export
 from sodeploy.runtime.contract import PRECISION_KEY, contract_of
@@ -218,7 +218,7 @@ def test_interrupt_or_full_disk_leaves_the_old_file(
     def fail(*_: Any) -> None:
         raise fault
 
-    monkeypatch.setattr(to_onnx if moment == "compare" else Path, moment, fail)
+    monkeypatch.setattr(tracing if moment == "compare" else Path, moment, fail)
     output = tmp_path / "net.onnx"
     output.write_text("old")
     with pytest.raises(type(fault)):
@@ -295,3 +295,21 @@ def test_flat_map_is_warned_of(network: torch.nn.Module, tmp_path: Path, capsys:
     torch.save(weights, tmp_path / "flat.pth")
     export("u2netp", tmp_path / "flat.pth", tmp_path / "net.onnx", size=SIZE)
     assert "are these trained weights?" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_before_pytorch_is_imported(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(3)}, tmp_path / "other.pth")
+    line = (
+        "import sys; from sodeploy.export.to_onnx import export; from sodeploy.errors import UserError\n"
+        "try: export('u2net_tiny', sys.argv[1], 'none.onnx')\n"
+        "except UserError as error: print('torch' in sys.modules, error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", line, str(tmp_path / "other.pth")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stdout.startswith("False ")
+    assert "does not fit u2net_tiny: it lacks" in done.stdout

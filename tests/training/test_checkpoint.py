@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from sodeploy import artifacts
 from sodeploy.errors import UserError
 from sodeploy.training.checkpoint import load_checkpoint, read_weights, write_checkpoint
+from sodeploy.training.checkpoint_file import refuse_misfit
 from sodeploy.training.models import build
 from sodeploy.training.models.network import SaliencyNetwork
 from sodeploy.training.signatures import FILE, SHAPES, computed, hashed
@@ -76,8 +77,10 @@ def loads_as(path: Path, trained: SaliencyNetwork) -> bool:
     ],
 )
 def test_forms(tmp_path: Path, trained: SaliencyNetwork, wrap: Any) -> None:
-    torch.save(wrap(trained.state_dict()), tmp_path / "w.pth")
-    assert loads_as(tmp_path / "w.pth", trained)
+    for zipped in (True, False):
+        torch.save(wrap(trained.state_dict()), tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+        refuse_misfit(tmp_path / "w.pth", "u2net_tiny")
+        assert loads_as(tmp_path / "w.pth", trained)
 
 
 def test_the_old_file_format(tmp_path: Path, trained: SaliencyNetwork) -> None:
@@ -126,14 +129,31 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     torch.save({"state_dict": Trap()}, "w.pth")
     with pytest.raises(UserError, match=r"w.pth holds Python objects, which loading would execute"):
         read_weights("w.pth")
+    with pytest.raises(UserError, match=r"w.pth holds Python objects, which loading would execute"):
+        refuse_misfit("w.pth", "u2net_tiny")
     assert not Path("trapped").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04" + bytes(100)])
-def test_broken_files(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x01\xfe\x02 no checkpoint", "is broken or no PyTorch checkpoint"),
+        (b"PK\x03\x04" + bytes(100), "is broken or no PyTorch checkpoint"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}q", "is broken or no PyTorch checkpoint"),
+        (b"", r"is no PyTorch checkpoint: it is empty \(0 bytes\)"),
+        (b"<!DOCTYPE html><html>", r"is no PyTorch checkpoint: it is a web page \(HTML\); download the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1", ".* it is a pointer of Git LFS.*; fetch"),
+        (b"Access to this model is restricted", "is no PyTorch checkpoint: it is text"),
+        (b"\x1f\x8b\x08\0", "is no PyTorch checkpoint: it is a gzip archive; unpack it"),
+    ],
+)
+def test_broken_files(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(UserError, match=r"w.pth is broken or no PyTorch checkpoint"):
+    with pytest.raises(UserError, match=f"w.pth {message}"):
         read_weights(tmp_path / "w.pth")
+    if content[:1] != b"\x01":  # which only PyTorch can judge
+        with pytest.raises(UserError, match=f"w.pth {message}"):
+            refuse_misfit(tmp_path / "w.pth", "u2net_tiny")
 
 
 def test_a_truncated_file(tmp_path: Path, trained: SaliencyNetwork) -> None:
@@ -207,6 +227,9 @@ def test_tensors_that_hold_no_weights(tmp_path: Path, trained: SaliencyNetwork, 
     torch.save(state | {"outconv.weight": spoil(state["outconv.weight"])}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=rf"w.pth: outconv.weight .*{message}"):
         load_checkpoint(tmp_path / "w.pth", build("u2net_tiny"))
+    if "NaN" not in message:
+        with pytest.raises(UserError, match=rf"w.pth: outconv.weight .*{message}"):
+            refuse_misfit(tmp_path / "w.pth", "u2net_tiny")
 
 
 def test_names_are_escaped(tmp_path: Path, trained: SaliencyNetwork) -> None:
@@ -214,6 +237,8 @@ def test_names_are_escaped(tmp_path: Path, trained: SaliencyNetwork) -> None:
     with pytest.raises(UserError, match=r"it has a\\x1b\[31m b;") as error:
         load_checkpoint(tmp_path / "w.pth", build("u2net_tiny"))
     assert str(error.value).isprintable()
+    with pytest.raises(UserError, match=r"does not fit u2net_tiny: it has a\\x1b\[31m b;"):
+        refuse_misfit(tmp_path / "w.pth", "u2net_tiny")
 
 
 @pytest.mark.parametrize("content", [{0: torch.zeros(1)}, {None: torch.zeros(1)}, {}], ids=["number", "none", "empty"])
