@@ -39,7 +39,7 @@ def signature(weights: Mapping[str, Any], skip: int = 0) -> str:
 
 
 def shapes_of(network: str) -> dict[str, Outline] | None:
-    """Names and shapes of the weights of a registered network; None for an unknown one."""
+    """Names and shapes of the weights of a registered network that sees images; None for any other."""
     known: dict[str, dict[str, list[int]]] = json.loads(gzip.decompress(SHAPES.read_bytes()))
     found = known.get(network)
     return None if found is None else {key: Outline(tuple(shape)) for key, shape in found.items()}
@@ -54,6 +54,13 @@ def computed() -> dict[str, dict[str, list[int]]]:
     with torch.device("meta"):  # no memory, no initialization
         states = {name: entry.make().state_dict() for name, entry in NETWORKS.items()}
     return {name: {key: list(tensor.shape) for key, tensor in state.items()} for name, state in states.items()}
+
+
+def deployed(shapes: Mapping[str, dict[str, list[int]]]) -> dict[str, dict[str, list[int]]]:
+    """The networks among them that see images; the others serve training only and are never exported."""
+    from sodeploy.training.models import NETWORKS
+
+    return {name: each for name, each in shapes.items() if NETWORKS[name].sees == "images"}
 
 
 def hashed(shapes: Mapping[str, Mapping[str, list[int]]]) -> dict[str, str]:
@@ -73,7 +80,7 @@ def main() -> None:
     """Write names, shapes and signatures of all networks."""
     shapes = computed()
     artifacts.write_text(FILE, json.dumps(hashed(shapes), indent=1) + "\n")
-    artifacts.write_bytes(SHAPES, gzip.compress(json.dumps(shapes, separators=(",", ":")).encode(), mtime=0))
+    artifacts.write_bytes(SHAPES, gzip.compress(json.dumps(deployed(shapes), separators=(",", ":")).encode(), mtime=0))
 
 
 if __name__ == "__main__":
