@@ -162,7 +162,7 @@ def files(folder: Path) -> list[str]:
         ({"model": "isnet_gt_encoder"}, "sees masks, not images"),
         ({"model": "csnet_x1"}, "does not fit csnet_x1: .* it is a checkpoint of u2netp"),
         ({"checkpoint": "none.pth"}, "none.pth does not exist; give the .pth file"),
-        ({"checkpoint": "text.pth"}, "text.pth is broken or no PyTorch checkpoint"),
+        ({"checkpoint": "text.pth"}, "text.pth is no PyTorch checkpoint: it is text"),
         ({"size": (20, 64)}, "nearest such size is 32x64"),
         ({"opset": 11}, "opset 11 is not one of 17 to 21"),
     ],
