@@ -1,4 +1,4 @@
-"""Checks of the masks of a set: masks that say nothing, unusual ways of storing them, inverted masks."""
+"""Checks of a set: masks that say nothing or are inverted, unusual ways of storing them, images that are masks."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,6 +14,15 @@ from sodeploy.errors import UserError
 from sodeploy.workers import usable_cores
 
 _INVERTED = 0.75  # of the border: an object that fills more of it is rare, a background seldom fills less
+_LOOKED_AT = 8  # images of a set, evenly chosen
+_EXTREME = 16  # grey levels from black and from white that a mask's pixels have, also after JPEG
+
+
+class _Pictured(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def image(self) -> np.ndarray: ...
 
 
 class _Masked(Protocol):
@@ -49,6 +58,31 @@ def check_masks(samples: Iterable[_Masked], data: str) -> None:
             f"{data}: all {len(shares)} masks have {kind} (above {FOREGROUND} is object), the last is {last}; "
             "check that these are the masks, and how they are stored"
         )
+
+
+def check_images(samples: Iterable[_Pictured], data: str) -> None:
+    """Refuse a set whose images are masks: nearly all pixels of each that is looked at are black or white.
+
+    Args:
+        samples: of these, a few are read.
+        data: name of the set.
+
+    Raises:
+        UserError: that is so, or one of them cannot be read.
+    """
+    known = list(samples)
+    chosen = known[:: max(1, len(known) // _LOOKED_AT)][:_LOOKED_AT]
+    if chosen and all(_is_mask(sample.image()) for sample in chosen):
+        raise UserError(
+            f"{data}: its images are black and white alone, as masks are (e.g. {chosen[0].name}); give the folder of "
+            "the photographs"
+        )
+
+
+def _is_mask(image: np.ndarray) -> bool:
+    levels = image.astype(np.int16)
+    grey = np.ptp(levels, axis=2).max() <= 2
+    return bool(grey and np.mean((levels < _EXTREME) | (levels > 255 - _EXTREME)) > 0.98)
 
 
 class _Found(NamedTuple):

@@ -42,6 +42,8 @@ import typer
 from sodeploy import command_line, terminal
 from sodeploy.artifacts import locked, manifest_path, write_manifest
 from sodeploy.calib_data import Dataset, Sample, open_dataset
+from sodeploy.calib_data.layouts import image_files
+from sodeploy.calib_data.mask_sets import check_images
 from sodeploy.calib_data.options import RootOption
 from sodeploy.errors import UserError
 from sodeploy.quant import engine
@@ -52,7 +54,7 @@ from sodeploy.quant.calibration.inspect_graph import some
 from sodeploy.quant.calibration.methods import DEFAULT, METHODS, Method
 from sodeploy.quant.calibration.observer import calibrate
 from sodeploy.quant.emit.targets import TARGETS, targets_of
-from sodeploy.quant.engines.shapes import Profile, parse_profile
+from sodeploy.quant.engines.shapes import Profile, checked_profile, parse_profile
 from sodeploy.quant.graph import Network, load_network
 from sodeploy.quant.planning.decide import make_plan
 from sodeploy.quant.planning.drift import drift
@@ -67,6 +69,7 @@ from sodeploy.runtime.measure.budget import Budget, parse_budget
 from sodeploy.runtime.session import installed_engines
 from sodeploy.stages import command
 
+_DATA_SET = 4  # images in a folder that holds hardly anything else
 _SCENES = "synthetic:calib:4:320"  # in place of calibration images, for a build of fp16 alone
 
 
@@ -141,6 +144,9 @@ def build(
     if cpu != "any" and isinstance(source, Edited):
         raise UserError(f"--cpu {cpu}: {source.plan} states it itself; edit its targets / cpu / weight_steps")
     network = load_network(model)
+    if engines and _can_build_engines():
+        checked_profile(shapes, network.shape(network.input), network.contract, network.path)  # before anything is made
+    _require_no_pictures(Path(output_dir))
     base = Path(output_dir) / Path(model).stem
     if within is not None and isinstance(source, Images):
         require_disjoint(source.dataset, within.evaluation)
@@ -160,6 +166,24 @@ def build(
         graphs=written.files,
         engines=made,
     )
+
+
+def _can_build_engines() -> bool:
+    try:
+        engine.choose_builder()
+    except UserError:
+        return False
+    return True
+
+
+def _require_no_pictures(folder: Path) -> None:
+    """Refuse a folder of pictures: a build would mix a dozen files into a data set."""
+    pictures = image_files(folder) if folder.is_dir() else []
+    if len(pictures) >= _DATA_SET and 2 * len(pictures) > sum(entry.is_file() for entry in folder.iterdir()):
+        raise UserError(
+            f"{folder} holds {len(pictures)} images, such as {pictures[0].name}, and looks like a data set; choose "
+            "another --output-dir"
+        )
 
 
 def _report_refused(written: Written) -> None:
@@ -233,7 +257,10 @@ def _without_int8(network: Network, path: Path) -> _Planned:
         return _Planned(plan)
     save_plan(plan, path)
     write_manifest(path, {"model": network.path}, activations_from=_SCENES)
-    terminal.note(f"wrote {path}: {len(layers)} nodes stay in fp32, {next(iter(layers.values())).reason}")
+    terminal.note(
+        f"wrote {path}: {len(layers)} nodes stay in fp32, {next(iter(layers.values())).reason}; bf16, which would hold "
+        "them, is not written"
+    )
     return _Planned(plan, path)
 
 
@@ -351,6 +378,7 @@ def main(
         dataset = open_dataset(calib, masks=False, root=root) if calib else None
         if dataset is not None:
             dataset = Dataset(dataset.name, list(dataset)[:limit])
+            check_images(dataset, str(calib))
         if plan is not None:
             source = Edited(plan)
         elif calib_cache is not None:

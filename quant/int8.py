@@ -20,9 +20,8 @@ def fp16_scale(value: float | np.ndarray) -> np.ndarray:
     """
     wanted = np.clip(np.asarray(value, np.float32), np.float32(SMALLEST_SCALE), np.float32(LARGEST_FP16))
     half = wanted.astype(np.float16)
-    return np.where(half.astype(np.float32) < wanted, np.nextafter(half, np.float16(LARGEST_FP16)), half).astype(
-        np.float32
-    )
+    above = np.nextafter(half, np.float16(LARGEST_FP16))
+    return np.where(half.astype(np.float32) < wanted, above, half).astype(np.float32)
 
 
 def weight_scales(weight: np.ndarray, axis: int) -> np.ndarray:

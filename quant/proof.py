@@ -9,7 +9,7 @@ rounding is not blamed on a layer.
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ from sodeploy.quant.graph import Network, channel_axis
 from sodeploy.quant.int8 import STEPS, UINT8_STEPS, dequantize_weight, fp16_scale
 from sodeploy.quant.planning.plan import Plan
 from sodeploy.runtime.onnx_session import session_options, start_session
+from sodeploy.runtime.openvino_session import runner_of
 from sodeploy.runtime.processing import to_saliency
-from sodeploy.runtime.session import HARMFUL_OPTIMIZERS, open_session
+from sodeploy.runtime.session import HARMFUL_OPTIMIZERS, installed_engines, open_session
 
 IMAGES = 4
 _LARGE = 512 * 512  # pixels of an input; above, half as many images are run
@@ -40,6 +41,7 @@ _WORSE_THAN_SIMULATION_DB = 6.0
 _NEGLIGIBLE = 1e-3  # of the float32 map's spread: a map that varies less is constant
 
 _IN_FP32 = "onnxruntime's CPU computes fp16 in float32; the simulation shows the roundings of this graph"
+_WITHOUT_OPENVINO = "OpenVINO is not installed; onnxruntime ran its graph"
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,20 @@ class Proof:
         largest_difference: of a pixel; maps reach from 0 to 1.
         images: the number of images compared.
         limits: what the run does not show, if anything.
+        engine: the runtime or the builder that computed the map.
     """
 
     sqnr_db: float | None
     largest_difference: float
     images: int
     limits: str | None = None
+    engine: str = "onnxruntime"
 
     def __str__(self) -> str:
         ratio = "no difference that counts" if self.sqnr_db is None else f"{self.sqnr_db:.1f} dB"
         images = "1 image" if self.images == 1 else f"{self.images} images"
-        return f"{ratio} to float32, largest difference {self.largest_difference:.2g}, on {images}"
+        where = "" if self.engine == "onnxruntime" else f" in {self.engine}"
+        return f"{ratio} to float32, largest difference {self.largest_difference:.2g}, on {images}{where}"
 
     def facts(self) -> dict[str, Any]:
         """The fields of a manifest."""
@@ -96,9 +101,14 @@ class Prover:
         Raises:
             Disproved: the graph is not fit for use.
         """
-        proof = self.compare(_run(graph), "it")
+        if target.measured_in == "openvino" and "openvino" in installed_engines():
+            proof = replace(self.compare(_run_in_openvino(graph, target), "it"), engine="openvino")
+        else:
+            proof = self.compare(_run(graph), "it")
+        if target.measured_in == "openvino" and proof.engine != "openvino":
+            proof = replace(proof, limits=_WITHOUT_OPENVINO)
         if target.engine:
-            proof = Proof(proof.sqnr_db, proof.largest_difference, proof.images, _IN_FP32)
+            proof = replace(proof, limits=_IN_FP32)
         if proof.sqnr_db is None or proof.sqnr_db >= _HEALTHY_DB[target.precision]:
             return proof, None
         own = {f"int8.{name}": decisions.weight_steps for name, decisions in plan.targets.items()}
@@ -167,7 +177,7 @@ def prove_engine(path: Path, prover: Prover, graph: Proof) -> Proof:
         UserError: it cannot run here.
     """
     with open_session(path) as session:
-        proof = prover.compare(session.infer, "the engine")
+        proof = replace(prover.compare(session.infer, "the engine"), engine="the engine")
     if worse_than_simulated(proof, graph):
         raise Disproved(f"the engine's map has {proof.sqnr_db:.1f} dB to float32, its graph's {graph.sqnr_db:.1f} dB")
     return proof
@@ -180,6 +190,22 @@ def _run(graph: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Callab
     if outputs is None:
         return lambda image: session.run(None, {name: image})[0]
     return lambda image: session.run(list(outputs), {name: image})
+
+
+def _run_in_openvino(graph: onnx.ModelProto, target: Target) -> Callable[[np.ndarray], np.ndarray]:
+    """As `_run`, in OpenVINO; a graph that it does not run is disproved."""
+    try:
+        run = runner_of(graph.SerializeToString(), Path(f"the {target.name} graph"))
+    except UserError as error:
+        raise Disproved(str(error)) from None
+
+    def checked(image: np.ndarray) -> np.ndarray:
+        try:
+            return run(image)
+        except UserError as error:
+            raise Disproved(str(error)) from None
+
+    return checked
 
 
 def _layers(

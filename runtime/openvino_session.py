@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Literal
@@ -168,6 +168,26 @@ def kernels_of(model: bytes, path: Path) -> dict[str, Counter[str]]:
     core = _openvino(path).Core()
     with _failures_named(path):
         return _kernels(core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
+
+
+def runner_of(model: bytes, path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that runs an ONNX file's bytes with an fp32 body: its input -> its first output.
+
+    Args:
+        path: the file, for messages.
+
+    Raises:
+        UserError: OpenVINO is missing or refuses the graph; the function raises it where a run fails.
+    """
+    core = _openvino(path).Core()
+    with _failures_named(path):
+        compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(image: np.ndarray) -> np.ndarray:
+        with _failures_named(path):
+            return np.array(compiled([image])[0])
+
+    return run
 
 
 def _kernels(compiled: Any) -> dict[str, Counter[str]]:

@@ -30,6 +30,10 @@ class LazyStage(TyperCommand):
             return typer.main.get_command(app).make_context(info_name, args, parent=parent, **extra)
 
 
+# Words of other tools for what a stage does.
+_OTHER_WORDS = {"quantize": "build", "quantise": "build", "quant": "build", "ptq": "build"}
+
+
 class FrontDoor(TyperGroup):
     """The group of all stages."""
 
@@ -40,6 +44,7 @@ class FrontDoor(TyperGroup):
         if not ctx.resilient_parsing and not cmd_name.startswith("-"):
             known = {name: stage for stage, entry in STAGES.items() for name in (stage, *entry.aliases)}
             near = difflib.get_close_matches(cmd_name, known, n=1, cutoff=0.5)
+            near = [_OTHER_WORDS[cmd_name]] if cmd_name in _OTHER_WORDS else near
             meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(STAGES)}"
             terminal.fail(f"sodeploy has no stage {cmd_name!r}; {meant}", status=2)
         return None

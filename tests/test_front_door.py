@@ -78,7 +78,10 @@ def test_the_front_door_hands_on_the_command_line() -> None:
     assert done.stderr.startswith("error: missing.onnx does not exist")
 
 
-@pytest.mark.parametrize(("typed", "answer"), [("benhc", "did you mean bench?"), ("zzz", "there are demo, train")])
+@pytest.mark.parametrize(
+    ("typed", "answer"),
+    [("benhc", "did you mean bench?"), ("quantize", "did you mean build?"), ("zzz", "there are demo, train")],
+)
 def test_an_unknown_stage(typed: str, answer: str) -> None:
     done = front_door(typed)
     assert done.returncode == 2

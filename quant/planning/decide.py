@@ -144,9 +144,8 @@ def int8_layer(network: Network, node: onnx.NodeProto, evidence: Evidence | None
         op=node.op_type, precision="int8", reason="features", weight_scales=[short(scale) for scale in scales]
     )
     if evidence is not None:
-        if node.name in evidence.steps:
-            steps = evidence.steps[node.name]
-            layer.take_rounded(node.name, evidence.steps)
+        layer.take_rounded(node.name, evidence.steps)
+        steps = evidence.steps.get(node.name, steps)
         error = dequantize_weight(steps, scales, axis) - weight
         means = evidence.statistics.channel_means(node.input[0])
         layer.input_means = [short(value) for value in means]

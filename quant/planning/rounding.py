@@ -33,7 +33,7 @@ _MEMORY = 2**28  # bytes of covariances and tensors at a time
 
 
 def adaptive_steps(network: Network, images: Iterable[Sample]) -> dict[str, np.ndarray]:
-    """Rounded weights for the convolutions of a network, in steps of the scales that a plan gives them.
+    """Rounded weights for the convolutions and matrix products of a network, in steps of the scales of a plan.
 
     Each is rounded twice: to the 127 steps on each side of zero that most engines have, and to the 64 for any x86 CPU.
 
@@ -41,24 +41,26 @@ def adaptive_steps(network: Network, images: Iterable[Sample]) -> dict[str, np.n
         images: the first `IMAGES` in the order of their digests are read.
 
     Returns:
-        `rounded_key` of a node -> int8 steps, in the shape of its weight. Matrix products (Gemm), and convolutions with
-        more than 4608 inputs per product, have no entry: their weights take the nearest steps.
+        `rounded_key` of a node -> int8 steps, in the shape of its weight. Layers with more than 4608 inputs per product
+        have no entry, and matrix products have one for 64 steps alone: other weights take the nearest steps.
     """
     chosen = some(images, IMAGES)
     nodes = [node for node in network.nodes if _window(network, node)]
 
     def rounded(measured: tuple[onnx.NodeProto, np.ndarray]) -> dict[str, np.ndarray]:
         node, covariance = measured
-        weight = network.weight(node)
+        weight = np.moveaxis(network.weight(node), channel_axis(node), 0)
         by_group = weight.reshape(len(covariance), -1, covariance.shape[1])
-        scales = weight_scales(weight, channel_axis(node)).reshape(by_group.shape[:2])
+        scales = weight_scales(weight, 0).reshape(by_group.shape[:2])
         # Rows do not depend on each other: both numbers of steps are rounded in one pass.
         both = [scales_of(scales, count) for count in (STEPS, FEW_STEPS)]
         largest = np.repeat((STEPS, FEW_STEPS), scales.shape[1])
         steps = round_adaptively(np.tile(by_group, (1, 2, 1)), np.concatenate(both, axis=1), covariance, largest)
         return {
-            rounded_key(node.name, count): part.reshape(weight.shape)
+            rounded_key(node.name, count): np.moveaxis(part.reshape(weight.shape), 0, channel_axis(node))
             for count, part in zip((STEPS, FEW_STEPS), np.split(steps, 2, axis=1), strict=True)
+            # Measured on a Swin and a PVT: jointly rounded products gain 0.5 dB in 64 steps, and nothing in 127.
+            if count != STEPS or node.op_type != "Gemm"
         }
 
     found: dict[str, np.ndarray] = {}
@@ -122,7 +124,13 @@ def _inverse_factors(covariance: np.ndarray) -> np.ndarray:
 
 
 def _window(network: Network, node: onnx.NodeProto) -> int:
-    """Inputs per product of a two-dimensional convolution; 0 for a node whose weights take the nearest steps."""
+    """Inputs per product of a layer; 0 for a node whose weights take the nearest steps.
+
+    Convolutions have two dimensions, and matrix products have an input of two.
+    """
+    if node.op_type == "Gemm" and network.is_weighted(node) and node.input[0] in network.float_tensors:
+        size = network.weight(node).shape[1 - channel_axis(node)]
+        return int(size) if size <= _LARGEST_WINDOW else 0
     if node.op_type != "Conv" or not network.is_weighted(node) or network.weight(node).ndim != 4 or pads_itself(node):
         return 0
     if node.input[0] not in network.float_tensors or min(integers(node, "pads", [0])) < 0:
@@ -164,7 +172,7 @@ def _covariances(
         found = []
         for node in nodes:
             seed = int(hashlib.sha256(f"{sample.digest()}{node.name}".encode()).hexdigest()[:16], 16)
-            x = _sampled_inputs(network, node, read[node.input[0]][0], np.random.default_rng(seed))
+            x = _sampled_inputs(network, node, read[node.input[0]], np.random.default_rng(seed))
             mean = x.mean(axis=1, keepdims=True)
             x -= mean
             found.append((mean[:, 0].astype(np.float64), x.transpose(0, 2, 1) @ x, x.shape[1]))
@@ -190,11 +198,14 @@ def _covariances(
 
 
 def _sampled_inputs(network: Network, node: onnx.NodeProto, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """`(groups, positions, n)`: the values in a convolution's window at some positions of its output.
+    """`(groups, positions, n)`: the values in a convolution's window at some positions of its output, or some rows.
 
     Args:
-        x: `(C, h, w)`, the convolution's input.
+        x: `(1, C, h, w)`, the convolution's input; `(rows, C)`, a matrix product's.
     """
+    if node.op_type == "Gemm":
+        return x[None, rng.choice(len(x), min(_POSITIONS, len(x)), replace=False)]
+    x = x[0]
     height, width = network.weight(node).shape[2:]
     groups = attribute(node, "group", 1)
     (down, across), (apart, aside) = integers(node, "strides", [1, 1]), integers(node, "dilations", [1, 1])

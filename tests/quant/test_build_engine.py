@@ -21,6 +21,7 @@ from sodeploy.quant.calibration.statistics import load_statistics
 from sodeploy.quant.graph import load_network
 from sodeploy.quant.planning.plan import load_plan, read_plan
 from sodeploy.quant.sources import Counted, Edited, Images
+from sodeploy.runtime.contract import METADATA_KEY
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +247,36 @@ def test_a_full_disk_leaves_nothing_half_written(
     with pytest.raises(OSError, match="No space"):
         build_engine.build(unet_file, tmp_path, engines=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_of_images_is_no_place_for_a_build(unet_file: Path, images: Path) -> None:
+    before = sorted(images.iterdir())
+    with pytest.raises(UserError, match="looks like a data set; choose another --output-dir"):
+        build_engine.build(unet_file, images)
+    assert sorted(images.iterdir()) == before
+
+
+def test_masks_are_not_calibrated_on(unet_file: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for index in range(3):
+        mask = np.zeros((40, 40), np.uint8)
+        mask[8:30, 10 : 20 + index] = 255
+        cv2.imwrite(str(masks / f"{index}.png"), mask)
+    with pytest.raises(UserError, match="black and white alone, as masks are"):
+        build_engine.main(unet_file, tmp_path / "out", int8=True, calib=str(masks))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dynamic_graph_without_shapes_is_refused_before_anything_is_written(
+    unet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = onnx.load(unet_file)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    contract = next(entry for entry in model.metadata_props if entry.key == METADATA_KEY)
+    contract.value = json.dumps(json.loads(contract.value) | {"batch": None})
+    onnx.save(model, tmp_path / "dynamic.onnx")
+    monkeypatch.setattr(build_engine.engine, "choose_builder", lambda: "tensorrt_rtx")
+    with pytest.raises(UserError, match="say what to build for, such as --shapes"):
+        build_engine.build(tmp_path / "dynamic.onnx", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

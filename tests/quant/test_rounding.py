@@ -1,6 +1,7 @@
 """Adaptive rounding: less error of what a layer computes than nearest steps leave."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -8,17 +9,18 @@ import pytest
 from onnx import helper
 
 from sodeploy.quant.calibration import inspect_graph
+from sodeploy.quant.calibration.inspect_graph import opened
 from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.emit.cpu import emit_cpu
 from sodeploy.quant.emit.tensorrt import emit_simulation
-from sodeploy.quant.graph import Network
-from sodeploy.quant.int8 import FEW_STEPS, STEPS
+from sodeploy.quant.graph import Network, channel_axis, load_network
+from sodeploy.quant.int8 import FEW_STEPS, STEPS, dequantize_weight, quantize_weight, scales_of, weight_scales
 from sodeploy.quant.planning.decide import make_plan
 from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import rounded_key
 from sodeploy.quant.planning.rounding import _inverse_factors, _sampled_inputs, adaptive_steps, round_adaptively
 from sodeploy.runtime.processing import preprocess
-from tests.quant.conftest import Picture
+from tests.quant.conftest import NetworkWriter, Picture
 
 
 @pytest.mark.parametrize(("groups", "size"), [(1, 90), (3, 9)])
@@ -86,7 +88,7 @@ def test_sampled_inputs_are_those_of_the_convolution(
         def weight(self, node: onnx.NodeProto) -> np.ndarray:
             return weight
 
-    sampled = _sampled_inputs(One(), node, x, np.random.default_rng(1))  # type: ignore[arg-type]
+    sampled = _sampled_inputs(One(), node, x[None], np.random.default_rng(1))  # type: ignore[arg-type]
     products = sampled @ weight.reshape(groups, 8 // groups, -1).transpose(0, 2, 1)
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
@@ -136,3 +138,32 @@ def test_the_graph_for_any_cpu_has_jointly_rounded_weights_too(
         return float(np.mean([np.square(run(graph, x) - run(unet.model, x)).mean() for x in inputs]))
 
     assert error(Evidence(statistics, steps)) < 0.7 * error(Evidence(statistics))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_matrix_product_is_rounded_jointly(tmp_path: Path, pictures: list[Picture], transposed: bool) -> None:
+    """Rows of a stretched image times a weight, in either layout."""
+    writer = NetworkWriter(seed=1)
+    features = writer.conv("image", 3, 16, "a")
+    last = writer.node("Transpose", [features], "last", perm=[0, 2, 3, 1])
+    rows = writer.node("Reshape", [last, writer.constant("rows.shape", np.array([-1, 16]))], "rows")
+    weight = writer.rng.standard_normal((16, 8)).astype(np.float32)
+    stored = writer.constant("w", np.ascontiguousarray(weight.T if transposed else weight))
+    product = writer.node("Gemm", [rows, stored], "product", transB=int(transposed))
+    back = writer.node("Reshape", [product, writer.constant("shape", np.array([1, 32, 32, 8]))], "back")
+    first = writer.node("Transpose", [back], "first", perm=[0, 3, 1, 2])
+    writer.node("Sigmoid", [writer.conv(first, 8, 1, "head", relu=False)], "saliency")
+    network = load_network(writer.write(tmp_path / "product.onnx"))
+    (node,) = [node for node in network.nodes if node.op_type == "Gemm"]
+    steps = adaptive_steps(network, pictures)[rounded_key(node.name, FEW_STEPS)]
+    axis = channel_axis(node)
+    scales = scales_of(weight_scales(network.weight(node), axis), FEW_STEPS)
+    nearest = quantize_weight(network.weight(node), scales, axis)
+    x = opened(network.model, ["rows"])(preprocess(pictures[0].image(), network.contract)[None])[0]
+    x = x - x.mean(axis=0)
+
+    def error(rounded: np.ndarray) -> float:
+        off = dequantize_weight(rounded, scales, axis) - network.weight(node)
+        return float(np.square(x @ (off.T if transposed else off)).mean())
+
+    assert error(steps) < 0.8 * error(nearest)

@@ -1,5 +1,7 @@
 """Histograms and the clips read from them, against plain definitions."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from sodeploy.quant.calibration.methods import (
     kl_threshold,
     threshold,
 )
+from sodeploy.quant.int8 import fp16_scale
 
 
 def histogram_of(values: np.ndarray) -> MagnitudeHistogram:
@@ -166,3 +169,9 @@ def test_expected_decibels_is_signal_to_noise(clip: float) -> None:
 
 def test_zeros_have_no_noise() -> None:
     assert expected_decibels(histogram_of(np.zeros(4)), 1.0) == np.inf
+
+
+def test_a_scale_beyond_fp16_is_its_largest_number_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fp16_scale(np.float32([1e9, 65504])).tolist() == [65504, 65504]
