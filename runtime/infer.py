@@ -17,6 +17,8 @@ from sodeploy import command_line, terminal
 from sodeploy.artifacts import check_apart, check_output
 from sodeploy.calib_data import Dataset
 from sodeploy.calib_data.images import MOST_PIXELS
+from sodeploy.calib_data.options import RootOption
+from sodeploy.calib_data.sources import open_dataset
 from sodeploy.errors import UserError
 from sodeploy.runtime.composition import Style
 from sodeploy.runtime.gpu.timeline import Timeline
@@ -24,11 +26,12 @@ from sodeploy.runtime.large_images import LARGEST_SIDE, LargeImages
 from sodeploy.runtime.media.conversion import MotionOptions, Smoothing, VideoFormat, conversion
 from sodeploy.runtime.media.failures import check_failures, write_failures
 from sodeploy.runtime.media.frame import Frame
+from sodeploy.runtime.media.items import STREAM, Found, Item
 from sodeploy.runtime.media.kinds import MOVING
 from sodeploy.runtime.media.opening import Model, open_mappers
 from sodeploy.runtime.media.outcome import Outcome, convert_one, write_all, write_one
 from sodeploy.runtime.media.pictures import SYNTAX, Look, parse_look
-from sodeploy.runtime.media.sources import STREAM, Found, Item, find_source
+from sodeploy.runtime.media.sources import find_source
 from sodeploy.runtime.media.still import SUFFIXES, require_channels, still_suffix
 from sodeploy.runtime.media.targets import Targets, is_file_name, plan_targets
 from sodeploy.runtime.session import EngineName
@@ -251,6 +254,7 @@ def main(
     max_megapixels: Annotated[
         float, typer.Option(help="larger images are refused before they are decoded", min=0.001)
     ] = MOST_PIXELS / 1e6,
+    root: RootOption = None,
     images: Annotated[Path | None, typer.Option(hidden=True, help="the source, where MODEL comes first")] = None,
 ) -> None:
     """Make a picture of the salient object in every image of a source."""
@@ -262,7 +266,7 @@ def main(
         raise UserError("standard output is a terminal; send it into a file or a pipe, or give --output")
     outcome = infer(
         model,
-        source,
+        source if root is None else open_dataset(source, masks=False, root=root),
         output,
         device=device,
         style=parse_look(type, threshold, edges == "estimate"),

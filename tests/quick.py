@@ -30,6 +30,8 @@ NOT_QUICK = (
     "runtime/test_cuda_kernels.py",
     "runtime/test_cuda_processing.py::test_the_kernels_stay_within_their_memory",
     "runtime/test_evaluate.py::test_the_command",
+    "runtime/test_interrupted_infer.py",
+    "runtime/test_pictures.py::test_the_edge_of_a_cut_out",
     "runtime/test_metrics.py::test_other_processes_score",
     "runtime/test_openvino_session.py::test_infer_takes_the_engine",
 )

@@ -11,10 +11,10 @@ from typing import Literal, Protocol, cast, get_args
 
 from sodeploy.calib_data.images import MOST_PIXELS
 from sodeploy.errors import UserError
+from sodeploy.runtime.media.items import Item
 from sodeploy.runtime.media.kinds import MOVING
 from sodeploy.runtime.media.mapping import Mapper
 from sodeploy.runtime.media.pictures import Look
-from sodeploy.runtime.media.sources import Item
 from sodeploy.runtime.media.targets import is_file_name
 
 Smoothing = Literal["none", "median", "exponential"]

@@ -12,10 +12,10 @@ from sodeploy import terminal
 from sodeploy.errors import UserError
 from sodeploy.runtime.composition import Style
 from sodeploy.runtime.media.conversion import MotionOptions, conversion
+from sodeploy.runtime.media.items import Item
 from sodeploy.runtime.media.kinds import MOVING
 from sodeploy.runtime.media.mapping import Mapped, Mapper
 from sodeploy.runtime.media.pictures import Look, finish_picture
-from sodeploy.runtime.media.sources import Item
 from sodeploy.runtime.media.still import write_still
 from sodeploy.workers import usable_cores
 

@@ -6,72 +6,18 @@ A new kind of source costs one entry of `SOURCES`; a new kind of file one entry 
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from sodeploy.calib_data import synthetic
-from sodeploy.calib_data.dataset import Dataset, FileSample, Sample
-from sodeploy.calib_data.images import MOST_PIXELS
-from sodeploy.calib_data.layouts import Layout, find_layout
+from sodeploy.calib_data.dataset import Dataset
 from sodeploy.calib_data.lists import LIST_SUFFIXES
 from sodeploy.calib_data.sources import open_dataset
 from sodeploy.errors import UserError
+from sodeploy.runtime.media.folders import add_others, data_set_at, protect_masks, search
 from sodeploy.runtime.media.frame import Frame
-from sodeploy.runtime.media.kinds import UNREADABLE, kind_of
-from sodeploy.runtime.media.reading import decode_frame, read_frame
-
-STREAM = "-"  # standard input as a source, standard output as a destination
-
-
-@dataclass(frozen=True)
-class Item:
-    """One thing in a source, of which one output is made.
-
-    Attributes:
-        name: path below the source, with "/" and the file's suffix, such as "animals/cat.jpg".
-        kind: "image", or a key of `kinds.MOVING`.
-        path: the file; None where there is none.
-        decode: gives the frame of an image, with its transparency and profile if asked; None for other kinds.
-    """
-
-    name: str
-    kind: str = "image"
-    path: Path | None = None
-    decode: Callable[[int, bool], Frame] | None = field(default=None, repr=False, compare=False)
-
-    def read(self, most_pixels: int = MOST_PIXELS, whole: bool = True) -> Frame:
-        """The frame of an image; see `sodeploy.runtime.media.reading.read_frame`.
-
-        Raises:
-            UserError: as there; or the item is no image.
-        """
-        if self.decode is None:
-            raise UserError(f"{self} is no image")
-        return self.decode(most_pixels, whole)
-
-    def __str__(self) -> str:
-        return self.name if self.path is None else str(self.path)
-
-
-@dataclass
-class Found:
-    """The content of a source.
-
-    Attributes:
-        items: in a fixed order.
-        folder: the folder whose tree holds the items; None for a single item, a list or standard input.
-        protected: further files and folders that no output may replace, such as the masks of a data set.
-        failed: entry of the source that cannot be an item -> why; one line each.
-        notes: facts about entries that were left out on purpose.
-    """
-
-    items: list[Item] = field(default_factory=list)
-    folder: Path | None = None
-    protected: list[Path] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+from sodeploy.runtime.media.items import STREAM, Found, Item, item_of_file, item_of_sample, refusal
+from sodeploy.runtime.media.reading import decode_frame
 
 
 class Source(NamedTuple):
@@ -98,7 +44,7 @@ def find_source(source: str | Path | Dataset, output: Path | None = None) -> Fou
         UserError: there is nothing of the name, or nothing in it to make a picture of.
     """
     if isinstance(source, Dataset):
-        return _samples(source)
+        return _of_samples(source)
     text = str(source)
     kind = next((kind for kind in SOURCES if kind.fits(text)), None)
     if kind is None:
@@ -126,107 +72,41 @@ def _webcam(text: str, output: Path | None) -> Found:
 
 def _file(text: str, output: Path | None) -> Found:
     path = Path(text)
-    if reason := _unreadable(path):
+    if reason := refusal(path):
         raise UserError(reason)
-    # A file of any suffix may be an image: its first bytes tell.
-    return Found([_item(path, path.name)])
+    found = Found([item_of_file(path, path.name)])
+    protect_masks(found)
+    return found
 
 
-def _dataset(text: str, output: Path | None) -> Found:
-    """A data set as the other stages take it: its images, never its masks."""
-    found = _samples(open_dataset(text, masks=False))
+def _data_set(text: str, output: Path | None) -> Found:
+    """One or several data sets, or a list, as the other stages take them: the images, never the masks."""
+    found = _of_samples(open_dataset(text, masks=False))
     root = Path(text)
-    if root.is_dir():
-        layout = find_layout(root)
-        found.folder, found.protected = root, _masks(layout)
-        if layout.masks and layout.mask_folder is None:
-            found.notes.append(f"{root}: {len(layout.masks)} PNG files beside photographs of their names are masks")
+    if (layout := data_set_at(root) if root.is_dir() else None) is not None:
+        found.folder = root
+        add_others(layout, found, layout.image_folder)
+        if layout.mask_folder is None:
+            found.notes.append(f"{root}: {len(layout.masks)} files beside images of their names are masks")
     return found
 
 
 def _folder(text: str, output: Path | None) -> Found:
-    """A folder of files and folders; where a data set lies in it, its images, never its masks."""
-    root = Path(text)
-    found = Found(folder=root)
-    _walk(root, root, found, set(), output)
-    around = _layout(root.resolve().parent)
-    if around is not None and around.masks and around.image_folder.samefile(root):
-        found.protected += _masks(around)
+    return search(Path(text), output)
+
+
+def _of_samples(dataset: Dataset) -> Found:
+    found = Found([item_of_sample(sample) for sample in dataset])
+    protect_masks(found)
     return found
 
 
-def _walk(folder: Path, root: Path, found: Found, seen: set[tuple[int, int]], output: Path | None) -> None:
-    status = folder.stat()
-    if (status.st_dev, status.st_ino) in seen:  # a link that leads upward
-        return
-    seen.add((status.st_dev, status.st_ino))
-    layout = _layout(folder)
-    if layout is not None and layout.masks:
-        found.protected += _masks(layout)
-        found.notes.append(f"{folder} is a data set: {len(layout.masks)} masks in it are left out")
-        found.items += [_item(path, _below(path, root)) for path in layout.images.values()]
-        return
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        found.failed[str(folder)] = f"{folder} cannot be read ({error.strerror}); correct its permissions"
-        return
-    for entry in entries:
-        if entry.name.startswith("."):  # ._x.jpg: macOS's own
-            continue
-        name = _below(entry, root)
-        if entry.is_dir():
-            if output is not None and output.is_dir() and entry.samefile(output):
-                found.notes.append(f"{entry} is the destination and is not searched")
-                continue
-            _walk(entry, root, found, seen, output)
-        elif reason := _unreadable(entry):
-            found.failed[str(entry)] = reason
-        elif kind_of(entry):
-            found.items.append(_item(entry, name))
-
-
-def _layout(folder: Path) -> Layout | None:
-    """The layout of a data set with images and masks, if the folder has one."""
-    try:
-        return find_layout(folder)
-    except (UserError, OSError):  # two folders claim one place, or one cannot be read: a folder like any other
-        return None
-
-
-def _masks(layout: Layout) -> list[Path]:
-    return [*layout.masks.values(), *([layout.mask_folder] if layout.mask_folder else [])]
-
-
-def _item(path: Path, name: str) -> Item:
-    kind = kind_of(path) or "image"
-    return Item(name, kind, path, partial(read_frame, path) if kind == "image" else None)
-
-
-def _samples(dataset: Dataset) -> Found:
-    return Found([_of_sample(sample) for sample in dataset])
-
-
-def _of_sample(sample: Sample) -> Item:
-    if isinstance(sample, FileSample):
-        path = sample.image_path
-        return Item(f"{sample.name}{path.suffix}", "image", path, partial(read_frame, path))
-    return Item(f"{sample.name}.png", decode=lambda most_pixels, whole: Frame(sample.image()))
-
-
-def _below(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix()
-
-
-def _unreadable(path: Path) -> str | None:
-    remedy = UNREADABLE.get(path.suffix.lower())
-    return f"{path} is not read: {remedy}" if remedy else None
-
-
 def _is_data_set(text: str) -> bool:
-    """Whether a folder lies as a data set does, with masks for all of its images."""
-    layout = _layout(Path(text)) if os.path.isdir(text) else None
-    return layout is not None and bool(layout.masks) and set(layout.images) <= set(layout.masks)
+    return os.path.isdir(text) and data_set_at(Path(text)) is not None
+
+
+def _are_data_sets(text: str) -> bool:
+    return "," in text and not os.path.lexists(text)
 
 
 def _is_list(text: str) -> bool:
@@ -235,9 +115,10 @@ def _is_list(text: str) -> bool:
 
 SOURCES: list[Source] = [
     Source("- for standard input", lambda text: text == STREAM, _standard_input),
-    Source(synthetic.SYNTAX, lambda text: text.startswith(synthetic.PREFIX), _dataset),
-    Source("a list of images", _is_list, _dataset),
-    Source("a data set", _is_data_set, _dataset),
+    Source(synthetic.SYNTAX, lambda text: text.startswith(synthetic.PREFIX), _data_set),
+    Source("a list of images", _is_list, _data_set),
+    Source("a data set", _is_data_set, _data_set),
+    Source("several data sets with commas between them", _are_data_sets, _data_set),
     Source("a folder", lambda text: Path(text).is_dir(), _folder),
     Source("an image or a video", lambda text: os.path.lexists(text), _file),
     Source("the number of a webcam", str.isdecimal, _webcam),

@@ -8,7 +8,7 @@ import numpy as np
 
 from sodeploy.artifacts import write_bytes
 from sodeploy.errors import UserError
-from sodeploy.runtime.media.sources import STREAM
+from sodeploy.runtime.media.items import STREAM
 
 FORMATS = {"png": ".png", "webp": ".webp", "jpg": ".jpg"}
 SUFFIXES = frozenset((*FORMATS.values(), ".jpeg"))

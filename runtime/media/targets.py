@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from sodeploy.artifacts import check_apart, check_output, check_output_folder
 from sodeploy.errors import UserError
-from sodeploy.runtime.media.sources import Found, Item
+from sodeploy.runtime.media.items import Found, Item
 
 
 @dataclass

@@ -17,9 +17,9 @@ from sodeploy.artifacts import atomic_write
 from sodeploy.errors import UserError
 from sodeploy.runtime.media.conversion import MotionOptions, Smoothing, VideoFormat
 from sodeploy.runtime.media.frame import Frame
+from sodeploy.runtime.media.items import Item
 from sodeploy.runtime.media.mapping import Mapped, Mapper
 from sodeploy.runtime.media.pictures import Look, make_picture
-from sodeploy.runtime.media.sources import Item
 from sodeploy.runtime.video.flicker import Flicker
 from sodeploy.runtime.video.read_ahead import read_ahead
 from sodeploy.runtime.video.reader import TimedFrame, VideoReader

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from sodeploy.runtime.media.conversion import MotionOptions
 from sodeploy.runtime.media.frame import Frame
+from sodeploy.runtime.media.items import Item
 from sodeploy.runtime.media.mapping import Mapper
 from sodeploy.runtime.media.pictures import Look, make_picture
-from sodeploy.runtime.media.sources import Item
 from sodeploy.runtime.video.conversion import frames_with_maps
 from sodeploy.runtime.video.webcam import Newest, open_webcam
 from sodeploy.runtime.video.window import Window

@@ -26,9 +26,9 @@ from sodeploy.runtime.infer import infer
 from sodeploy.runtime.media import opening
 from sodeploy.runtime.media.conversion import MotionOptions
 from sodeploy.runtime.media.frame import Frame
+from sodeploy.runtime.media.items import Item
 from sodeploy.runtime.media.mapping import HostMapper
 from sodeploy.runtime.media.pictures import make_picture, parse_look
-from sodeploy.runtime.media.sources import Item
 from sodeploy.runtime.processing import predict
 from sodeploy.runtime.session import open_session
 from sodeploy.runtime.video import live, webcam

@@ -43,6 +43,7 @@ def test_a_folder_is_searched_with_its_subfolders(tree: Path) -> None:
 
 def test_a_link_that_leads_upward_is_no_endless_way(tree: Path) -> None:
     (tree / "a" / "up").symlink_to(tree)
+    assert "up leads to a folder that is searched already" in find_source(tree).notes[0]
     assert names(tree) == ["a/c.JPEG", "a/d/e.png", "b.jpg"]
 
 
@@ -73,6 +74,37 @@ def test_masks_of_a_data_set_are_no_images(tree: Path) -> None:
     assert [item.name for item in found.items] == ["DIS-VD/im/x.png", "a/c.JPEG", "a/d/e.png", "b.jpg"]
     with pytest.raises(UserError, match="holds the masks of these images"):
         plan_targets(find_source(tree / "DIS-VD" / "im"), tree / "DIS-VD" / "gt", PNG)
+
+
+def test_a_few_pictures_of_the_same_names_are_no_masks(tree: Path) -> None:
+    cv2.imwrite(str(tree / "b.png"), np.zeros((4, 5, 3), np.uint8))
+    cv2.imwrite(str(tree / "other.bmp"), np.zeros((4, 5, 3), np.uint8))
+    found = find_source(tree)
+    assert [item.name for item in found.items] == ["a/c.JPEG", "a/d/e.png", "b.jpg", "b.png", "other.bmp"]
+    targets = plan_targets(found, tree.parent / "out", PNG)
+    assert ["b.png" in reason for reason in targets.failed.values()] == [True]
+
+
+def test_nothing_among_the_images_of_a_data_set_is_passed_over(tree: Path) -> None:
+    for folder in ("images", "masks"):
+        (tree / "SET" / folder).mkdir(parents=True)
+        cv2.imwrite(str(tree / "SET" / folder / "x.png"), np.zeros((4, 5), np.uint8))
+    for name in ("y.heic", "z.cr2", "film.mp4"):
+        (tree / "SET" / "images" / name).touch()
+    for source, before in ((tree / "SET", ""), (tree, "SET/images/")):
+        found = find_source(source)
+        assert {f"{before}{name}" for name in ("x.png", "y.heic", "film.mp4")} <= {item.name for item in found.items}
+        assert str(tree / "SET" / "images" / "z.cr2") in found.failed
+
+
+def test_several_data_sets(tree: Path) -> None:
+    for name in ("A", "B"):
+        for folder in ("images", "masks"):
+            (tree / name / folder).mkdir(parents=True)
+            cv2.imwrite(str(tree / name / folder / "x.png"), np.zeros((4, 5), np.uint8))
+    assert names(f"{tree / 'A'},{tree / 'B'}") == ["A/x.png", "B/x.png"]
+    with pytest.raises(UserError, match="holds the masks of these images"):
+        plan_targets(find_source(f"{tree / 'A'},{tree / 'B'}"), tree / "B" / "masks", PNG)
 
 
 def test_lists_and_synthetic_data_sets(tree: Path) -> None:
