@@ -51,6 +51,7 @@ def save_clip(
     rate: int = 25,
     codec: str = "libx264",
     sound: str | None = "aac",
+    layout: str = "mono",
     times_ms: Sequence[int] | None = None,
     image: Callable[[int], np.ndarray] = square,
     pixels: str = "yuv420p",
@@ -60,6 +61,7 @@ def save_clip(
     """Save a clip; its sound is a tone of 440 Hz that lasts as long as the frames at a constant rate.
 
     Args:
+        layout: FFmpeg's name of the channels of the sound, such as "stereo" or "5.1".
         image: the number of a frame to its picture, (H, W, 3) uint8 RGB.
         times_ms: of the frames, in milliseconds; `rate` tells them by default.
         pixels: FFmpeg's name of the pixel format.
@@ -78,21 +80,23 @@ def save_clip(
             setattr(video.codec_context, name, value)
         tone = container.add_stream(sound, rate=SOUND_RATE) if sound else None
         if tone is not None:
-            tone.layout = "mono"
+            tone.layout = layout
         for number in range(count):
             frame = av.VideoFrame.from_ndarray(image(number), format="rgb24")
             frame.pts, frame.time_base = times_ms[number] if times_ms else number, clock
             container.mux(video.encode(frame))
             if tone is not None:
-                container.mux(tone.encode(_tone(number * SOUND_RATE // rate, (number + 1) * SOUND_RATE // rate)))
+                first, end = (n * SOUND_RATE // rate for n in (number, number + 1))
+                container.mux(tone.encode(_tone(first, end, tone.layout)))
         container.mux(video.encode(None))
         if tone is not None:
             container.mux(tone.encode(None))
     return path
 
 
-def _tone(first: int, end: int) -> av.AudioFrame:
+def _tone(first: int, end: int, layout: av.AudioLayout) -> av.AudioFrame:
     wave = 8000 * np.sin(2 * np.pi * 440 * np.arange(first, end) / SOUND_RATE)
-    piece = av.AudioFrame.from_ndarray(wave.astype(np.int16)[None], format="s16", layout="mono")
+    samples = np.repeat(wave.astype(np.int16), layout.nb_channels)[None]  # one channel beside the other
+    piece = av.AudioFrame.from_ndarray(samples, format="s16", layout=layout.name)
     piece.sample_rate, piece.time_base, piece.pts = SOUND_RATE, Fraction(1, SOUND_RATE), first
     return piece

@@ -32,6 +32,8 @@ NOT_QUICK = (
     "runtime/test_evaluate.py::test_the_command",
     "runtime/test_interrupted_infer.py",
     "runtime/test_pictures.py::test_the_edge_of_a_cut_out",
+    "runtime/test_infer_videos.py",
     "runtime/test_metrics.py::test_other_processes_score",
     "runtime/test_openvino_session.py::test_infer_takes_the_engine",
+    "runtime/test_video_files.py::test_every_sound",
 )

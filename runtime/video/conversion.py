@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar, cast
 import numpy as np
 
 from sodeploy import terminal
-from sodeploy.artifacts import atomic_write
+from sodeploy.artifacts import atomic_write, one_line
 from sodeploy.errors import UserError
 from sodeploy.runtime.media.conversion import MotionOptions, Smoothing, VideoFormat
 from sodeploy.runtime.media.frame import Frame
@@ -59,7 +59,7 @@ def convert(item: Item, target: Path, mapper: Mapper, look: Look, options: Motio
         OSError: the output cannot be written, for example for want of space.
     """
     assert item.path is not None
-    with VideoReader(item.path, options.most_pixels) as reader:
+    with VideoReader(item.path, options.most_pixels) as reader, _failures_named(item.path, target):
         raw, final = Flicker(), Flicker()
         with (
             atomic_write(target) as temporary,
@@ -88,6 +88,20 @@ def convert(item: Item, target: Path, mapper: Mapper, look: Look, options: Motio
         if reader.failure:
             raise UserError(f"{item.path}: {reader.failure}; {target} holds the {count} frames that could be read")
         return [f"{item.path}: {final}{f' (without smoothing {raw.value:.5f})' if raw.frames else ''}"]
+
+
+@contextlib.contextmanager
+def _failures_named(source: Path, target: Path) -> Iterator[None]:
+    """FFmpeg's errors at writing, as ours; those of the system, such as a full disk, stay."""
+    import av
+
+    try:
+        yield
+    except av.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise
+        reason = one_line(error.strerror or error)
+        raise UserError(f"{source}: FFmpeg cannot write {target} ({reason}); choose another --video-format") from None
 
 
 def frames_with_maps(

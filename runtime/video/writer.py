@@ -66,6 +66,10 @@ class Container(NamedTuple):
     options: Mapping[str, str] = MappingProxyType({})
 
 
+_OPUS_RATE = 48000  # samples per second; Opus converts every other rate to it
+_AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)  # ISO/IEC 14496-3
+_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # of the encoders, by the number of channels
+
 _INDEX_FIRST = MappingProxyType({"movflags": "+faststart"})  # a browser shows the video before it has all of it
 
 _PCM = {"pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_f32le"}
@@ -101,11 +105,31 @@ def codec_for(format: VideoFormat, alpha: bool) -> Codec:
 
 @dataclass
 class _Sound:
-    """One track of sound on its way: copied, or encoded anew."""
+    """One track of sound on its way: copied, or encoded anew.
+
+    Attributes:
+        last: the time of the last packet that was copied, or the end of the last frame that was encoded; in units of
+            their own.
+    """
 
     stream: Any
     copied: bool
     last: int | None = None
+
+    def encode(self, frame: Any) -> "list[av.Packet]":
+        """Encode a decoded frame right behind the one before: times in a file are coarse, and encoders count samples.
+
+        A gap of a tenth of a second or more stays a gap.
+        """
+        rate = frame.sample_rate
+        told = None if frame.pts is None else round(frame.pts * frame.time_base * rate)
+        begin = self.last if self.last is not None else told or 0
+        if told is not None and told - begin > rate // 10:
+            begin = told
+        frame.pts, frame.time_base = begin, Fraction(1, rate)
+        self.last = begin + frame.samples
+        packets: list[av.Packet] = self.stream.encode(frame)
+        return packets
 
 
 class VideoWriter:
@@ -157,7 +181,7 @@ class VideoWriter:
             if not sound.copied:
                 try:
                     for frame in packet.decode():
-                        self._mux(sound.stream.encode(frame))
+                        self._mux(sound.encode(frame))
                 except av.error.InvalidDataError:
                     warn(f"{self._source.path}: a broken piece of its sound is left out")
             elif packet.dts is not None and (sound.last is None or packet.dts > sound.last):
@@ -214,10 +238,10 @@ class VideoWriter:
             f"{self._source.path}: its sound is {source.codec_context.codec.canonical_name}, which is not usual in "
             f"{self._format}; it is encoded anew, by {encoder}"
         )
-        # Opus knows a few rates only; 48 kHz is its own.
-        rate = 48000 if encoder == "libopus" else source.codec_context.sample_rate
+        rate = source.codec_context.sample_rate if encoder == "aac" else _OPUS_RATE
+        rate = rate if rate in _AAC_RATES else _OPUS_RATE
         stream: Any = self._container.add_stream(encoder, rate=rate)
-        stream.layout = source.codec_context.layout
+        stream.layout = _LAYOUTS.get(source.codec_context.layout.nb_channels, "stereo")
         stream.codec_context.time_base = Fraction(1, rate)
         return stream
 

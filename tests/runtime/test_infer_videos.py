@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import pytest
 from test_engine_session import imitation, save_engine  # noqa: F401  (fixtures)
-from video_content import content, save_clip, square
+from video_content import av, content, save_clip, square
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.gpu.engine_session import open_engine
@@ -33,6 +33,7 @@ from sodeploy.runtime.processing import predict
 from sodeploy.runtime.session import open_session
 from sodeploy.runtime.video import live, webcam
 from sodeploy.runtime.video.conversion import convert
+from sodeploy.runtime.video.writer import VideoWriter
 
 SaveModel = Callable[..., Path]
 
@@ -188,6 +189,23 @@ class TestBroken:
 
         with pytest.raises(UserError, match="its output is NaN"):
             converted(source, tmp_path / "out" / "a.mp4", fail)
+        assert list((tmp_path / "out").iterdir()) == []
+
+    def test_what_ffmpeg_refuses_is_named(
+        self, save_model: SaveModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        save_clip(tmp_path / "in" / "a.mp4", 2)
+        save_clip(tmp_path / "in" / "b.mp4", 2, sound=None)
+
+        def refuse(*_: object) -> None:
+            raise av.error.ArgumentError(22, "Invalid argument")
+
+        monkeypatch.setattr(VideoWriter, "write_sound", refuse)
+        outcome = infer(save_model(), tmp_path / "in", tmp_path / "out")
+        assert outcome.written == 0
+        for path, reason in outcome.failed.items():
+            assert f"{path}: FFmpeg cannot write " in reason
+            assert "(Invalid argument); choose another --video-format" in reason
         assert list((tmp_path / "out").iterdir()) == []
 
     def test_a_full_disk_leaves_no_half_file(self, tmp_path: Path) -> None:

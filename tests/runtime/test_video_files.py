@@ -3,6 +3,7 @@
 import threading
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from sodeploy.errors import UserError
 from sodeploy.runtime.video.color import Color, Converter, Matrix, Range
 from sodeploy.runtime.video.read_ahead import read_ahead
 from sodeploy.runtime.video.reader import VideoReader
-from sodeploy.runtime.video.writer import CONTAINERS, FORMATS, VideoFormat, VideoWriter, codec_for
+from sodeploy.runtime.video.writer import CONTAINERS, FORMATS, VideoFormat, VideoWriter, _Sound, codec_for
 
 
 def copy(source: Path, target: Path, alpha: bool = False) -> str | None:
@@ -67,6 +68,36 @@ def test_every_sound_that_is_copied_can_be(tmp_path: Path) -> None:
             source = save_clip(tmp_path / f"{codec}.mkv" if codec != "pcm_s32le" else tmp_path / "a.mov", sound=encoder)
             copy(source, tmp_path / f"out.{format}")
             assert content(tmp_path / f"out.{format}").sound == codec, (format, codec)
+
+
+@pytest.mark.parametrize(
+    ("name", "sound", "layout", "format", "made_of"),
+    [
+        ("a.mkv", "ac3", "5.1(side)", "webm", "opus"),  # Opus knows 5.1 with other places of the speakers only
+        ("a.avi", "adpcm_ms", "mono", "mp4", "aac"),  # a number of channels, and not which
+        ("a.avi", "pcm_s16le", "stereo", "webm", "opus"),
+    ],
+)
+def test_sound_that_is_encoded_anew(
+    tmp_path: Path, name: str, sound: str, layout: str, format: VideoFormat, made_of: str
+) -> None:
+    source = content(save_clip(tmp_path / name, 50, codec="mpeg4", sound=sound, layout=layout))
+    copy(tmp_path / name, tmp_path / f"out.{format}")
+    made = content(tmp_path / f"out.{format}")
+    assert made.sound == made_of
+    assert made.sound_till - made.times[0] == pytest.approx(source.sound_till - source.times[0], abs=0.1)
+    with av.open(str(tmp_path / f"out.{format}")) as container:
+        assert container.streams.audio[0].codec_context.layout.nb_channels == len(av.AudioLayout(layout).channels)
+
+
+def test_coarse_times_of_sound_become_samples_and_gaps_stay() -> None:
+    begins: list[int] = []
+    stream = SimpleNamespace(encode=lambda frame: begins.append(frame.pts) or [])
+    sound = _Sound(stream, copied=False)
+    clock = Fraction(1, 1000)
+    for milliseconds in (21, 64, 107, 150, None, 400, 300):  # a frame is 43.07 ms long
+        sound.encode(SimpleNamespace(pts=milliseconds, time_base=clock, sample_rate=48000, samples=2048))
+    assert begins == [1008, 3056, 5104, 7152, 9200, 19200, 21248]
 
 
 def test_a_variable_frame_rate_is_kept(tmp_path: Path) -> None:

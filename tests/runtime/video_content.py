@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'sodeploy[video]'")
+av = pytest.importorskip("av", exc_type=ImportError, reason="PyAV is not installed: pip install 'sodeploy[video]'")
 
 from clips import SOUND_RATE, save_clip, square  # noqa: E402, F401  (of benchmarks/)
 
