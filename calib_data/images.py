@@ -125,7 +125,7 @@ def decode(data: bytes, flags: int, name: str | Path) -> np.ndarray:
     return image
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
+def write_picture(path: str | Path, picture: np.ndarray) -> None:
     """Write a picture in the format that the name ends with; the file is whole or absent.
 
     Args:
@@ -134,6 +134,7 @@ def write_picture(path: Path, picture: np.ndarray) -> None:
     Raises:
         OSError: for example no space is left; names `path`.
     """
+    path = Path(path)
     if picture.ndim == 3:
         picture = cv2.cvtColor(picture, cv2.COLOR_RGBA2BGRA if picture.shape[2] == 4 else cv2.COLOR_RGB2BGR)
     encoded, data = cv2.imencode(path.suffix, picture)  # imwrite says True when the last flush fails

@@ -115,7 +115,7 @@ class _Planned:
 def build(
     model: str | Path,
     output_dir: str | Path,
-    source: Source | None = None,
+    source: Source | Dataset | str | Path | None = None,
     *,
     method: Method = DEFAULT,
     within: Within | None = None,
@@ -127,7 +127,8 @@ def build(
 
     Args:
         model: float32 ONNX with a contract.
-        source: where the ranges come from: `Images`, `Counted`, `Cache` or `Edited`; None for fp16 alone.
+        source: where the ranges come from: `Images`, `Counted`, `Cache` or `Edited`; a data set, or what `open_dataset`
+            takes, stands for its `Images`; None for fp16 alone.
         method: how ranges are read from counts.
         within: search the plan with the fewest layers above int8 that keeps the loss within a budget. Not with `Cache`
             or `Edited`.
@@ -139,6 +140,8 @@ def build(
     Raises:
         UserError: bad input, named in the message; files that were finished before stay.
     """
+    if isinstance(source, str | Path | Dataset):
+        source = Images(open_dataset(source, masks=False))
     if within is not None and isinstance(source, Cache | Edited):
         raise UserError("--max-drop makes a plan of its own, from images: give --calib instead")
     if cpu != "any" and isinstance(source, Edited):
@@ -184,6 +187,27 @@ def _require_no_pictures(folder: Path) -> None:
             f"{folder} holds {len(pictures)} images, such as {pictures[0].name}, and looks like a data set; choose "
             "another --output-dir"
         )
+
+
+def emit(network: Network | str | Path, plan: Plan, output_dir: str | Path) -> dict[str, Path]:
+    """Write a plan, and the graphs of every engine by it.
+
+    Args:
+        network: the network of the plan, or its ONNX file.
+
+    Returns:
+        Target name, such as "int8.cpu" -> ONNX file.
+
+    Raises:
+        UserError: the plan is of another network, or no graph of a precision keeps what it promises.
+    """
+    network = network if isinstance(network, Network) else load_network(network)
+    if plan.onnx_sha256 != network.digest:
+        raise UserError(f"the plan was made for another network than {network.path}; make one for this file")
+    _require_no_pictures(Path(output_dir))
+    path = beside(Path(output_dir) / network.path.stem, ".plan.json")
+    _save(plan, path, {"model": network.path}, "emitted as it is")
+    return build(network.path, output_dir, Edited(path), engines=False).graphs
 
 
 def _report_refused(written: Written) -> None:

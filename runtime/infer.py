@@ -122,16 +122,16 @@ def infer(
     moving = {item: path for item, path in targets.todo.items() if item.kind in MOVING}
     times = Timeline() if timeline else None
     live = any(MOVING[item.kind].live for item in moving)
-    with open_mappers(opened, batch, times, live) as mapper_of:
+    with open_mappers(opened, batch, times, live) as ready:
         if stills:
             read = partial(_read, most_pixels=most_pixels, whole=look.whole_frame)
             kernel: Style = look.kernel if opened.on_device else "map"
-            made = mapper_of(kernel).maps(stills, read)
+            made = ready.mapper(kernel).maps(stills, read)
             with contextlib.closing(made):
                 write_all(made, stills, partial(write_one, style=kernel, look=look, suffix=suffix), outcome)
         for item, target in moving.items():
             if not outcome.stopped:
-                convert_one(item, target, mapper_of("map"), look, motion, outcome)
+                convert_one(item, target, ready.mapper("map"), look, motion, outcome)
     if times and timeline:
         times.save(timeline)
     if failures:

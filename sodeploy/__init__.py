@@ -1,7 +1,7 @@
 """Salient-object networks from PyTorch to TensorRT INT8, with the accuracy they lose on the way measured.
 
 Every room of the repository is a package below this one: `runtime/` is `sodeploy.runtime`, and so on. The functions of
-the stages can be imported from here (`from sodeploy import build, bench`); docs/python.md shows how. A module is
+the stages can be imported from here (`from sodeploy import load, cutout, bench`); docs/python.md shows how. A module is
 imported when the first of its names is asked for, so that an image that deploys a model needs neither torch nor onnx.
 """
 
@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sodeploy.calib_data.dataset import Dataset as Dataset
+    from sodeploy.calib_data.images import write_picture as write_picture
     from sodeploy.calib_data.sources import open_dataset as open_dataset
     from sodeploy.calib_data.subset import write_subset as write_subset
+    from sodeploy.errors import Stopped as Stopped
     from sodeploy.errors import UserError as UserError
     from sodeploy.export.adopt import adopt as adopt
     from sodeploy.export.to_onnx import export as to_onnx  # noqa: F401
     from sodeploy.quant.build_engine import Within as Within
     from sodeploy.quant.build_engine import build as build
+    from sodeploy.quant.build_engine import build as build_engine  # noqa: F401
+    from sodeploy.quant.build_engine import emit as emit
     from sodeploy.quant.calibration.observer import calibrate as calibrate
     from sodeploy.quant.calibration.statistics import Statistics as Statistics
     from sodeploy.quant.calibration.statistics import load_statistics as load_statistics
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from sodeploy.quant.graph import load_network as load_network
     from sodeploy.quant.layer_report import layer_report as layer_report
     from sodeploy.quant.planning.decide import make_plan as make_plan
+    from sodeploy.quant.planning.decide import make_plan as plan  # noqa: F401
     from sodeploy.quant.planning.evidence import Evidence as Evidence
     from sodeploy.quant.planning.plan import Plan as Plan
     from sodeploy.quant.planning.plan import load_plan as load_plan
@@ -39,6 +44,9 @@ if TYPE_CHECKING:
     from sodeploy.runtime.evaluate import evaluate as evaluate
     from sodeploy.runtime.infer import infer as infer
     from sodeploy.runtime.measure.budget import parse_budget as parse_budget
+    from sodeploy.runtime.model import Model as Model
+    from sodeploy.runtime.model import cutout as cutout
+    from sodeploy.runtime.model import load as load
     from sodeploy.runtime.processing import predict as predict
     from sodeploy.runtime.session import Session as Session
     from sodeploy.runtime.session import open_session as open_session
@@ -56,20 +64,26 @@ _MODULES = {
     "Edited": "quant.sources",
     "Evidence": "quant.planning.evidence",
     "Images": "quant.sources",
+    "Model": "runtime.model",
     "Network": "quant.graph",
     "Plan": "quant.planning.plan",
     "Session": "runtime.session",
     "Statistics": "quant.calibration.statistics",
+    "Stopped": "errors",
     "UserError": "errors",
     "Within": "quant.build_engine",
     "adopt": "export.adopt",
     "bench": "runtime.bench",
     "build": "quant.build_engine",
+    "build_engine": "quant.build_engine",
     "calibrate": "quant.calibration.observer",
+    "cutout": "runtime.model",
+    "emit": "quant.build_engine",
     "equalize": "quant.equalize",
     "evaluate": "runtime.evaluate",
     "infer": "runtime.infer",
     "layer_report": "quant.layer_report",
+    "load": "runtime.model",
     "load_network": "quant.graph",
     "load_plan": "quant.planning.plan",
     "load_statistics": "quant.calibration.statistics",
@@ -78,13 +92,16 @@ _MODULES = {
     "open_dataset": "calib_data.sources",
     "open_session": "runtime.session",
     "parse_budget": "runtime.measure.budget",
+    "plan": "quant.planning.decide",
     "predict": "runtime.processing",
     "save_plan": "quant.planning.plan",
     "to_onnx": "export.to_onnx",
     "train": "training.train",
+    "write_picture": "calib_data.images",
     "write_subset": "calib_data.subset",
 }
-_NAMED_THERE = {"to_onnx": "export"}  # `sodeploy.export` is a package already
+# Names that differ from those in the modules: `sodeploy.export` is a package already, and stages have other names.
+_NAMED_THERE = {"build_engine": "build", "plan": "make_plan", "to_onnx": "export"}
 
 __all__ = ["__version__", *_MODULES]
 

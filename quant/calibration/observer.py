@@ -10,13 +10,13 @@ import numpy as np
 import onnx
 
 from sodeploy.artifacts import write_manifest
-from sodeploy.calib_data import Sample
+from sodeploy.calib_data import Sample, open_dataset
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.histogram import Counted, MagnitudeHistogram, count
 from sodeploy.quant.calibration.inspect_graph import as_input, distinct, per_channel, side_by_side
 from sodeploy.quant.calibration.parts import GraphInParts
 from sodeploy.quant.calibration.statistics import Statistics, fixed_point, is_in_half, load_statistics
-from sodeploy.quant.graph import PASSING, Network, attribute, channel_axis_read
+from sodeploy.quant.graph import PASSING, Network, attribute, channel_axis_read, load_network
 from sodeploy.terminal import note, progress
 
 _CHECKPOINT_SECONDS = 20.0  # the most work that an interrupt can cost
@@ -36,8 +36,8 @@ class Observed:
 
 
 def calibrate(
-    network: Network,
-    images: Iterable[Sample],
+    network: Network | str | Path,
+    images: Iterable[Sample] | str | Path,
     statistics: Statistics | None = None,
     checkpoint: Callable[[Statistics], None] | None = None,
 ) -> Statistics:
@@ -46,7 +46,8 @@ def calibrate(
     Several images are on their way at a time, each on a core of its own, so that no core waits for another one.
 
     Args:
-        images: samples of `calib_data`; masks are not read.
+        network: a float32 network, or its ONNX file.
+        images: samples, or a data set as `open_dataset` takes it; masks are not read.
         statistics: counts of an earlier, interrupted run over some of the same images, to be completed.
         checkpoint: called with the statistics so far, of whole images only: every 20 seconds, and at the end.
 
@@ -56,6 +57,8 @@ def calibrate(
     Raises:
         UserError: no image; a value in the network is NaN or infinite (image and tensor named).
     """
+    network = network if isinstance(network, Network) else load_network(network)
+    images = open_dataset(images, masks=False) if isinstance(images, str | Path) else images
     statistics = statistics or Statistics(network.digest)
     samples = {digest: image for digest, image in distinct(images).items() if digest not in statistics.images}
     observer = Observer(network)

@@ -1,13 +1,14 @@
 """Makes a plan: which layers run in int8, with which ranges, scales and corrected biases."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import onnx
 
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.methods import DEFAULT, Method
 from sodeploy.quant.calibration.statistics import Statistics
-from sodeploy.quant.graph import WEIGHTED, Network, channel_axis, feature_heads, heads_of, is_residual
+from sodeploy.quant.graph import WEIGHTED, Network, channel_axis, feature_heads, heads_of, is_residual, load_network
 from sodeploy.quant.int8 import bias_correction, dequantize_weight, quantize_weight, weight_scales
 from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.fp16_range import beyond_fp16
@@ -21,17 +22,23 @@ _COARSE_DB = 30.0  # of the input of an int8 layer; U2-Netp's layers have 31 or 
 
 
 def make_plan(
-    network: Network, evidence: Evidence, method: Method = DEFAULT, float_layers: Mapping[str, str] | None = None
+    network: Network | str | Path,
+    evidence: Evidence | Statistics,
+    method: Method = DEFAULT,
+    float_layers: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decide every layer and range of `network`.
 
     Args:
-        evidence: measured of this network.
+        network: a float32 network, or its ONNX file.
+        evidence: measured of this network; statistics alone leave every weight at its nearest step.
         float_layers: node -> reason, for more layers to leave in fp16 than the rules do.
 
     Raises:
         UserError: the statistics are of another network, or `float_layers` names a node that does not exist.
     """
+    network = network if isinstance(network, Network) else load_network(network)
+    evidence = evidence if isinstance(evidence, Evidence) else Evidence(evidence)
     statistics = evidence.statistics
     if statistics.network != network.digest:
         raise UserError(f"the statistics were gathered from another network than {network.path}; calibrate again")

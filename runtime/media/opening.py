@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sodeploy.runtime.composition import Style
+from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.gpu.session import open_on_device
 from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.large_images import HasPyramids, LargeImages, predict_large, require_fit
@@ -25,6 +26,7 @@ class Model(NamedTuple):
         gpu: the GPU's index; None for the CPU.
         engine, network, compiled: see `sodeploy.runtime.session.open_session`.
         large: how an image that is larger than the input is seen.
+        threads: CPU threads within one operator of an ONNX model; one per core by default.
     """
 
     path: Path
@@ -33,6 +35,7 @@ class Model(NamedTuple):
     network: str | None
     compiled: bool
     large: LargeImages
+    threads: int | None = None
 
     @property
     def on_device(self) -> bool:
@@ -40,11 +43,22 @@ class Model(NamedTuple):
         return self.gpu is not None and not self.large and self.path.suffix not in CHECKPOINTS
 
 
+class Opened(NamedTuple):
+    """An open network.
+
+    Attributes:
+        mapper: gives the mapper for a style of pictures; on the host there is only "map".
+        precision: fp32, fp16 or int8.
+    """
+
+    mapper: Callable[[Style], Mapper]
+    contract: Contract
+    precision: str
+
+
 @contextlib.contextmanager
-def open_mappers(
-    model: Model, batch: int | None, timeline: Timeline | None, live: bool = False
-) -> Iterator[Callable[[Style], Mapper]]:
-    """Open the model, and give the mapper for a style of pictures; on the host there is only "map".
+def open_mappers(model: Model, batch: int | None, timeline: Timeline | None, live: bool = False) -> Iterator[Opened]:
+    """Open the model until the block ends.
 
     Args:
         live: one picture at a time and none ahead, for a camera.
@@ -55,11 +69,16 @@ def open_mappers(
     if model.on_device:
         with open_on_device(model.path, gpu=model.gpu or 0) as on_device:
             size, lanes = (1, 1) if live else (batch, 3)
-            yield lambda style: DeviceMapper(on_device, style, size, timeline, lanes)
+            yield Opened(
+                lambda style: DeviceMapper(on_device, style, size, timeline, lanes),
+                on_device.contract,
+                on_device.precision,
+            )
         return
     with open_session(
         model.path,
         "cpu" if model.gpu is None else "cuda",
+        model.threads,
         engine=model.engine,
         gpu=model.gpu or 0,
         network=model.network,
@@ -67,7 +86,11 @@ def open_mappers(
     ) as session:
         require_fit(session.contract, model.large)
         ahead = 0 if live else None
-        yield lambda style: HostMapper(partial(_predict, session=session, large=model.large), ahead)
+        yield Opened(
+            lambda style: HostMapper(partial(_predict, session=session, large=model.large), ahead),
+            session.contract,
+            session.precision,
+        )
 
 
 def _predict(image: np.ndarray, session: Session, large: LargeImages) -> np.ndarray:
