@@ -15,8 +15,9 @@ from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.infer import Edges, parse_device
 from sodeploy.runtime.large_images import LARGEST_SIDE, LargeImages
 from sodeploy.runtime.media import opening
-from sodeploy.runtime.media.frame import Frame, decode_frame, read_frame
+from sodeploy.runtime.media.frame import Frame
 from sodeploy.runtime.media.pictures import Look, finish_picture, parse_look
+from sodeploy.runtime.media.reading import decode_frame, read_frame
 from sodeploy.runtime.session import EngineName
 
 if TYPE_CHECKING:
