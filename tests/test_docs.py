@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -18,6 +19,8 @@ import typer
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract, embed
 from sodeploy.stages import STAGES
+from sodeploy.training.models import NETWORKS
+from sodeploy.training.recipe import load_recipe, recipe_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
@@ -271,3 +274,25 @@ def test_the_site_builds_without_a_warning_and_fetches_nothing(tmp_path: Path) -
             r'<(?:script|img|link rel="(?:stylesheet|preconnect)")[^>]*(?:src|href)="(https?:[^"]+)', page.read_text()
         )
         assert not fetched, f"{page.name} fetches {fetched}"
+
+
+def test_the_page_of_weights_names_every_network_and_no_sum_of_its_own() -> None:
+    text = (ROOT / "docs" / "weights.md").read_text()
+    rows = [line.split(" | ") for line in text.split("## ONNX files")[0].splitlines() if line.startswith("| `")]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert named == set(NETWORKS)
+    published = json.loads((ROOT / "sodeploy" / "published_files.json").read_text())
+    listed = {sum_: row for row in rows for sum_ in re.findall(r"\b[0-9a-f]{64}\b", row[-1])}
+    assert set(listed) == {one["sha256"] for one in published}
+    for one in published:
+        row = listed[one["sha256"]]
+        assert one["file"] in row[1]
+        assert (row[0], row[3]) == (f"| `{one['network']}`", f"{one['bytes']} bytes")
+
+
+def test_the_page_of_weights_names_the_backbones_of_the_recipes() -> None:
+    text = (ROOT / "docs" / "weights.md").read_text().split("## Backbones")[1]
+    for name in recipe_names():
+        if (file := load_recipe(name).backbone.init) is not None:
+            (row,) = [line for line in text.splitlines() if line.startswith("|") and f"`{name}`" in line]
+            assert f"[{file}](" in row
