@@ -13,10 +13,10 @@ of runtime/infer.py; --timeline writes what the pipeline does when.
 
 import contextlib
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -43,8 +43,12 @@ from sodeploy.runtime.measure.report import bench_tables, labels, show, to_markd
 from sodeploy.runtime.measure.runners import CpuRunner, GpuRunner
 from sodeploy.runtime.measure.throughput import throughput
 from sodeploy.runtime.measure.under_test import ModelUnderTest
+from sodeploy.runtime.review.evidence import EvidenceLog, ImageEvidence, examine
+from sodeploy.runtime.review.gate import EXIT_STATUS, checks, write_junit
+from sodeploy.runtime.review.page import Extras, require_page, write_page
 from sodeploy.runtime.session import ENGINES, DeviceName, EngineName, parse_engines
 
+REPORT_FILE = "index.html"
 _WARMUP = 3  # runs of each model before the first run that counts
 _CHUNK = 16  # images between two rounds of scoring: this many maps of each model wait in memory
 
@@ -62,6 +66,7 @@ def bench(
     timeline: str | Path | None = None,
     engines: Sequence[EngineName] = ("onnxruntime",),
     keys: Sequence[str] | None = None,
+    log: EvidenceLog | None = None,
 ) -> BenchRecord:
     """Run every model on every image of `data`.
 
@@ -83,6 +88,7 @@ def bench(
         engines: runtimes of ONNX models on the CPU. Each model is measured in each of them, but a graph that is made
             for one of them only there.
         keys: the metrics, in the order of tables; the default ones by default. Those of `budget` are added.
+        log: where to note what a report shows beyond the record.
 
     Raises:
         UserError: a model, the device or the data is unfit; the message says which and why.
@@ -106,23 +112,26 @@ def bench(
         _announce_stand_ins(tested)
         mapped = stack.enter_context(metrics.parallel_map(workers))
         before = gpu_state() if any(on_gpu) else {}
-        _measure(tested, dataset, threads, partial(mapped, partial(_score, keys=_with_budget(keys, budget))))
+        _measure(tested, dataset, threads, partial(_scores, mapped, _with_budget(keys, budget), log))
         if any(on_gpu):
             _measure_throughput(tested, dataset, batch, timeline)
         after = gpu_state() if any(on_gpu) else {}
-    left_out = _leave_out_undefined(tested, dataset)
-    return BenchRecord(
-        rows=[_row(model, tested, dataset.name) for model in tested],
-        dataset=dataset.name,
-        images=len(tested[0].scores),
-        left_out=left_out,
-        threads=threads,
-        batch=batch,
-        hardware=_hardware({model.runner.where for model in tested}),
-        gpu=GpuStates(before=before, after=after),
-        versions=artifacts.versions(),
-        recommendation=_advice(tested, budget),
-    )
+        left_out = _leave_out_undefined(tested, dataset)
+        record = BenchRecord(
+            rows=[_row(model, tested, dataset.name) for model in tested],
+            dataset=dataset.name,
+            images=len(tested[0].scores),
+            left_out=left_out,
+            threads=threads,
+            batch=batch,
+            hardware=_hardware({model.runner.where for model in tested}),
+            gpu=GpuStates(before=before, after=after),
+            versions=artifacts.versions(),
+            recommendation=_advice(tested, budget),
+        )
+        if log is not None:
+            log.finish(record, tested, [sample for sample in dataset if sample.name not in left_out])
+    return record
 
 
 def _open(
@@ -225,6 +234,26 @@ def _leave_out_undefined(tested: Sequence[ModelUnderTest], dataset: Dataset) -> 
 def _with_budget(keys: Sequence[str] | None, budget: Budget | None) -> Sequence[str]:
     chosen = metrics.default_metrics() if keys is None else keys
     return (*chosen, *(key for key in budget or () if key not in chosen))
+
+
+def _scores(
+    mapped: Callable[..., Iterable[Any]],
+    keys: Sequence[str],
+    log: EvidenceLog | None,
+    samples: Sequence[Sample],
+    maps: Sequence[list[np.ndarray]],
+) -> Iterator[list[metrics.Scores]]:
+    """The scores of each model on each sample; evidence goes into `log`."""
+    if log is None:
+        yield from mapped(partial(_score, keys=keys), samples, maps)
+        return
+    for evidence in mapped(partial(_examine, keys=keys), samples, maps):
+        log.add(evidence)
+        yield evidence.scores
+
+
+def _examine(sample: Sample, maps: list[np.ndarray], keys: Sequence[str]) -> ImageEvidence:
+    return examine(sample.name, maps, sample.mask(), keys)
 
 
 def _score(sample: Sample, maps: list[np.ndarray], keys: Sequence[str]) -> list[metrics.Scores]:
@@ -371,6 +400,15 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="write the record here; - for stdout")] = None,
     markdown: Annotated[Path | None, typer.Option(help="write the tables here")] = None,
     allow_overlap: Annotated[bool, typer.Option("--allow-overlap", help="accept calibration images in --data")] = False,
+    report: Annotated[Path | None, typer.Option(help="write a report for people, index.html, into this folder")] = None,
+    plan: Annotated[Path | None, typer.Option(help="report: the plan of the int8 model, for its reasons")] = None,
+    layers: Annotated[
+        Path | None, typer.Option(help="report: a record of `layers --json`, for the cost of each layer")
+    ] = None,
+    fail_on: Annotated[
+        str | None, typer.Option(help="exit with 3 if a loss may be larger, at 95 %: s=0.003,mae=0.001")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="fail-on: write the checks as JUnit XML")] = None,
 ) -> None:
     """Compare models in accuracy, with intervals, and in speed."""
     budget = parse_budget(max_drop, metrics.METRICS) if max_drop is not None else None
@@ -378,6 +416,11 @@ def main(
     datasets = open_datasets(data, root=root)
     if timeline is not None and len(datasets) > 1:
         raise UserError(f"--timeline {timeline} shows the run on one data set; give one, not {len(datasets)}")
+    limits = parse_budget(fail_on, metrics.METRICS, "--fail-on") if fail_on is not None else None
+    _check_report(report, plan, layers, limits, junit)
+    if limits is not None:  # they are measured too
+        keys = tuple(_with_budget(keys, limits))
+    logs = [EvidenceLog() if report is not None else None for _ in datasets]
     records = [
         bench(
             models,
@@ -392,10 +435,46 @@ def main(
             timeline,
             parse_engines(engine),
             keys,
+            log,
         )
-        for dataset in datasets
+        for dataset, log in zip(datasets, logs, strict=True)
     ]
     publish(*records, json_file=json_file, markdown=markdown)
+    if report is not None:
+        found = [log.evidence for log in logs if log is not None]
+        write_page(found, report / REPORT_FILE, limits, Extras(plan, layers))
+        terminal.note(f"the report is {report / REPORT_FILE}")
+    if limits is not None:
+        _judge(records, limits, junit)
+
+
+def _check_report(
+    report: Path | None, plan: Path | None, layers: Path | None, limits: Budget | None, junit: Path | None
+) -> None:
+    """
+    Raises:
+        UserError: an option is missing that another one needs, or a package, or a file that a report shows.
+    """
+    if report is None and (plan or layers):
+        raise UserError("--plan and --layers are shown in a report; add --report DIR")
+    if junit is not None and limits is None:
+        raise UserError(f"--junit {junit} says whether limits are kept; add --fail-on s=0.003,mae=0.001")
+    if report is not None:
+        require_page()
+        artifacts.check_output(report / REPORT_FILE)
+        Extras(plan, layers).check()
+
+
+def _judge(records: Sequence[BenchRecord], limits: Budget, junit: Path | None) -> None:
+    """Say which limits are exceeded, and end with `EXIT_STATUS` if any is."""
+    found = checks(records, limits)
+    if junit is not None:
+        write_junit(found, junit)
+    broken = [check for check in found if not check.passed]
+    for check in broken:
+        terminal.warn(str(check))
+    if broken:
+        raise typer.Exit(EXIT_STATUS)
 
 
 def publish(*records: BenchRecord, json_file: Path | None = None, markdown: Path | None = None) -> None:

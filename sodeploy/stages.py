@@ -72,6 +72,7 @@ EXTRA_OF = {
     "onnxsim": "adopt",
     "onnxruntime": "cpu",
     "py_sod_metrics": "bench",
+    "jinja2": "report",
     "matplotlib": "report",
     "av": "video",
     "pymatting": "matting",
@@ -188,10 +189,13 @@ STAGES = {
     "bench": Stage(
         "runtime.bench",
         "models and images -> accuracy, its loss, latency",
-        ("out/u2netp.onnx out/u2netp.int8.cpu.onnx --data ECSSD --max-drop s=0.002",),
+        (
+            "out/u2netp.onnx out/u2netp.int8.cpu.onnx --data ECSSD --max-drop s=0.002",
+            "out/u2netp.onnx out/u2netp.int8.cpu.onnx --data ECSSD --report out/report --fail-on s=0.003,mae=0.001",
+        ),
         ("bench", "cpu"),
         renamed={"--images": "--limit", "--profile": "--timeline"},
-        writes=("--json", "--markdown", "--timeline"),
+        writes=("--json", "--markdown", "--timeline", "--junit"),
     ),
     "infer": Stage(
         "runtime.infer",

@@ -12,11 +12,12 @@ from sodeploy.runtime.measure.report import decimal
 Budget = dict[str, float]  # key of a metric in `METRICS` -> the largest loss that is allowed
 
 
-def parse_budget(text: str, metrics: Collection[str] | None = None) -> Budget:
+def parse_budget(text: str, metrics: Collection[str] | None = None, option: str = "--max-drop") -> Budget:
     """The budget in `s=0.002,mae=0.001`.
 
     Args:
         metrics: the keys that it may name; those of the default metrics by default.
+        option: its name in errors.
 
     Raises:
         UserError: another form, an unknown metric, or a loss that is not above zero.
@@ -27,15 +28,15 @@ def parse_budget(text: str, metrics: Collection[str] | None = None) -> Budget:
         name, _, number = (piece.strip() for piece in part.partition("="))
         if name not in known:
             raise UserError(
-                f"--max-drop {text}: {name!r} is no metric; write for example s=0.002 with one of {', '.join(known)}"
+                f"{option} {text}: {name!r} is no metric; write for example s=0.002 with one of {', '.join(known)}"
             )
         try:
             budget[name] = float(number)
         except ValueError:
-            raise UserError(f"--max-drop {text}: {number!r} is no number; write for example {name}=0.002") from None
+            raise UserError(f"{option} {text}: {number!r} is no number; write for example {name}=0.002") from None
         if not 0 < budget[name] < 1:
             raise UserError(
-                f"--max-drop {text}: {name}={number} is not between 0 and 1; every rounding changes a map a little, so "
+                f"{option} {text}: {name}={number} is not between 0 and 1; every rounding changes a map a little, so "
                 f"give the smallest loss that matters to you, for example {name}=0.001"
             )
     return budget
