@@ -4,6 +4,7 @@
 """
 
 import re
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,8 @@ from sodeploy.errors import UserError
 from sodeploy.runtime.composition import Style, compose, defocused, over
 from sodeploy.runtime.media.frame import Frame
 
+_AROUND = 32  # pixels of the background around an object that the estimate of its colors sees
+_estimating = threading.Lock()  # it uses all cores, and one of numba's ways to do so ends the process if two threads do
 _COLOR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 
 
@@ -176,9 +179,17 @@ def foreground(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     soft = (alpha > 0) & (alpha < 255)
     if not soft.any():
         return image
-    estimated = estimate_foreground_ml(image / 255.0, alpha / 255.0)
-    colors = np.rint(np.clip(estimated, 0, 1) * 255).astype(np.uint8)
-    return np.where(soft[..., None], colors, image)
+    left, top, width, height = cv2.boundingRect((alpha > 0).astype(np.uint8))
+    box = (
+        slice(max(0, top - _AROUND), top + height + _AROUND),
+        slice(max(0, left - _AROUND), left + width + _AROUND),
+    )
+    scale = np.float32(1 / 255)
+    with _estimating:
+        estimated = estimate_foreground_ml(image[box] * scale, alpha[box] * scale)
+    colors = image.copy()
+    np.copyto(colors[box], np.rint(np.clip(estimated, 0, 1) * 255).astype(np.uint8), where=soft[box][..., None])
+    return colors
 
 
 def require_estimation() -> None:
