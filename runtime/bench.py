@@ -34,7 +34,7 @@ from sodeploy.runtime.gpu.driver import current_gpu, gpu_state
 from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.measure import metrics
 from sodeploy.runtime.measure.budget import Budget, Verdict, parse_budget
-from sodeploy.runtime.measure.differences import Delta, bootstrap_deltas
+from sodeploy.runtime.measure.differences import bootstrap_deltas
 from sodeploy.runtime.measure.options import MetricsOption
 from sodeploy.runtime.measure.published import published_parameters
 from sodeploy.runtime.measure.recommendation import Measured, recommend, time_ratio
@@ -279,7 +279,7 @@ def _row(model: ModelUnderTest, tested: Sequence[ModelUnderTest], dataset: str) 
         input_shape=model.input_shape,
         size_mib=Path(model.path).stat().st_size / 2**20,
         metrics=model.scores.summary(),
-        delta={key: _difference(delta) for key, delta in bootstrap_deltas(baseline.scores, model.scores).items()},
+        delta={key: Difference.of(delta) for key, delta in bootstrap_deltas(baseline.scores, model.scores).items()},
         latency_ms=model.latency(),
         time_ratio=Difference(value=ratio.value, ci95=ratio.interval),
         stand_in=model.stand_in,
@@ -289,10 +289,6 @@ def _row(model: ModelUnderTest, tested: Sequence[ModelUnderTest], dataset: str) 
         images=len(model.scores),
         dataset=dataset,
     )
-
-
-def _difference(delta: Delta) -> Difference:
-    return Difference(value=delta.value, ci95=(delta.low, delta.high) if np.isfinite(delta.low) else None)
 
 
 def _published(model: ModelUnderTest, tested: Sequence[ModelUnderTest]) -> Published:

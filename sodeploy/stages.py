@@ -87,6 +87,13 @@ STAGES = {
         ("cpu", "bench", "quant", "train"),
         folder=True,
     ),
+    "run": Stage(
+        "run",
+        "one file -> a whole experiment: train, export, build, test, eval, report",
+        ("--config mine.yaml", "--config mine.yaml --only test,eval"),
+        ("bench", "cpu", "quant", "report", "train"),
+        writes=(),
+    ),
     "train": Stage(
         "training.train",
         "images and masks -> checkpoint",

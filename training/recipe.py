@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sodeploy import artifacts
+from sodeploy.configuration import checked, parse_yaml, read_yaml
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.measure.metrics import METRICS, default_metrics
@@ -195,28 +195,11 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: the file is missing or is not YAML, a key is unknown, or a value is wrong.
     """
     path = find_recipe(path)
-    try:
-        content = _parsed(artifacts.read_bytes(path, _REMEDY, most=1 << 20).decode())
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; {_REMEDY}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not YAML: {error}; correct it") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is no recipe: keys and values are expected; `train --list` lists recipes")
+    content = read_yaml(path, _REMEDY)
     _make_room_for_the_length(content, overrides)
     for override in overrides:
         _override(content, override)
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise UserError(f"{path}: no recipe has a key {where}; remove it or correct its name") from None
-        message = first["msg"].removeprefix("Value error, ")
-        if where and not isinstance(first["input"], (dict, list)):
-            message += f", not {artifacts.one_line(repr(first['input']), 60)}"
-        raise UserError(f"{path}: {where + ': ' if where else ''}{message}; correct it") from None
+    return checked(Recipe, content, path, "recipe")
 
 
 def _make_room_for_the_length(content: dict[str, Any], overrides: Sequence[str]) -> None:
@@ -236,37 +219,6 @@ def _override(content: dict[str, Any], override: str) -> None:
         if not isinstance(content, dict):
             raise UserError(f"--set {override}: {section} has no keys of its own")
     try:
-        content[last] = _parsed(value)
+        content[last] = parse_yaml(value)
     except ValueError as error:
         raise UserError(f"--set {artifacts.one_line(override)}: {value} is not a YAML value: {error}") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """A loader whose errors name the value; PyYAML's constructors of numbers and dates let Python's errors through."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, LookupError, TypeError, AttributeError, OverflowError):
-            kind = node.tag.rpartition(":")[2]
-            raise yaml.constructor.ConstructorError(None, None, f"this is no {kind}", node.start_mark) from None
-
-
-def _parsed(text: str) -> Any:
-    """The content of a YAML text.
-
-    Raises:
-        ValueError: it is none; the text of the error is one line that shows the line at fault.
-    """
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        lines = text.splitlines()
-        shown = lines[mark.line].strip() if mark and mark.line < len(lines) else ""
-        where = f"line {mark.line + 1}, {artifacts.one_line(shown, 80)}: " if mark else ""
-        raise ValueError(f"{where}{artifacts.one_line(error.problem or error)}") from None
-    except yaml.YAMLError as error:
-        raise ValueError(artifacts.one_line(error)) from None
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None

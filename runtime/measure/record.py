@@ -6,13 +6,15 @@
 """
 
 import json
+import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sodeploy.artifacts import require_file
 from sodeploy.errors import UserError
+from sodeploy.runtime.measure.differences import Delta
 
 
 class Record(BaseModel):
@@ -26,6 +28,11 @@ class Difference(Record):
 
     value: float
     ci95: tuple[float, float] | None = Field(description="95 % confidence interval; null: too few images for one")
+
+    @classmethod
+    def of(cls, delta: Delta) -> "Difference":
+        """The difference, without an interval where it has none."""
+        return cls(value=delta.value, ci95=(delta.low, delta.high) if math.isfinite(delta.low) else None)
 
 
 class Percentiles(Record):
@@ -129,6 +136,9 @@ class EvaluationRecord(Record):
     versions: dict[str, str]
 
 
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+
+
 def to_json(*records: Record) -> str:
     """A record as indented JSON, several as an array; ends in a newline."""
     if len(records) == 1:
@@ -142,13 +152,26 @@ def read_bench(path: str | Path) -> BenchRecord:
     Raises:
         UserError: the file is missing or no such record.
     """
-    path = require_file(path, "give a file that bench wrote with --json")
+    return _read(BenchRecord, path, "bench")
+
+
+def read_evaluation(path: str | Path) -> EvaluationRecord:
+    """A record that evaluate wrote.
+
+    Raises:
+        UserError: the file is missing or no such record.
+    """
+    return _read(EvaluationRecord, path, "evaluate")
+
+
+def _read(kind: type[AnyRecord], path: str | Path, stage: str) -> AnyRecord:
+    path = require_file(path, f"give a file that {stage} wrote with --json")
     try:
-        return BenchRecord.model_validate_json(path.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "text"
-        raise UserError(f"{path}: record field {where}: {first['msg']}; run bench again with --json") from None
+        raise UserError(f"{path}: record field {where}: {first['msg']}; run {stage} again with --json") from None
 
 
 def bench_schema() -> dict[str, Any]:

@@ -74,9 +74,9 @@ def test_what_is_no_recipe(tmp_path: Path) -> None:
         load_recipe(tmp_path / "absent.yaml")
     with pytest.raises(UserError, match=r"r.yaml is not YAML"):
         load_recipe(write(tmp_path, "a: [1"))
-    with pytest.raises(UserError, match=r"r.yaml is no recipe"):
+    with pytest.raises(UserError, match=r"r.yaml has no keys and values"):
         load_recipe(write(tmp_path, "u2netp"))
-    with pytest.raises(UserError, match=r"r.yaml: optimizer: Field required"):
+    with pytest.raises(UserError, match=r"r.yaml: the key optimizer is missing"):
         load_recipe(broken(tmp_path, "optimizer"))
 
 

@@ -1,0 +1,383 @@
+"""An experiment by one command: train, export, build, make the maps of the test sets, score them, report.
+
+    sodeploy run --config mine.yaml
+    sodeploy run --config mine.yaml --only test,eval
+    sodeploy run --config a.yaml --config b.yaml
+
+Each step is skipped where its outputs stand and were made from the same inputs; steps.json in the output folder holds
+the hashes of both. docs/stages/run.md shows a file with all keys.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sodeploy import artifacts, command_line, terminal
+from sodeploy.calib_data import Dataset, open_dataset, open_datasets
+from sodeploy.errors import UserError
+from sodeploy.experiment import Experiment, Journal, Train, digest_of_path, listing, load_experiment
+from sodeploy.runtime.evaluate import Evaluation, Outputs, evaluate, publish
+from sodeploy.runtime.maps import require_all, write_maps
+from sodeploy.runtime.measure.differences import bootstrap_deltas
+from sodeploy.runtime.measure.metrics import METRICS
+from sodeploy.runtime.measure.record import Difference
+from sodeploy.runtime.measure.report import Table, evaluation_table, interval, to_markdown
+from sodeploy.runtime.session import EngineName
+
+STEPS = ("train", "export", "build", "test", "eval", "report")
+SUMMARY, SUMMARY_JSON = "summary.md", "summary.json"
+MODELS, MAPS = "models", "maps"  # folders in the output
+
+
+@dataclass
+class Run:
+    """One experiment on its way.
+
+    Attributes:
+        source: the configuration file.
+        workers: processes that score.
+        done: step -> "done", "skipped" (it was current), or "not selected".
+    """
+
+    source: Path
+    experiment: Experiment
+    output: Path
+    journal: Journal
+    workers: int | None = None
+    done: dict[str, str] = field(default_factory=dict)
+
+    def made(self, step: str) -> dict[str, Path]:
+        """The outputs of an earlier step.
+
+        Raises:
+            UserError: it has none.
+        """
+        outputs = self.journal.outputs(step)
+        if outputs is None:
+            raise UserError(f"{self.source}: the step {step} has not been done, or its outputs are gone; select it too")
+        return outputs
+
+    def step(self, name: str, inputs: Mapping[str, Any], work: Callable[[], Mapping[str, Path]]) -> None:
+        """Do a step, unless its outputs stand and are of the same inputs."""
+        if self.journal.is_current(name, inputs):
+            self.done[name] = "skipped"
+            terminal.note(f"{name}: skipped, {self.output} holds it")
+            return
+        terminal.notes.rule(style="dim")
+        terminal.note(name)
+        self.journal.record(name, inputs, work())
+        self.done[name] = "done"
+
+
+def run_experiment(config: str | Path, only: Sequence[str] = STEPS, workers: int | None = None) -> Path:
+    """Do the steps of an experiment.
+
+    Args:
+        config: its YAML file.
+        only: the steps to do, of `STEPS`; the outputs of the others must stand.
+        workers: processes that score; one per core by default.
+
+    Returns:
+        The summary, Markdown; summary.json lies beside it.
+
+    Raises:
+        UserError: the file is wrong, or a step cannot be done; what was done before stays.
+    """
+    experiment = load_experiment(config)
+    output = experiment.output or Path("out") / Path(config).stem
+    artifacts.check_output_folder(output)
+    steps = {"train": _train, "export": _export, "build": _build, "test": _test, "eval": _eval, "report": _report}
+    with artifacts.locked(output):
+        run = Run(Path(config), experiment, output, Journal(output), workers)
+        for name in STEPS:
+            if name in only:
+                steps[name](run)
+            else:
+                run.done[name] = "not selected"
+    return output / SUMMARY
+
+
+def _train(run: Run) -> None:
+    wanted = run.experiment.train
+    if wanted is None:
+        return
+    from sodeploy.training.recipe import load_recipe
+    from sodeploy.training.train import train
+
+    overrides = _overrides(wanted)
+    recipe = load_recipe(wanted.config, overrides)
+    data = open_dataset(wanted.data or recipe.train, root=run.experiment.root)
+    inputs = {"recipe": recipe.model_dump(mode="json"), "data": listing(data)}
+
+    def work() -> dict[str, Path]:
+        folder = run.output / "training"
+        best = train(wanted.config, data, folder, resume=True, overrides=overrides, root=run.experiment.root)
+        return {"checkpoint": best}
+
+    run.step("train", inputs, work)
+
+
+def _overrides(wanted: Train) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in wanted.set.items()]
+
+
+def _checkpoint(run: Run) -> Path:
+    given = run.experiment.checkpoint
+    return run.made("train")["checkpoint"] if given is None else artifacts.require_file(given, "correct `checkpoint`")
+
+
+def _network(run: Run) -> str:
+    from sodeploy.training.recipe import load_recipe
+
+    wanted = run.experiment.train
+    return load_recipe(wanted.config, _overrides(wanted)).network if wanted else str(run.experiment.network)
+
+
+def _export(run: Run) -> None:
+    if run.experiment.model is not None:
+        return
+    from sodeploy.export.to_onnx import OPSET, export
+
+    wanted, checkpoint, network = run.experiment.export, _checkpoint(run), _network(run)
+    inputs = {"checkpoint": artifacts.sha256(checkpoint), "network": network, **wanted.model_dump()}
+
+    def work() -> dict[str, Path]:
+        target = run.output / MODELS / f"{network}.onnx"
+        return {"onnx": export(network, checkpoint, target, size=wanted.size, opset=wanted.opset or OPSET)}
+
+    run.step("export", inputs, work)
+
+
+def _onnx(run: Run) -> Path:
+    given = run.experiment.model
+    return run.made("export")["onnx"] if given is None else artifacts.require_file(given, "correct `model`")
+
+
+def _build(run: Run) -> None:
+    wanted = run.experiment.build
+    if wanted is None:
+        return
+    from sodeploy.quant.build_engine import Within, build
+    from sodeploy.quant.calibration.methods import DEFAULT, METHODS
+    from sodeploy.quant.sources import Images
+    from sodeploy.runtime.measure.budget import parse_budget
+
+    if wanted.method is not None and wanted.method not in METHODS:
+        raise UserError(f"{run.source}: build.method {wanted.method} is not one of {', '.join(METHODS)}")
+    root, model = run.experiment.root, _onnx(run)
+    calib = open_dataset(wanted.calib, masks=False, root=root) if wanted.int8 and wanted.calib else None
+    evaluation = open_dataset(wanted.eval, root=root) if wanted.eval else None
+    inputs = {
+        "model": artifacts.sha256(model),
+        "calib": listing(calib) if calib else None,
+        "eval": listing(evaluation) if evaluation else None,
+        **wanted.model_dump(exclude={"calib", "eval"}),
+    }
+
+    def work() -> dict[str, Path]:
+        budget = parse_budget(wanted.max_drop) if wanted.max_drop else None
+        built = build(
+            model,
+            run.output / MODELS,
+            Images(Dataset(calib.name, list(calib)[: wanted.limit])) if calib else None,
+            method=next(one for one in METHODS if one == (wanted.method or DEFAULT)),
+            within=Within(budget, evaluation) if budget and evaluation else None,
+            engines=wanted.engines,
+            cpu=wanted.cpu,
+        )
+        engines = {f"{precision}.engine": path for precision, path in built.engines.items()}
+        return {**built.graphs, **engines, **({"plan": built.plan} if built.plan else {})}
+
+    run.step("build", inputs, work)
+
+
+def _models(run: Run) -> dict[str, Path]:
+    """The files that the experiment tests, by the names of the configuration."""
+    built = run.made("build") if run.experiment.build is not None else {}
+    found: dict[str, Path] = {}
+    for name in run.experiment.test.models:
+        if name == "checkpoint":
+            found[name] = _checkpoint(run)
+        elif name == "fp32":
+            found[name] = _onnx(run)
+        else:
+            stands_for = {"fp16": ("fp16.engine", "fp16.sim"), "int8": ("int8.engine", "int8.cpu")}.get(name, (name,))
+            role = next((role for role in stands_for if role in built), None)
+            if role is None:
+                graphs = ", ".join(role for role in built if role != "plan")
+                raise UserError(f"{run.source}: test.models: the build has no {name}; it has {graphs}")
+            found[name] = built[role]
+    return found
+
+
+def _test(run: Run) -> None:
+    wanted, root, models = run.experiment.test, run.experiment.root, _models(run)
+    datasets = [
+        Dataset(one.name, list(one)[: wanted.limit]) for one in open_datasets(wanted.data, masks=False, root=root)
+    ]
+    inputs = {
+        "models": {name: artifacts.sha256(path) for name, path in models.items()},
+        "data": [listing(one) for one in datasets],
+    }
+
+    def work() -> dict[str, Path]:
+        made = {}
+        for name, path in models.items():
+            folder = run.output / MAPS / name
+            device = "cuda" if path.suffix == ".engine" else "cpu"
+            network = _network(run) if name == "checkpoint" else None
+            engine: EngineName = "openvino" if path.name.endswith(".openvino.onnx") else "onnxruntime"
+            fresh = not _holds_maps_of(folder, path)
+            outcomes = write_maps(
+                path, datasets, folder, network=network, device=device, engine=engine, overwrite=fresh
+            )
+            require_all(outcomes)
+            made[name] = folder
+        return made
+
+    run.step("test", inputs, work)
+
+
+def _holds_maps_of(folder: Path, model: Path) -> bool:
+    """Whether all maps in `folder` are of this model, so that a run which was interrupted goes on with them."""
+    from sodeploy.runtime.maps import RECORD
+
+    record = folder / RECORD
+    sets = artifacts.read_json(record, "remove it").get("sets", {}) if record.exists() else {}
+    digest = artifacts.sha256(model)
+    return all(one.get("sha256") == digest and not one.get("replacing") for one in sets.values())
+
+
+def _eval(run: Run) -> None:
+    wanted, root = run.experiment.eval, run.experiment.root
+    made = run.made("test")
+    maps = {name: made[name] for name in run.experiment.test.models if name in made}
+    limit = run.experiment.test.limit
+    datasets = [Dataset(one.name, list(one)[:limit]) for one in open_datasets(run.experiment.test.data, root=root)]
+    inputs = {
+        "maps": {name: digest_of_path(folder) for name, folder in maps.items()},
+        "data": [listing(one) for one in datasets],
+        **wanted.model_dump(),
+    }
+
+    def work() -> dict[str, Path]:
+        evaluations = evaluate(maps, datasets, run.workers, keys=wanted.metrics, curves=wanted.curves)
+        outputs = Outputs(curves=run.output / "curves.png" if wanted.curves else None).in_folder(run.output)
+        publish(evaluations, outputs)
+        differences = run.output / "differences.json"
+        artifacts.write_text(differences, json.dumps(_differences(evaluations), indent=2) + "\n")
+        found = {name: path for name, path in asdict(outputs).items() if path is not None}
+        return {**found, "differences": differences}
+
+    run.step("eval", inputs, work)
+
+
+def _differences(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Data set -> model -> metric -> the difference to the first model, with its 95 % interval where there is one."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for dataset in dict.fromkeys(one.dataset for one in evaluations):
+        baseline, *others = [one for one in evaluations if one.dataset == dataset]
+        found[dataset] = {
+            other.method: {
+                key: Difference.of(delta).model_dump(mode="json")
+                for key, delta in bootstrap_deltas(baseline.scores, other.scores).items()
+            }
+            for other in others
+        }
+    return found
+
+
+def _report(run: Run) -> None:
+    """Write the summary; it is quick and always done."""
+    from sodeploy.runtime.measure.record import read_evaluation
+
+    made = run.made("eval")
+    record = read_evaluation(made["json"])
+    differences = artifacts.read_json(made["differences"], "do the step eval again")
+    run.done["report"] = "done"
+    content = {
+        "experiment": run.experiment.model_dump(mode="json"),
+        "config": {"path": str(run.source), "sha256": artifacts.sha256(run.source)},
+        "steps": run.done,
+        "files": {step: _files(run, step) for step in STEPS[:-1]},
+        "evaluation": record.model_dump(mode="json"),
+        "differences": differences,
+        "versions": artifacts.versions(),
+    }
+    artifacts.write_text(run.output / SUMMARY_JSON, json.dumps(content, indent=2) + "\n")
+    tables = [evaluation_table(record), *_difference_tables(differences, run.experiment.test.models[0])]
+    states = [[step, run.done[step], ", ".join(_files(run, step).values())] for step in STEPS[:-1] if step in run.done]
+    tables.append(Table("Steps", ["step", "state", "files"], states, text_columns=3))
+    lines = [f"# {run.output.name}\n", f"Made by `sodeploy run --config {run.source}`.\n", *map(to_markdown, tables)]
+    if "curves" in made:
+        lines.append(f"![precision-recall and F curves]({made['curves'].name})\n")
+    artifacts.write_text(run.output / SUMMARY, "\n".join(lines))
+
+
+def _files(run: Run, step: str) -> dict[str, str]:
+    return {role: str(path) for role, path in (run.journal.outputs(step) or {}).items()}
+
+
+def _difference_tables(differences: Mapping[str, Mapping[str, Mapping[str, Any]]], baseline: str) -> list[Table]:
+    tables = []
+    for dataset, models in differences.items():
+        if not models:
+            continue
+        keys = list(next(iter(models.values())))
+        rows = [
+            [METRICS[key].label, *(interval(Difference.model_validate(deltas[key])) for deltas in models.values())]
+            for key in keys
+        ]
+        has_interval = all(delta["ci95"] for deltas in models.values() for delta in deltas.values())
+        how = (
+            "with 95 % interval (paired bootstrap over images)" if has_interval else "without interval: too few images"
+        )
+        title = f"{dataset}: difference to {baseline}, {how}"
+        tables.append(Table(title, ["metric", *models], rows))
+    return tables
+
+
+def parse_steps(text: str) -> tuple[str, ...]:
+    """The steps in a text such as `test,eval`.
+
+    Raises:
+        UserError: an unknown step, or none.
+    """
+    chosen = tuple(filter(None, (part.strip() for part in text.split(","))))
+    unknown = next((step for step in chosen if step not in STEPS), None)
+    if unknown is not None or not chosen:
+        raise UserError(f"--only {text}: {unknown or 'nothing'} is no step; write some of {','.join(STEPS)}")
+    return chosen
+
+
+def main(
+    config: Annotated[list[Path], typer.Option(help="the YAML file of an experiment; repeatable")],
+    only: Annotated[str | None, typer.Option(help=f"only these steps: {','.join(STEPS)}")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="processes that score; one per core by default")] = None,
+) -> None:
+    """Do experiments, each described by a file."""
+    steps = parse_steps(only) if only is not None else STEPS
+    failed: list[str] = []
+    for number, path in enumerate(config, start=1):
+        if len(config) > 1:
+            terminal.note(f"experiment {number} of {len(config)}: {path}")
+        try:
+            summary = run_experiment(path, steps, workers)
+        except UserError as error:
+            if len(config) == 1:
+                raise
+            terminal.warn(str(error))
+            failed.append(f"{path}: {error}")
+            continue
+        if "report" in steps:
+            terminal.results.print(str(summary), markup=False, soft_wrap=True)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(config)} experiments failed: {'; '.join(failed[:3])}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
