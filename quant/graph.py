@@ -251,7 +251,9 @@ def load_network(path: str | Path) -> Network:
     try:
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # protobuf and onnx raise types of their own, undocumented
-        raise UserError(f"{path} is not a valid ONNX model: {one_line(error)}; export it again") from None
+        raise UserError(
+            f"{path} is not a valid ONNX model: {one_line(error)}; see what it holds: {command('doctor')} {path}"
+        ) from None
     contract = contract_of({entry.key: entry.value for entry in model.metadata_props}, path)
     _require_contract_kept(model, contract, path)
     if any(node.op_type in QUANTIZING for node in model.graph.node):

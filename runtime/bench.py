@@ -33,13 +33,11 @@ from sodeploy.runtime.gpu.device import open_device
 from sodeploy.runtime.gpu.driver import current_gpu, gpu_state
 from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.measure import metrics
-from sodeploy.runtime.measure.budget import Budget, Verdict, parse_budget
-from sodeploy.runtime.measure.differences import bootstrap_deltas
+from sodeploy.runtime.measure.budget import Budget, parse_budget
 from sodeploy.runtime.measure.options import MetricsOption
-from sodeploy.runtime.measure.published import published_parameters
-from sodeploy.runtime.measure.recommendation import Measured, recommend, time_ratio
-from sodeploy.runtime.measure.record import Advice, BenchRecord, Difference, GpuStates, Published, Row, to_json
+from sodeploy.runtime.measure.record import BenchRecord, GpuStates, to_json
 from sodeploy.runtime.measure.report import bench_tables, labels, show, to_markdown
+from sodeploy.runtime.measure.rows import advice_on, row_of
 from sodeploy.runtime.measure.runners import CpuRunner, GpuRunner
 from sodeploy.runtime.measure.throughput import throughput
 from sodeploy.runtime.measure.under_test import ModelUnderTest
@@ -118,7 +116,7 @@ def bench(
         after = gpu_state() if any(on_gpu) else {}
         left_out = _leave_out_undefined(tested, dataset)
         record = BenchRecord(
-            rows=[_row(model, tested, dataset.name) for model in tested],
+            rows=[row_of(model, tested, dataset.name) for model in tested],
             dataset=dataset.name,
             images=len(tested[0].scores),
             left_out=left_out,
@@ -127,7 +125,7 @@ def bench(
             hardware=_hardware({model.runner.where for model in tested}),
             gpu=GpuStates(before=before, after=after),
             versions=artifacts.versions(),
-            recommendation=_advice(tested, budget),
+            recommendation=advice_on(tested, budget),
         )
         if log is not None:
             log.finish(record, tested, [sample for sample in dataset if sample.name not in left_out])
@@ -259,78 +257,6 @@ def _examine(sample: Sample, maps: list[np.ndarray], keys: Sequence[str]) -> Ima
 def _score(sample: Sample, maps: list[np.ndarray], keys: Sequence[str]) -> list[metrics.Scores]:
     mask = sample.mask()
     return [metrics.score(saliency, mask, keys, curves=False) for saliency in maps]
-
-
-def _row(model: ModelUnderTest, tested: Sequence[ModelUnderTest], dataset: str) -> Row:
-    baseline, rate = tested[0], model.throughput
-    ratio = time_ratio(model.inference_ms(), baseline.inference_ms())
-    return Row(
-        name=model.name,
-        model=model.path,
-        network=model.runner.session.contract.network,
-        precision=model.precision,
-        method=model.method,
-        target=model.target,
-        device=model.runner.where,
-        engine=model.runner.engine,
-        published=_published(model, tested),
-        params_m=model.counted.params / 1e6 if model.counted else None,
-        macs_g=model.counted.macs / 1e9 if model.counted else None,
-        input_shape=model.input_shape,
-        size_mib=Path(model.path).stat().st_size / 2**20,
-        metrics=model.scores.summary(),
-        delta={key: Difference.of(delta) for key, delta in bootstrap_deltas(baseline.scores, model.scores).items()},
-        latency_ms=model.latency(),
-        time_ratio=Difference(value=ratio.value, ci95=ratio.interval),
-        stand_in=model.stand_in,
-        images_per_s=rate and rate.images_per_s,
-        device_memory_mib=rate and rate.memory_mib + model.own_memory_mib,
-        calibrated_on=model.calibrated_on,
-        images=len(model.scores),
-        dataset=dataset,
-    )
-
-
-def _published(model: ModelUnderTest, tested: Sequence[ModelUnderTest]) -> Published:
-    """The cost of the network itself. Of several graphs of one network at one size, the float32 one is counted."""
-    network = model.runner.session.contract.network
-    graphs = [
-        other
-        for other in tested
-        if other.runner.session.contract.network == network and other.input_shape[1:] == model.input_shape[1:]
-    ]
-    reference = next((other for other in graphs if other.precision == "fp32" and other.counted), model)
-    counted = reference.counted
-    in_graph = counted.params if counted else None
-    published = published_parameters(network, in_graph)
-    params = in_graph if published is None else published
-    return Published(
-        params_m=None if params is None else params / 1e6,
-        flops_g=2 * counted.macs / 1e9 if counted else None,
-        params_as="graph" if published is None else "published",
-    )
-
-
-def _advice(tested: Sequence[ModelUnderTest], budget: Budget | None) -> Advice:
-    measured = [
-        Measured(
-            model.name,
-            model.precision,
-            Verdict(bootstrap_deltas(tested[0].scores, model.scores)),
-            model.inference_ms(),
-            model.stand_in,
-            bool(model.calibrated_on),
-        )
-        for model in tested
-    ]
-    advice = recommend(measured, budget)
-    return Advice(
-        budget=budget,
-        model=None if advice.model is None else tested[advice.model].path,
-        engine=None if advice.model is None else tested[advice.model].runner.engine,
-        int8_pays=advice.int8_pays,
-        text=advice.sentences,
-    )
 
 
 def _announce_stand_ins(tested: Sequence[ModelUnderTest]) -> None:

@@ -4,6 +4,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sodeploy.runtime.errors import OutOfDeviceMemory
+
 ALIGNMENT = 16  # bytes; of everything laid out here, because the kernels read images 16 bytes a time
 
 
@@ -66,8 +68,16 @@ class Buffer:
         """
         if size <= self._size:
             return
+        size, grown = (-(-wanted // 4096) * 4096 for wanted in (size, self._size * 3 // 2))
         self.free()
-        size = -(-size // 4096) * 4096
+        try:  # by half at least: images vary in size, and memory that is taken anew stops the device
+            self._take(max(size, grown))
+        except OutOfDeviceMemory:
+            if grown <= size:
+                raise
+            self._take(size)
+
+    def _take(self, size: int) -> None:
         self._memory = self._device.allocate(size)
         if self._pinned:
             self.host = self._device.pinned(size)

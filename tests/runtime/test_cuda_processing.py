@@ -10,13 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emulated_device import compile_kernels, peek, poke
+from emulated_device import EmulatedMemory, compile_kernels, peek, poke
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.composition import STYLES, Style, compose
 from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.errors import OutOfDeviceMemory
+from sodeploy.runtime.gpu.buffers import Buffer
 from sodeploy.runtime.gpu.processing import CudaProcessing
 from sodeploy.runtime.processing import postprocess, preprocess
 
@@ -222,3 +224,22 @@ def test_the_kernels_stay_within_their_memory(tmp_path: Path, repository: Path) 
     command = [sys.executable, "-m", "pytest", "-x", "-o", "addopts=", __file__, *chosen]
     done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def test_buffers_grow_by_half_where_there_is_room() -> None:
+    """Images that are each a little larger than the last must not take memory anew each time."""
+    taken: list[int] = []
+
+    class Cramped:
+        def allocate(self, size: int) -> EmulatedMemory:
+            if size > 20 * 4096:
+                raise OutOfDeviceMemory("no room")
+            taken.append(size // 4096)
+            return EmulatedMemory(size)
+
+    buffer = Buffer(Cramped())  # type: ignore[arg-type]
+    for pages in (10, 11, 14, 15, 16, 20):
+        buffer.reserve(pages * 4096)
+    assert taken == [10, 15, 16, 20]  # 24 pages are refused, 20 are not
+    with pytest.raises(OutOfDeviceMemory):
+        buffer.reserve(21 * 4096)
