@@ -4,6 +4,7 @@ Three threads overlap: one decodes, one runs the network, one makes pictures and
 """
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,14 +74,18 @@ def convert(item: Item, target: Path, mapper: Mapper, look: Look, options: Motio
                     raw.add(frame.image, unsmoothed)
                 writer.write(one.source, make_picture(frame, saliency, look))
 
-            count = 0
+            count, began = 0, time.monotonic()
+
+            def rate() -> str:
+                return f"{count / (time.monotonic() - began):.1f} frames/s" if count else ""
+
             with (
                 _in_turn(append) as submit,
                 read_ahead(reader.frames(), _WAITING) as frames,
                 contextlib.closing(mapper.maps(frames, lambda frame: Frame(frame.image))) as made,
             ):
                 maps = frames_with_maps(made, options.smoothing)
-                for one, saliency in terminal.progress(maps, item.path.name, total=reader.count):
+                for one, saliency in terminal.progress(maps, item.path.name, reader.count, remark=rate):
                     submit(one, saliency)
                     count += 1
             if not count:
