@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sodeploy import command_line, terminal
 from sodeploy.calib_data import Dataset, open_dataset
+from sodeploy.calib_data.mask_sets import check_masks
 from sodeploy.calib_data.options import RootOption
 from sodeploy.errors import UserError
 from sodeploy.export import upgrade
@@ -291,6 +292,7 @@ def main(
         )
     dataset = open_dataset(data or _SYNTHETIC, root=root if data else None)
     chosen = Dataset(dataset.name, list(dataset)[:limit])
+    check_masks(chosen, dataset.name)
     found = diagnose(model, chosen, parse_size(size) if size else None)
     for line in found.lines:
         terminal.results.print(line, markup=False, soft_wrap=True)

@@ -43,7 +43,7 @@ from sodeploy import command_line, terminal
 from sodeploy.artifacts import locked, manifest_path, write_manifest
 from sodeploy.calib_data import Dataset, Sample, open_dataset
 from sodeploy.calib_data.layouts import image_files
-from sodeploy.calib_data.mask_sets import check_images
+from sodeploy.calib_data.mask_sets import check_images, check_masks
 from sodeploy.calib_data.options import RootOption
 from sodeploy.errors import UserError
 from sodeploy.quant import engine
@@ -79,6 +79,16 @@ class Within:
 
     budget: Budget
     evaluation: Dataset
+
+    @classmethod
+    def of(cls, budget: Budget, evaluation: Dataset) -> "Within":
+        """The limit, after a check of the masks.
+
+        Raises:
+            UserError: a mask cannot be read; or every mask is empty or full.
+        """
+        check_masks(evaluation, evaluation.name)
+        return cls(budget, evaluation)
 
 
 @dataclass(frozen=True)
@@ -416,7 +426,7 @@ def main(
         output_dir,
         source,
         method=method,
-        within=Within(budget, open_dataset(evaluate, root=root)) if budget is not None and evaluate else None,
+        within=Within.of(budget, open_dataset(evaluate, root=root)) if budget is not None and evaluate else None,
         engines=engines,
         shapes=parse_profile(shapes) if shapes else None,
         cpu=cpu,

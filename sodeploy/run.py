@@ -185,7 +185,7 @@ def _build(run: Run) -> None:
             run.output / MODELS,
             Images(Dataset(calib.name, list(calib)[: wanted.limit])) if calib else None,
             method=next(one for one in METHODS if one == (wanted.method or DEFAULT)),
-            within=Within(budget, evaluation) if budget and evaluation else None,
+            within=Within.of(budget, evaluation) if budget and evaluation else None,
             engines=wanted.engines,
             cpu=wanted.cpu,
         )

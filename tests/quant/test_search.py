@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -295,10 +296,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
             ["--int8", "--calib", "synthetic:eval:2:32", "--eval", "synthetic:eval:3:32", "--max-drop", "s=0.1"],
             "-00000",
         ),
+        (
+            ["--int8", "--calib", "synthetic:calib:2:32", "--eval", "EMPTY", "--max-drop", "s=0.1"],
+            "EMPTY: all 2 masks have no object",
+        ),
     ],
 )
 def test_a_command_gone_wrong(repository: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     brightness_network(tmp_path / "net.onnx", {})
+    for name in ("0", "1"):
+        for folder in ("images", "masks"):
+            (tmp_path / "EMPTY" / folder).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / "EMPTY" / folder / f"{name}.png"), np.zeros((32, 32), np.uint8))
+    arguments = [*arguments, "--root", str(tmp_path)] if "EMPTY" in arguments else arguments
     script = [sys.executable, str(repository / "quant" / "build_engine.py"), str(tmp_path / "net.onnx")]
     command = [*script, *arguments, "--output-dir", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
