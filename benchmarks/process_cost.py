@@ -21,6 +21,7 @@ class Cost(NamedTuple):
 
     seconds: float
     peak_mib: float
+    cpu_seconds: float
 
 
 class CommandFailed(Exception):
@@ -41,7 +42,7 @@ def measure(command: Sequence[str | Path], log: Path) -> Cost:
     if bill["status"]:
         said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
         raise CommandFailed(f"{said[-1] if said else 'it said nothing'} (status {bill['status']})")
-    return Cost(bill["seconds"], bill["peak_mib"])
+    return Cost(bill["seconds"], bill["peak_mib"], bill["cpu_seconds"])
 
 
 def _launch(log: str, command: list[str]) -> None:
@@ -51,7 +52,9 @@ def _launch(log: str, command: list[str]) -> None:
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.monotonic() - start
     status = os.waitstatus_to_exitcode(status)  # negative: the signal that ended it, -9 for one out of memory
-    print(json.dumps({"status": status, "seconds": seconds, "peak_mib": usage.ru_maxrss / _UNIT}))
+    cpu = usage.ru_utime + usage.ru_stime
+    bill = {"status": status, "seconds": seconds, "peak_mib": usage.ru_maxrss / _UNIT, "cpu_seconds": cpu}
+    print(json.dumps(bill))
 
 
 if __name__ == "__main__":

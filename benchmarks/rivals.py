@@ -206,7 +206,7 @@ def _network_table(entry: dict[str, Any], record: dict[str, Any]) -> Table:
             continue
         row = rows_of[tool["graph"]]
         scores = [(decimal(row.metrics[key]), interval(row.delta[key])) for key in METRICS]
-        seconds, peak = tool["cost"]
+        seconds, peak, _ = tool["cost"]
         time = "" if row.stand_in else f"{row.time_ratio.value:.2f}"
         rows.append([tool["tool"], *itertools.chain(*scores), f"{seconds:.1f}", f"{peak:.0f}", time])
     return Table(

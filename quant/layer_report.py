@@ -1,6 +1,6 @@
 """The error that each int8 layer of a plan adds: a row per ONNX node, the costliest first.
 
-    python quant/layer_report.py out/u2netp.onnx out/u2netp.plan.json --data DATA [--limit 4] [--json report.json]
+    python quant/layer_report.py out/u2netp.onnx out/u2netp.plan.json --data DATA [--limit 5] [--json report.json]
 
 For every layer: how well its input survives the plan's range and its weight the scales (signal to quantization noise),
 how much of the input is clipped, and how far the map moves when this layer alone is quantized. All of it is the
@@ -10,6 +10,7 @@ simulation's arithmetic (quant/emit/tensorrt.py), on a few images.
 import copy
 import json
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,16 +26,21 @@ from sodeploy.artifacts import write_text
 from sodeploy.calib_data import Dataset, Sample, open_dataset
 from sodeploy.calib_data.options import RootOption
 from sodeploy.errors import UserError
-from sodeploy.quant.calibration.inspect_graph import as_input, opened
+from sodeploy.quant.calibration.inspect_graph import as_input, opened, side_by_side
 from sodeploy.quant.emit.fp16 import emit_fp16_simulation
 from sodeploy.quant.emit.rewriter import quantized_weight
 from sodeploy.quant.emit.tensorrt import emit_simulation, quantized_input
 from sodeploy.quant.graph import Network, load_network
 from sodeploy.quant.int8 import dequantize_weight
+from sodeploy.quant.layer_errors import layer_errors
 from sodeploy.quant.planning.input_error import append_error
 from sodeploy.quant.planning.plan import Layer, Plan, Range, load_plan
 from sodeploy.runtime.measure.report import Table, show
 from sodeploy.runtime.processing import to_saliency
+from sodeploy.stages import command
+
+ENOUGH_IMAGES = 5  # of U2-Netp, by benchmarks/layer_order.py
+_SUGGESTED = 5
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,10 @@ class LayerCost:
         shift: what is subtracted from it first, or None.
         clipped: share of its values that are clipped, on these images.
         weight_sqnr: of the whole weight; None also for an addition, which has none.
-        map_error: root mean square difference of the map, in [0, 1], to that of the plan without int8, when only this
-            layer is quantized.
+        map_error: root mean square difference of the map, in [0, 1], to the float32 map, when only this layer is
+            quantized.
         share: of the squares of `map_error`, in the sum over all layers.
+        by_image: `map_error` in each image.
     """
 
     node: str
@@ -63,11 +70,18 @@ class LayerCost:
     weight_sqnr: float | None
     map_error: float
     share: float
+    by_image: Sequence[float]
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """The rows, the costliest first, and the map's error with all int8 layers together."""
+    """The rows, the costliest first.
+
+    Attributes:
+        map_error: root mean square difference of the map to the map of the plan without int8, with all int8 layers
+            together.
+        images: names.
+    """
 
     rows: Sequence[LayerCost]
     map_error: float
@@ -84,7 +98,7 @@ class _Stored:
 
 
 def layer_report(network: Network, plan: Plan, images: Sequence[Sample]) -> LayerReport:
-    """Measure every int8 layer of `plan` on `images`, which are all held in memory.
+    """Measure every int8 layer of `plan` on `images`.
 
     Raises:
         UserError: the plan has no int8 layer, there is no image, or the map is NaN or infinite without int8 already.
@@ -94,24 +108,16 @@ def layer_report(network: Network, plan: Plan, images: Sequence[Sample]) -> Laye
     if not int8:
         raise UserError(f"the plan of {network.path} has no int8 layer to report on")
     if not images:
-        raise UserError("there is no image to measure on; give --images a folder or a list with images")
-    inputs = [as_input(sample, network.contract) for sample in images]
-    body = _maps(emit_fp16_simulation(network, plan), inputs)
-    references = [to_saliency(output, network.contract) for output in body]
+        raise UserError("there is no image to measure on; give --data a folder or a list with images")
     reads = {name: nodes[name].input[quantized_input(network, nodes[name])] for name in int8}
     ranges = {tensor: plan.range_of()[tensor] for tensor in reads.values()}
-    stored = _measure(network, ranges, inputs)
-
-    def error(layers: dict[str, Layer]) -> float:
-        model = emit_simulation(network, plan.model_copy(update={"layers": layers}))
-        return _map_error(_maps(model, inputs), references, network)
-
-    others = {name: layer for name, layer in plan.layers.items() if layer.precision != "int8"}
-    errors = {
-        name: error({**others, name: plan.layers[name]})
-        for name in terminal.progress(int8, "quantizing each layer alone")
-    }
-    total = sum(value**2 for value in errors.values())
+    stored = _measure(network, ranges, images)
+    squares: dict[str, list[float]] = {name: [] for name in int8}
+    found = layer_errors(network, plan, int8, images)
+    for layer, square in terminal.progress(found, "quantizing each layer alone", total=len(int8) * len(images)):
+        squares[layer].append(square)
+    means = {name: float(np.mean(values)) for name, values in squares.items()}
+    total = sum(means.values())
     rows = [
         LayerCost(
             node=name,
@@ -119,16 +125,17 @@ def layer_report(network: Network, plan: Plan, images: Sequence[Sample]) -> Laye
             tensor=reads[name],
             amax=ranges[reads[name]].amax,
             shift=ranges[reads[name]].shift,
-            clipped=stored[reads[name]].clipped / len(inputs),
+            clipped=stored[reads[name]].clipped / len(images),
             input_sqnr=_decibels(stored[reads[name]].signal, stored[reads[name]].noise),
             weight_sqnr=_weight_sqnr(network, nodes[name], plan.layers[name]),
-            map_error=errors[name],
-            share=errors[name] ** 2 / total if total else 0.0,
+            map_error=math.sqrt(means[name]),
+            share=means[name] / total if total else 0.0,
+            by_image=[math.sqrt(square) for square in squares[name]],
         )
         for name in int8
     ]
     rows.sort(key=lambda row: -row.map_error)
-    return LayerReport(rows, error(plan.layers), [sample.name for sample in images])
+    return LayerReport(rows, _whole_error(network, plan, images), [sample.name for sample in images])
 
 
 def table(report: LayerReport) -> Table:
@@ -162,7 +169,20 @@ def to_json(report: LayerReport) -> str:
     return json.dumps(asdict(report), indent=1) + "\n"
 
 
-def _measure(network: Network, ranges: Mapping[str, Range], inputs: Sequence[np.ndarray]) -> dict[str, _Stored]:
+def suggestion(report: LayerReport, model: Path, plan: Path) -> str:
+    """The command that sets the costliest layers to fp16: those that make half of the squared errors, 5 at most."""
+    chosen: list[LayerCost] = []
+    for row in report.rows[:_SUGGESTED]:
+        if sum(one.share for one in chosen) < 0.5:
+            chosen.append(row)
+    settings = [part for row in chosen for part in ("--set", f"{row.node}=fp16")]
+    share = sum(row.share for row in chosen)
+    output = plan.with_name(plan.name.removesuffix(".json").removesuffix(".plan") + ".edited.plan.json")
+    options = ["--reason", f"makes {share:.0%} of the int8 error", "--model", str(model), "--output", str(output)]
+    return f"{command('plan')} edit {shlex.join([str(plan), *settings, *options])}"
+
+
+def _measure(network: Network, ranges: Mapping[str, Range], images: Sequence[Sample]) -> dict[str, _Stored]:
     """The error that quantizing each tensor adds, summed inside the network so that no tensor has to leave it."""
     model = copy.deepcopy(network.model)
     graph = model.graph
@@ -194,8 +214,8 @@ def _measure(network: Network, ranges: Mapping[str, Range], inputs: Sequence[np.
     graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in outputs)
     run = opened(model)
     stored = {tensor: _Stored() for tensor in ranges}
-    for image in inputs:
-        values = np.reshape([float(value) for value in run(image)], (-1, 3))
+    for found in side_by_side(lambda sample: run(as_input(sample, network.contract)), images):
+        values = np.reshape([float(value) for value in found], (-1, 3))
         for sums, (signal, noise, clipped) in zip(stored.values(), values, strict=True):
             sums.signal += signal
             sums.noise += noise
@@ -211,20 +231,19 @@ def _weight_sqnr(network: Network, node: onnx.NodeProto, layer: Layer) -> float 
     return _decibels(float(np.square(weight, dtype=np.float64).sum()), float(np.square(error, dtype=np.float64).sum()))
 
 
-def _map_error(outputs: Sequence[np.ndarray], references: Sequence[np.ndarray], network: Network) -> float:
-    """Root mean square over all pixels; where the map is NaN or infinite each pixel counts as wrong by 1."""
-    squares = []
-    for output, reference in zip(outputs, references, strict=True):
+def _whole_error(network: Network, plan: Plan, images: Sequence[Sample]) -> float:
+    """Over all pixels; where a map is NaN or infinite each pixel counts as wrong by 1."""
+    quantized, body = (opened(emit(network, plan)) for emit in (emit_simulation, emit_fp16_simulation))
+
+    def square(sample: Sample) -> float:
+        image = as_input(sample, network.contract)
+        reference = to_saliency(body(image)[0][0, 0], network.contract)
         try:
-            squares.append(float(np.square(to_saliency(output, network.contract) - reference).mean()))
+            return float(np.square(to_saliency(quantized(image)[0][0, 0], network.contract) - reference).mean())
         except UserError:
-            squares.append(1.0)
-    return math.sqrt(np.mean(squares))
+            return 1.0
 
-
-def _maps(model: onnx.ModelProto, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    run = opened(model)
-    return [run(image)[0][0, 0] for image in inputs]
+    return math.sqrt(np.mean(list(side_by_side(square, images))))
 
 
 def _decibels(signal: float, noise: float) -> float | None:
@@ -242,7 +261,7 @@ def main(
         list[str], typer.Option(help="images to measure on: folder, list or synthetic:eval[:N]; repeatable")
     ],
     root: RootOption = None,
-    limit: Annotated[int, typer.Option(help="use only the first N images", metavar="N", min=1)] = 4,
+    limit: Annotated[int, typer.Option(help="use only the first N images", metavar="N", min=1)] = ENOUGH_IMAGES,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")] = None,
 ) -> None:
     """Print what each int8 layer of a plan costs, the costliest first."""
@@ -252,6 +271,9 @@ def main(
     if json_file is not None:
         write_text(json_file, to_json(report))
     show([table(report)])
+    if len(report.images) < ENOUGH_IMAGES:
+        terminal.warn(f"other images may name another costliest layer: measure on {ENOUGH_IMAGES} images or more")
+    terminal.note(f"to leave the costliest in fp16: {suggestion(report, model, plan)}")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ of runtime/infer.py; --timeline writes what the pipeline does when.
 """
 
 import contextlib
-import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from sodeploy.calib_data.options import RootOption
 from sodeploy.calib_data.sources import Source
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import DIALECT_KEY
+from sodeploy.runtime.cpu import processor_name
 from sodeploy.runtime.gpu.device import open_device
 from sodeploy.runtime.gpu.driver import current_gpu, gpu_state
 from sodeploy.runtime.gpu.timeline import Timeline
@@ -291,12 +291,7 @@ def _refuse_overlap(tested: Sequence[ModelUnderTest], dataset: Dataset) -> None:
 
 def _hardware(devices: set[str]) -> str:
     """The CPU's model name and, if it was used, the GPU's."""
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(":")[2].strip()
-    return f"{processor} and {current_gpu().name}" if "cuda" in devices else processor
+    return f"{processor_name()} and {current_gpu().name}" if "cuda" in devices else processor_name()
 
 
 def main(

@@ -1,5 +1,7 @@
-"""The properties of this CPU that change the results of a graph."""
+"""This CPU: its name, and the properties that change the results of a graph."""
 
+import contextlib
+import platform
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -31,3 +33,13 @@ def _flags() -> set[str]:
     except OSError:
         return set()
     return set(next((line.split() for line in lines if line.startswith("flags")), []))
+
+
+def processor_name() -> str:
+    """The model name of the CPU; its architecture where that is not known."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in _CPUINFO.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+    return name

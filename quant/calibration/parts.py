@@ -10,13 +10,11 @@ import onnx
 from sodeploy.quant.calibration.inspect_graph import inspection_options
 from sodeploy.runtime.onnx_session import start_session
 
-# The most bytes that the wanted tensors of a part take, unless one node alone makes more. A graph with subgraphs (If,
-# Loop) stays in one part. While the tensors of one part are read, the next part makes its own.
-PART_BYTES = 2**28
+PART_BYTES = 2**28  # for each image that is on its way
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """Consecutive nodes of a graph.
 
     Attributes:
@@ -44,7 +42,7 @@ class GraphInParts:
         """
         self._input = model.graph.input[0].name
         self._wanted = set(wanted)
-        parts = _split(model, self._wanted, PART_BYTES)
+        parts = split(model, self._wanted, PART_BYTES)
         # An arena keeps what its part once took: all of them together would keep as much as the whole graph in one.
         self._parts = [(part, start_session(part.model, inspection_options(arena=len(parts) == 1))) for part in parts]
 
@@ -60,7 +58,14 @@ class GraphInParts:
             yield {name: array for name, array in made.items() if name in self._wanted}
 
 
-def _split(model: onnx.ModelProto, wanted: Collection[str], part_bytes: int) -> list[_Part]:
+def split(model: onnx.ModelProto, wanted: Collection[str], part_bytes: int) -> list[Part]:
+    """A graph in parts whose wanted tensors take `part_bytes` at most, unless one node alone makes more.
+
+    A graph with subgraphs (If, Loop) stays in one part.
+
+    Args:
+        model: nodes in topological order; types and shapes inferred.
+    """
     graph = model.graph
     typed = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -77,7 +82,7 @@ def _split(model: onnx.ModelProto, wanted: Collection[str], part_bytes: int) -> 
         groups[-1].append(node)
         used += size
 
-    parts: list[_Part] = []
+    parts: list[Part] = []
     read_later: set[str] = set()
     for group in reversed(groups):
         made = [name for node in group for name in node.output if name]
@@ -93,7 +98,7 @@ def _split(model: onnx.ModelProto, wanted: Collection[str], part_bytes: int) -> 
         part.graph.output.extend(typed.get(name) or _of_any_shape(name) for name in outputs)
         kept = constants if has_subgraph else {name: constants[name] for name in read if name in constants}
         part.graph.initializer.extend(kept.values())
-        parts.insert(0, _Part(part, inputs, outputs, frozenset(read_later)))
+        parts.insert(0, Part(part, inputs, outputs, frozenset(read_later)))
         read_later = (read_later - set(made)) | set(inputs)
     return parts
 

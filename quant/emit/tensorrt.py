@@ -30,12 +30,17 @@ def emit_simulation(network: Network, plan: Plan) -> onnx.ModelProto:
     return label(round_to_fp16(quantized, keep=plan.nodes("fp32")), "int8", "simulation", plan)
 
 
-def _with_qdq(network: Network, plan: Plan, simulate: bool) -> onnx.ModelProto:
-    model = copy.deepcopy(network.model)
+def with_fake_quantization(network: Network, plan: Plan, part: onnx.ModelProto) -> onnx.ModelProto:
+    """Some nodes of the network, with the int8 layers among them as fake quantization, and everything else in fp32."""
+    return _with_qdq(network, plan, simulate=True, part=part)
+
+
+def _with_qdq(network: Network, plan: Plan, simulate: bool, part: onnx.ModelProto | None = None) -> onnx.ModelProto:
+    model = copy.deepcopy(part or network.model)
     graph = Rewriter(model)
     ranges = plan.range_of()
 
-    for node in network.nodes:
+    for node in (part or network.model).graph.node:
         new = graph.copy(node)
         layer = plan.layers.get(node.name)
         if layer is not None and layer.precision == "int8":

@@ -1,6 +1,7 @@
 """The report's figures against plain numpy, and that a spoiled layer comes out on top."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 
 from sodeploy.errors import UserError
+from sodeploy.quant import layer_errors as layer_errors_module
 from sodeploy.quant.calibration.inspect_graph import as_input, opened
+from sodeploy.quant.emit.tensorrt import with_fake_quantization
 from sodeploy.quant.graph import Network
 from sodeploy.quant.int8 import fp16_scale
-from sodeploy.quant.layer_report import LayerReport, layer_report, table, to_json
+from sodeploy.quant.layer_report import LayerReport, layer_report, suggestion, table, to_json
 from sodeploy.quant.planning.plan import Plan, save_plan
 
 
@@ -33,6 +36,37 @@ def test_every_int8_layer_has_a_row_the_costliest_first(report: LayerReport, pla
     assert errors[-1] > 0
     assert sum(row.share for row in report.rows) == pytest.approx(1)
     assert report.map_error < 3 * errors[0]
+
+
+@pytest.mark.parametrize("parts", [1, 4, 100])
+def test_running_what_changes_is_running_everything(
+    unet: Network, plan: Plan, pictures: list, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_errors_module, "_PARTS", parts)
+    layers = [node.name for node in unet.nodes if node.name in plan.nodes("int8")]
+    reference = opened(unet.model)
+    whole = []
+    for picture in pictures[:2]:
+        image = as_input(picture, unet.contract)
+        for layer in layers:
+            alone = plan.model_copy(update={"layers": {layer: plan.layers[layer]}})
+            quantized = opened(with_fake_quantization(unet, alone, unet.model))
+            whole.append((layer, np.square(quantized(image)[0] - reference(image)[0]).mean()))
+    found = list(layer_errors_module.layer_errors(unet, plan, layers, pictures[:2]))
+    assert [layer for layer, _ in found] == [layer for layer, _ in whole]
+    assert [square for _, square in found] == pytest.approx([square for _, square in whole], rel=1e-3)
+
+
+def test_the_map_error_is_the_one_of_all_images(report: LayerReport) -> None:
+    for row in report.rows:
+        assert row.map_error**2 == pytest.approx(np.mean(np.square(row.by_image)))
+
+
+def test_the_suggestion_names_the_costliest(report: LayerReport) -> None:
+    words = shlex.split(suggestion(report, Path("out/u.onnx"), Path("out/u.plan.json")))
+    assert words[words.index("edit") + 1] == "out/u.plan.json"
+    assert words[words.index("--set") + 1] == f"{report.rows[0].node}=fp16"
+    assert words[words.index("--output") + 1] == "out/u.edited.plan.json"
 
 
 def test_the_input_of_each_layer_is_named(report: LayerReport) -> None:
@@ -107,4 +141,6 @@ def test_the_command(repository: Path, unet_file: Path, plan: Plan, pictures: li
     done = subprocess.run([*script, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "5 int8 layers, on 2 images" in done.stdout
+    assert "other images may name another costliest layer" in done.stderr
+    assert f" edit {tmp_path / 'plan.json'} --set " in done.stderr
     assert len(json.loads((tmp_path / "report.json").read_text())["rows"]) == 5
