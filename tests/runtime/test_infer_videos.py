@@ -91,6 +91,16 @@ def test_on_cuda(
         assert distance(picture, by_image) < 6
 
 
+@pytest.mark.parametrize(("style", "format"), [("map", "mp4"), ("map", "mkv"), ("rgba", "webm"), ("rgba", "mov")])
+def test_the_same_bytes_again(save_model: SaveModel, tmp_path: Path, style: str, format: Any) -> None:
+    save_clip(tmp_path / "a.mp4")
+    for folder in ("one", "two"):
+        infer(
+            save_model(), tmp_path / "a.mp4", tmp_path / folder, style=kept(style), motion=MotionOptions(format=format)
+        )
+    assert (tmp_path / "one" / f"a.{format}").read_bytes() == (tmp_path / "two" / f"a.{format}").read_bytes()
+
+
 def test_the_threshold(save_model: SaveModel, tmp_path: Path) -> None:
     save_clip(tmp_path / "a.mp4")
     infer(save_model(weights=(1.0, 0.0, 0.0)), tmp_path / "a.mp4", tmp_path / "out.mp4", style=kept("map", 0.5))
