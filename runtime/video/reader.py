@@ -67,7 +67,8 @@ class VideoReader:
             import av
         except ImportError:
             raise UserError(
-                f"{path} needs PyAV, which reads videos; install it: pip install 'sodeploy[video]'"
+                f"{path} needs PyAV, which reads videos; install it: pip install 'sodeploy[video]' "
+                "(with Python 3.11 or newer)"
             ) from None
 
         self.path = require_file(path, "give the path of a video")
