@@ -265,12 +265,17 @@ def _is_running(process: int) -> bool:
 
 
 def sha256(path: str | Path) -> str:
-    """Hex digest of a file's bytes."""
-    digest = hashlib.sha256()
+    """Hex sha256 of a file's bytes."""
+    return digest(path, "sha256")
+
+
+def digest(path: str | Path, kind: str) -> str:
+    """Hex digest of a file's bytes, of a kind that hashlib has, such as "md5"."""
+    total = hashlib.new(kind, usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+            total.update(block)
+    return total.hexdigest()
 
 
 def require_file(path: str | Path, remedy: str) -> Path:

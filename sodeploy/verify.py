@@ -59,11 +59,11 @@ def verify(files: Sequence[str | Path]) -> list[Finding]:
     Raises:
         UserError: a folder holds no manifest, or a manifest is broken.
     """
-    seen: dict[Path, Finding] = {}
+    chain = _Chain()
     for file in files:
         for artifact in _artifacts(Path(file)):
-            _verify(artifact, None, seen)
-    return list(seen.values())
+            chain.follow(artifact)
+    return list(chain.findings.values())
 
 
 def cksum(path: str | Path) -> int:
@@ -102,41 +102,57 @@ def _is_manifest(path: Path) -> bool:
     return False
 
 
-def _verify(file: Path, expected: str | None, seen: dict[Path, Finding]) -> None:
-    """Check one file, then those that it was made from.
+class _Chain:
+    """The files that were checked so far.
 
-    Args:
-        expected: the sha256 that the manifest of another file has recorded.
+    Attributes:
+        findings: by the file's resolved path, in the order of the checks.
     """
-    place = file.resolve()
-    if place in seen and (expected is None or seen[place].verdict == "missing"):
-        return
-    if not file.is_file():
-        seen[place] = Finding(file, "missing", "a folder, not a file" if file.is_dir() else "there is no such file")
-        return
-    digest = artifacts.sha256(file)
-    if expected is not None and digest != expected:
-        seen[place] = Finding(file, "differs", f"sha256 {digest}, {expected} when it was read for another artifact")
-        return
-    if place in seen:
-        return
-    manifest = artifacts.read_manifest(file)
-    if not manifest:
-        known = _published(file, digest)
-        as_read = Finding(file, "ok", "as it was when it was read") if expected is not None else None
-        seen[place] = known or as_read or _from_elsewhere(file)
-        return
-    if manifest.get("sha256") != digest:
-        why = f"sha256 {digest}, {manifest.get('sha256')} in its manifest; make it again"
-        seen[place] = Finding(file, "differs", why)
-    else:
-        seen[place] = Finding(file, "ok", _made_by(manifest))
-    inputs = manifest.get("inputs")
-    for recorded in inputs.values() if isinstance(inputs, dict) else ():
-        if isinstance(recorded, dict) and isinstance(recorded.get("path"), str):
-            _verify(_found(recorded["path"], file), str(recorded.get("sha256")), seen)
-    if file.suffix.lower() in LIST_SUFFIXES and isinstance(manifest.get("images"), dict):
-        _verify_images(file, manifest["images"], seen)
+
+    def __init__(self) -> None:
+        self.findings: dict[Path, Finding] = {}
+        self._digests: dict[Path, str] = {}
+
+    def follow(self, file: Path, expected: str | None = None) -> None:
+        """Check one file, then those that it was made from.
+
+        Args:
+            expected: the sha256 that the manifest of another file has recorded.
+        """
+        place = file.resolve()
+        if not file.is_file():
+            why = "a folder, not a file" if file.is_dir() else "there is no such file"
+            self.findings[place] = Finding(file, "missing", why)
+            return
+        if place not in self._digests:
+            self._digests[place] = artifacts.sha256(file)
+        digest = self._digests[place]
+        if expected is not None and digest != expected:
+            why = f"sha256 {digest}, {expected} when it was read for another artifact"
+            self.findings[place] = Finding(file, "differs", why)
+        elif place not in self.findings:
+            self._follow_manifest(file, digest, expected is not None)
+
+    def _follow_manifest(self, file: Path, digest: str, is_as_read: bool) -> None:
+        place, manifest = file.resolve(), artifacts.read_manifest(file)
+        if not manifest:
+            as_read = Finding(file, "ok", "as it was when it was read") if is_as_read else None
+            known = _published(file, digest)
+            if known is not None and known.verdict == "ok":
+                as_read = known
+            self.findings[place] = as_read or known or _from_elsewhere(file)
+            return
+        if manifest.get("sha256") == digest:
+            self.findings[place] = Finding(file, "ok", _made_by(manifest))
+        else:
+            why = f"sha256 {digest}, {manifest.get('sha256')} in its manifest; make it again"
+            self.findings[place] = Finding(file, "differs", why)
+        inputs = manifest.get("inputs")
+        for recorded in inputs.values() if isinstance(inputs, dict) else ():
+            if isinstance(recorded, dict) and isinstance(recorded.get("path"), str):
+                self.follow(_found(recorded["path"], file), str(recorded.get("sha256")))
+        if file.suffix.lower() in LIST_SUFFIXES and isinstance(manifest.get("images"), dict):
+            self.findings.update({one.file.resolve(): one for one in _images(file, manifest["images"])})
 
 
 def _made_by(manifest: Mapping[str, Any]) -> str:
@@ -151,29 +167,35 @@ def _found(recorded: str, artifact: Path) -> Path:
     return beside if not path.exists() and beside.exists() else path
 
 
-def _verify_images(file: Path, recorded: Mapping[str, str], seen: dict[Path, Finding]) -> None:
-    """Check the images that a list of `subset` names."""
+def _images(file: Path, recorded: Mapping[str, str]) -> Iterator[Finding]:
+    """What is wrong with the images that a list of `subset` names."""
     try:
         dataset = open_dataset(file, masks=False)
     except UserError as error:
-        seen[file.resolve()] = Finding(file, "differs", str(error))
+        yield Finding(file, "differs", str(error))
         return
-    digests = set(recorded.values())
+    digests = set(recorded.values())  # names in a list differ from those in the data set it was chosen from
     for sample in terminal.progress(dataset, "images", total=len(dataset)):
-        if sample.digest() not in digests:  # names in a list differ from those in the data set it was chosen from
+        if sample.digest() not in digests:
             path = getattr(sample, "image_path", Path(sample.name))
-            seen[path.resolve()] = Finding(path, "differs", f"the image has changed since {file.name} was made")
+            yield Finding(path, "differs", f"the image has changed since {file.name} was made")
 
 
-def _published(file: Path, digest: str) -> Finding | None:
-    """The finding for a file that its authors have published; None for any other."""
-    published = {one["sha256"]: one for one in json.loads(PUBLISHED.read_text())}
-    if digest in published:
-        return Finding(file, "ok", f"the published file {published[digest]['file']} of {published[digest]['network']}")
-    same_name = next((one for one in published.values() if one["file"] == file.name), None)
-    if same_name is not None:
-        why = f"sha256 {digest}, {same_name['sha256']} as published; fetch it again"
-        return Finding(file, "differs", why)
+def _published(file: Path, sha256: str) -> Finding | None:
+    """The finding for a file that its authors have published; None for any other.
+
+    A short sha256 in the list is the beginning of one, as PyTorch's convention puts it into names of files. It counts
+    for a file of that name alone.
+    """
+    sums = {"sha256": sha256, "md5": artifacts.digest(file, "md5")}
+    for one in json.loads(PUBLISHED.read_text()):
+        kind = "sha256" if "sha256" in one else "md5"
+        is_named, is_whole = one["file"] == file.name, len(one[kind]) == len(sums[kind])
+        if sums[kind].startswith(one[kind]) and (is_whole or is_named):
+            return Finding(file, "ok", f"the published file {one['file']} of {one['network']}, by its {kind}")
+        if is_named:
+            remedy = f"if it is to be the file of {one['network']}, fetch it again"
+            return Finding(file, "differs", f"{kind} {sums[kind]}, {one[kind]} as published; {remedy}")
     return None
 
 

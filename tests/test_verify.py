@@ -1,5 +1,6 @@
 """verify: what is as recorded, what has changed, what is missing, through all that a file was made from."""
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -76,7 +77,27 @@ def test_a_file_of_which_nothing_is_known(tmp_path: Path) -> None:
     (tmp_path / "csnet-L-x1.pth.tar").write_text("x")
     (one,) = verify([tmp_path / "csnet-L-x1.pth.tar"])
     assert one.verdict == "differs"
-    assert "as published; fetch it again" in one.why
+    assert "as published; if it is to be the file of csnet_x1, fetch it again" in one.why
+
+
+def test_sums_of_other_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = [
+        {"file": "a.onnx", "network": "u2net", "md5": "9dd4e461268c8034f5c8564e155c67a6"},  # of "x"
+        {"file": "b-2d711642.pth", "network": "the backbone", "sha256": "2d711642"},
+    ]
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+    monkeypatch.setattr("sodeploy.verify.PUBLISHED", tmp_path / "list.json")
+    for name in ("a.onnx", "renamed.onnx", "b-2d711642.pth", "other.bin"):
+        (tmp_path / name).write_text("x")
+    found = verify([tmp_path / name for name in ("a.onnx", "renamed.onnx", "b-2d711642.pth")])
+    assert [one.verdict for one in found] == ["ok"] * 3
+    assert found[1].why == "the published file a.onnx of u2net, by its md5"
+    listed.pop(0)
+    (tmp_path / "list.json").write_text(json.dumps(listed))
+    (one,) = verify([tmp_path / "other.bin"])
+    assert one.verdict == "unknown"  # the beginning of a sum says nothing of a file of another name
+    (tmp_path / "b-2d711642.pth").write_text("y")
+    assert verify([tmp_path / "b-2d711642.pth"])[0].verdict == "differs"
 
 
 def test_published_files(research_file: ResearchFile) -> None:
