@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sodeploy.runtime.composition import CHANNELS, STYLES, Style, small_size
+from sodeploy.runtime.composition import CHANNELS, STYLES, Style
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.gpu.device import Device
 from sodeploy.runtime.gpu.processing import CudaProcessing
@@ -68,9 +68,6 @@ def postprocess_bytes(sizes: Sequence[Size], map_size: Size, style: Style, items
     for height, width in sizes:
         total += map_size[0] * map_size[1] * itemsize + height * width * CHANNELS[style]
         total += 0 if style == "map" else height * width * 3
-        if style == "blur":
-            small = small_size((height, width))
-            total += small[0] * small[1] * 3
     return total
 
 

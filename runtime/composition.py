@@ -8,10 +8,9 @@ from typing import Literal, get_args
 import cv2
 import numpy as np
 
-Style = Literal["map", "rgba", "green", "blur", "overlay"]
+Style = Literal["map", "rgba", "green", "overlay"]
 STYLES: tuple[Style, ...] = get_args(Style)
-CHANNELS = {"map": 1, "rgba": 4, "green": 3, "blur": 3, "overlay": 3}
-BLUR_CELL = 16  # pixels of the image that one pixel of the blurred background averages
+CHANNELS = {"map": 1, "rgba": 4, "green": 3, "overlay": 3}
 _SHARPNESS = 8  # a pixel that is half object weighs 1/256: its color is half the object's
 _LEAST_WEIGHT = 1e-6  # of a pixel of the object in its surroundings: deep within it there is nothing else to average
 _GREEN, _RED = np.array([[0, 255, 0], [255, 0, 0]], np.uint8)
@@ -23,7 +22,6 @@ def compose(image: np.ndarray, saliency: np.ndarray, style: Style) -> np.ndarray
     - map: the saliency map itself.
     - rgba: the image with the map as its alpha channel (straight, not premultiplied).
     - green: the object over pure green.
-    - blur: the object over the image out of focus (averaged over 16 x 16 pixels, enlarged bilinearly).
     - overlay: the image with the object tinted red, at half strength.
 
     Args:
@@ -39,16 +37,7 @@ def compose(image: np.ndarray, saliency: np.ndarray, style: Style) -> np.ndarray
         return np.dstack([image, saliency])
     if style == "overlay":
         return over(np.broadcast_to(_RED, image.shape), image, (saliency.astype(np.uint16) + 1) // 2)
-    if style == "green":
-        return over(image, np.broadcast_to(_GREEN, image.shape), saliency)
-    height, width = image.shape[:2]
-    small = cv2.resize(image, small_size((height, width))[::-1], interpolation=cv2.INTER_AREA)
-    return over(image, cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), saliency)
-
-
-def small_size(size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of the small image that becomes the blurred background."""
-    return -(-size[0] // BLUR_CELL), -(-size[1] // BLUR_CELL)
+    return over(image, np.broadcast_to(_GREEN, image.shape), saliency)
 
 
 def over(upper: np.ndarray, lower: np.ndarray, alpha: np.ndarray) -> np.ndarray:

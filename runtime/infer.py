@@ -288,7 +288,7 @@ def main(
         made = f"{outcome.written} picture{'s' * (outcome.written != 1)}"
         terminal.results.print(f"{made} in {output}{skipped}", soft_wrap=True)
     if outcome.stopped:
-        raise UserError(f"{outcome.stopped}; the run ended early: make room, then run it again, and it goes on")
+        raise UserError(f"{outcome.stopped}; the run ended early, and the same command goes on from there")
     if outcome.failed:
         total = outcome.written + outcome.skipped + len(outcome.failed)
         first = "; ".join(list(outcome.failed.values())[:3]) + ("; ..." if len(outcome.failed) > 3 else "")

@@ -15,7 +15,7 @@ CHAINS: tuple[tuple[str, str, Style], ...] = (
     ("linear", "255", "map"),
     ("area", "255", "rgba"),
     ("linear", "max", "green"),
-    ("linear", "255", "blur"),
+    ("linear", "255", "overlay"),
 )
 
 

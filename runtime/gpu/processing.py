@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sodeploy.errors import UserError
-from sodeploy.runtime.composition import CHANNELS, Style, small_size
+from sodeploy.runtime.composition import CHANNELS, Style
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.gpu.buffers import Buffer, ComputeDevice, Layout
 from sodeploy.runtime.gpu.resize_taps import Resize, Rule, map_taps
@@ -20,7 +20,7 @@ from sodeploy.runtime.gpu.resize_taps import Resize, Rule, map_taps
 # struct Image of kernels/image.cuh, struct Picture and struct Range of kernels/postprocess.cu
 _IMAGE = np.dtype([("pixels", "<u8"), ("rows", "<u8"), ("columns", "<u8"), ("height", "<i4"), ("width", "<i4"),
                    ("rule", "<i4"), ("scale", "<f4")])  # fmt: skip
-_PICTURE = np.dtype([("pixels", "<u8"), ("image", "<u8"), ("background", "<u8"), ("rows", "<u8"), ("columns", "<u8"),
+_PICTURE = np.dtype([("pixels", "<u8"), ("image", "<u8"), ("rows", "<u8"), ("columns", "<u8"),
                      ("height", "<i4"), ("width", "<i4")])  # fmt: skip
 _RANGE = np.dtype([("least", "<u4"), ("greatest", "<u4"), ("broken", "<u4")])
 
@@ -119,11 +119,6 @@ class CudaProcessing:
         stretch = np.int32(self._contract.stretch)
         name = f"saliency_maps_{suffix}"
         self._launch(name, grid, (256, 1, 1), output, pixels, logit, stretch, ranges, self._maps)
-        if self._style == "blur":
-            rows, columns = _largest([small_size(size) for size in self._sizes])
-            grid = (-(-columns // self._small_stretch), rows, count)
-            small_stretch = np.int32(self._small_stretch)
-            self._launch("resize_images", grid, (_THREADS, 1, 1), self._shrinks, self._backgrounds, small_stretch)
         rows, columns = _largest(self._sizes)
         grid = (-(-columns // _PICTURE_BLOCK[1]), -(-rows // _PICTURE_BLOCK[0]), count)
         map_size = (np.int32(height), np.int32(width))
@@ -136,8 +131,7 @@ class CudaProcessing:
         """The results of `postprocess`, once the stream is synchronized: one entry for each image of the batch.
 
         Each is uint8 as `sodeploy.runtime.composition.compose` describes it, a copy of its own; or, where the network
-        put out
-        NaN or infinity, the error that says so.
+        put out NaN or infinity, the error that says so.
         """
         ranges = self._down.host[: len(self._sizes) * _RANGE.itemsize].view(_RANGE)
         channels = CHANNELS[self._style]
@@ -163,15 +157,12 @@ class CudaProcessing:
         self._device.launch(kernel, grid, block, typed, self._stream)
 
     def _reserve_work(self, count: int, pixels: int) -> None:
-        """Room on the device that the host never sees: saliency maps, resized bytes and maxima, small backgrounds."""
+        """Room on the device that the host never sees: saliency maps, resized bytes and maxima."""
         layout = Layout()
         by_maximum = self._contract.divide_by == "max"
-        small = [small_size(size) for size in self._sizes] if self._style == "blur" else []
         places = [layout.room(size) for size in (count * pixels * 4, by_maximum * count * 3 * pixels, count * 4)]
-        small_places = [layout.room(height * width * 3) for height, width in small]
         self._work.reserve(layout.size)
         self._maps, self._bytes, self._maxima = (self._work.address + place for place in places)
-        self._small_pixels = [self._work.address + place for place in small_places]
 
     def _upload(self, images: Sequence[np.ndarray]) -> int:
         """Copy up images, taps and what the kernels need to know; returns the stretch of the resize."""
@@ -181,9 +172,8 @@ class CudaProcessing:
         self._down_size = down.size
         self._down.reserve(down.size)
 
-        jobs, shrinks, backgrounds = (np.zeros(len(images), _IMAGE) for _ in range(3))
-        pictures = np.zeros(len(images), _PICTURE)
-        stretch = self._small_stretch = _THREADS
+        jobs, pictures = np.zeros(len(images), _IMAGE), np.zeros(len(images), _PICTURE)
+        stretch = _THREADS
         for n, (image, (height, width)) in enumerate(zip(images, self._sizes, strict=True)):
             place = up.add(image)
             resize = Resize((height, width), self._map_size, self._contract.interpolation)
@@ -191,30 +181,17 @@ class CudaProcessing:
             jobs[n] = _image_record(place, resize, up)
             rows = up.add(map_taps(self._map_size[0], height))
             columns = up.add(map_taps(self._map_size[1], width))
-            pictures[n] = (self._down.address + self._places_down[n], place, 0, rows, columns, height, width)
-            if self._style == "blur":
-                small = small_size((height, width))
-                shrink = Resize((height, width), small, "area")
-                self._small_stretch = min(self._small_stretch, _stretch(shrink))
-                shrinks[n] = _image_record(place, shrink, up)
-                backgrounds[n] = _image_record(0, Resize(small, (height, width), "linear"), up)
+            pictures[n] = (self._down.address + self._places_down[n], place, rows, columns, height, width)
         self._factors = up.add(self._normalisation)
-        self._jobs, self._shrinks, self._backgrounds = (up.add(records) for records in (jobs, shrinks, backgrounds))
-        self._pictures = up.add(pictures)
+        self._jobs, self._pictures = up.add(jobs), up.add(pictures)
 
         self._up.reserve(up.size)
         base = self._up.address  # from here on places become addresses
-        for records in (jobs, shrinks, backgrounds):
-            for field in ("pixels", "rows", "columns"):
-                records[field] += base
+        for field in ("pixels", "rows", "columns"):
+            jobs[field] += base
         for field in ("image", "rows", "columns"):
             pictures[field] += base
-        self._factors += base
-        self._jobs, self._shrinks = self._jobs + base, self._shrinks + base
-        self._backgrounds, self._pictures = self._backgrounds + base, self._pictures + base
-        if self._style == "blur":
-            backgrounds["pixels"] = self._small_pixels
-            pictures["background"] = self._backgrounds + np.arange(len(images)) * _IMAGE.itemsize
+        self._factors, self._jobs, self._pictures = self._factors + base, self._jobs + base, self._pictures + base
         up.write(self._up.host)
         self._mark("staged")
         self._device.upload(base, self._up.host[: up.size], self._stream)

@@ -78,16 +78,14 @@ extern "C" __global__ void saliency_maps_f16(const unsigned short* outputs, int 
 
 // ---- saliency map and image to picture
 
-enum Style { MAP, RGBA, GREEN, BLUR, OVERLAY };  // what they look like: runtime/composition.py
+enum Style { MAP, RGBA, GREEN, OVERLAY };  // what they look like: runtime/composition.py
 
-// One picture to make. image and pixels are aligned to 4 bytes; image and background are null where the style
-// needs none.
+// One picture to make. image and pixels are aligned to 4 bytes.
 struct Picture {
-  u8* pixels;               // (height, width, channels)
-  const u8* image;          // (height, width, 3)
-  const Image* background;  // BLUR: the small image, with the taps that enlarge it
-  const Tap* rows;          // of the map, one for every row of the picture
-  const Tap* columns;       // one for every column
+  u8* pixels;          // (height, width, channels)
+  const u8* image;     // (height, width, 3)
+  const Tap* rows;     // of the map, one for every row of the picture
+  const Tap* columns;  // one for every column
   int height, width;
 };
 
@@ -103,19 +101,13 @@ __device__ inline int mixed(int over, int under, int alpha) {  // rounded to nea
 __device__ inline int rounded(float value) { return (int)(__float_as_uint(value + 8388608.0f) - 0x4B000000u); }
 
 template <int STYLE>
-__device__ inline void paint(int alpha, int r, int g, int b, const Picture& picture, int x, int y, u8* pixel) {
+__device__ inline void paint(int alpha, int r, int g, int b, u8* pixel) {
   if (STYLE == MAP) {
     pixel[0] = (u8)alpha;
   } else if (STYLE == RGBA) {
     pixel[0] = (u8)r, pixel[1] = (u8)g, pixel[2] = (u8)b, pixel[3] = (u8)alpha;
   } else if (STYLE == GREEN) {
     pixel[0] = (u8)mixed(r, 0, alpha), pixel[1] = (u8)mixed(g, 255, alpha), pixel[2] = (u8)mixed(b, 0, alpha);
-  } else if (STYLE == BLUR) {
-    const Image& background = *picture.background;
-    const Rgb under = linear_pixel(background, background.rows[y], background.columns[x]);
-    pixel[0] = (u8)mixed(r, (int)under.r, alpha);
-    pixel[1] = (u8)mixed(g, (int)under.g, alpha);
-    pixel[2] = (u8)mixed(b, (int)under.b, alpha);
   } else {
     alpha = (alpha + 1) / 2;
     pixel[0] = (u8)mixed(255, r, alpha), pixel[1] = (u8)mixed(0, g, alpha), pixel[2] = (u8)mixed(0, b, alpha);
@@ -174,8 +166,7 @@ __device__ inline void compose(const Picture* pictures, const float* saliency, i
 #pragma unroll
     for (int i = 0; i < COLUMNS; i++) {
       const int alpha = rounded((above[i] * row.head + below[i] * row.tail) * 255.0f);
-      paint<STYLE>(alpha, rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2], picture, min(x + i, width - 1), y,
-                   pixels + i * CHANNELS);
+      paint<STYLE>(alpha, rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2], pixels + i * CHANNELS);
     }
     if (in_words) {
 #pragma unroll
@@ -200,9 +191,6 @@ extern "C" __global__ void compose_rgba(const Picture* pictures, const float* sa
 extern "C" __global__ void compose_green(const Picture* pictures, const float* saliency, int map_height,
                                          int map_width) {
   compose<GREEN>(pictures, saliency, map_height, map_width);
-}
-extern "C" __global__ void compose_blur(const Picture* pictures, const float* saliency, int map_height, int map_width) {
-  compose<BLUR>(pictures, saliency, map_height, map_width);
 }
 extern "C" __global__ void compose_overlay(const Picture* pictures, const float* saliency, int map_height,
                                            int map_width) {

@@ -148,18 +148,3 @@ extern "C" __global__ void normalise_by_maximum_f16(const u8* bytes, unsigned sh
                                                     const u32* maxima, const float* normalisation) {
   normalise_by_maximum(bytes, batch, pixels, maxima, normalisation);
 }
-
-// The images made small, for the blurred background, each to its own size: that of small[n], whose pixels are written.
-// gridDim covers the largest; the order of the channels is unchanged.
-extern "C" __global__ void resize_images(const Image* images, const Image* small, int stretch) {
-  const Image target = small[blockIdx.z];
-  if ((int)blockIdx.y >= target.height || (int)blockIdx.x * stretch >= target.width) return;
-  const int x = blockIdx.x * stretch + threadIdx.x;
-  const bool active = (int)threadIdx.x < stretch && x < target.width;
-  const Rgb pixel = resized_pixel(images[blockIdx.z], x, target.width, stretch, active);
-  if (!active) return;
-  u8* place = (u8*)target.pixels + ((size_t)blockIdx.y * target.width + x) * 3;
-  place[0] = (u8)pixel.r;
-  place[1] = (u8)pixel.g;
-  place[2] = (u8)pixel.b;
-}

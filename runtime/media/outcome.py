@@ -11,6 +11,7 @@ from pathlib import Path
 from sodeploy import terminal
 from sodeploy.errors import UserError
 from sodeploy.runtime.composition import Style
+from sodeploy.runtime.errors import DeviceLost
 from sodeploy.runtime.media.conversion import MotionOptions, conversion
 from sodeploy.runtime.media.items import Item
 from sodeploy.runtime.media.kinds import MOVING
@@ -30,7 +31,7 @@ class Outcome:
         written: pictures and videos.
         skipped: outputs that stood there already.
         failed: source -> why it has no output; one line each.
-        stopped: why the run ended before all was done; empty if it did not.
+        stopped: why the run ended before all was done, and what to do; empty if it did not.
     """
 
     written: int = 0
@@ -49,7 +50,7 @@ class Outcome:
         reason = f"{error.filename or 'output'}: {error.strerror}"
         self.fail(source, reason)
         if error.errno in _HOPELESS:
-            self.stopped = reason
+            self.stopped = f"{reason}; make room or choose another output"
 
 
 def write_all(
@@ -59,10 +60,10 @@ def write_all(
     outcome: Outcome,
 ) -> None:
     """Finish and write pictures as they come, beside the making of the next."""
-    writing: deque[tuple[Item, Future[None]]] = deque()
     with ThreadPoolExecutor(usable_cores(), "writer") as writers:
+        writing: deque[tuple[Item, Future[None]]] = deque()
         try:
-            for one in terminal.progress(made, "images", len(targets), remark=_rate(outcome)):
+            for one in _until_lost(terminal.progress(made, "images", len(targets), remark=_rate(outcome)), outcome):
                 if isinstance(one.result, UserError):
                     outcome.fail(one.source, str(one.result))
                 else:
@@ -76,6 +77,14 @@ def write_all(
         except BaseException:
             writers.shutdown(cancel_futures=True)
             raise
+
+
+def _until_lost(made: Iterator[Mapped[Item]], outcome: Outcome) -> Iterator[Mapped[Item]]:
+    """The maps up to the loss of the GPU, which ends the run; those that were made are still written."""
+    try:
+        yield from made
+    except DeviceLost as error:
+        outcome.stopped = str(error)
 
 
 def _rate(outcome: Outcome) -> Callable[[], str]:
@@ -120,5 +129,7 @@ def convert_one(item: Item, target: Path, mapper: Mapper, look: Look, motion: Mo
         outcome.written += not MOVING[item.kind].live
     except UserError as error:
         outcome.fail(item, str(error))
+        if isinstance(error, DeviceLost):
+            outcome.stopped = str(error)
     except OSError as error:
         outcome.fail_to_write(item, error)

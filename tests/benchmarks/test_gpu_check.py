@@ -142,7 +142,7 @@ def test_the_whole_check_on_an_imitated_driver(
         "Accuracy": "measured" if graphs_run else "skipped",
     }
     kernels = record["parts"][1]["rows"]
-    assert len(kernels) == 2 * (4 + 5)
+    assert len(kernels) == 2 * (4 + 4)
     assert all(row["measured us"] > 0 and row["floor us"] > 0 for row in kernels)
     text = file.with_suffix(".md").read_text()
     if graphs_run:

@@ -7,7 +7,6 @@ KERNEL(resize_normalise_f16)
 KERNEL(resize_bytes)
 KERNEL(normalise_by_maximum_f32)
 KERNEL(normalise_by_maximum_f16)
-KERNEL(resize_images)
 
 #include "postprocess.cu"
 KERNEL(output_range_f32)
@@ -17,7 +16,6 @@ KERNEL(saliency_maps_f16)
 KERNEL(compose_map)
 KERNEL(compose_rgba)
 KERNEL(compose_green)
-KERNEL(compose_blur)
 KERNEL(compose_overlay)
 
 #include "imitated_network.cu"

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from test_engine_session import imitation, save_engine  # noqa: F401  (fixtures)
 
+from sodeploy import command_line
 from sodeploy.errors import UserError
 from sodeploy.runtime import infer as script
 from sodeploy.runtime.contract import Contract
@@ -202,3 +203,34 @@ def test_patches_of_any_model(
             found = predict_large(photograph, session.contract, session.infer, way).astype(int)
             expected = predict_large(photograph, session.contract, network, way)
             assert np.abs(found - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "MODEL --images photos --output out --style overlay",
+        "--model MODEL --images photos --output=out --style=overlay",
+        "photos --model MODEL -o out --type overlay",
+    ],
+)
+def test_the_command_in_its_older_forms(
+    save_model: SaveModel, photos: Path, monkeypatch: pytest.MonkeyPatch, words: str
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    (photos / "broken.jpg").unlink()
+    line = words.replace("MODEL", save_model().name).split()
+    with pytest.raises(SystemExit) as end:
+        command_line.application_of(script.main)(line)
+    assert end.value.code == 0
+    assert cv2.imread("out/3.png", cv2.IMREAD_UNCHANGED).shape == (23, 30, 3)
+
+
+def test_results_is_the_folder_by_default(
+    save_model: SaveModel, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(photos.parent)
+    model = save_model()
+    script.main(str(photos / "3.png"), model)
+    assert Path("results/3.png").is_file()
+    script.main(str(photos / "3.png"), model)
+    assert "0 pictures in results, 1 were there already (--overwrite replaces them)" in capsys.readouterr().out

@@ -7,8 +7,9 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,8 +17,10 @@ import pytest
 
 from sodeploy.errors import UserError
 from sodeploy.runtime import infer as script
+from sodeploy.runtime.errors import DeviceLost
 from sodeploy.runtime.infer import infer
 from sodeploy.runtime.media import still
+from sodeploy.runtime.media.mapping import HostMapper
 
 SaveModel = Callable[..., Path]
 
@@ -103,9 +106,9 @@ def test_a_full_disk_ends_the_run(save_model: SaveModel, tmp_path: Path, monkeyp
     monkeypatch.setattr(still, "write_bytes", write)
     outcome = infer(save_model(), tmp_path / "photos", tmp_path / "out")
     assert outcome.written == 5
-    assert outcome.stopped.endswith(".png: No space left on device")
+    assert ".png: No space left on device; make room" in outcome.stopped
     assert 0 < len(outcome.failed) < 55  # the rest is not even tried
-    with pytest.raises(UserError, match=r"No space left on device; the run ended early: make room, then run it again"):
+    with pytest.raises(UserError, match=r"No space left on device; make room or choose another output; the run ended"):
         script.main(str(tmp_path / "photos"), save_model(), tmp_path / "out")
 
 
@@ -137,3 +140,25 @@ def test_the_summary_and_the_list_of_failures(save_model: SaveModel, tmp_path: P
     assert [os.path.basename(one["source"]) for one in failed] == ["0000.png", "text.jpg"]
     assert "is an empty file" in failed[0]["reason"]
     assert (tmp_path / "failed.csv").read_text().startswith("source,reason\n")
+
+
+def test_a_lost_gpu_ends_the_run_with_its_summary(
+    save_model: SaveModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mapper fails in the midst of the run; pictures that were made are written, and failures are listed."""
+    draw(tmp_path / "photos", 6)
+    (tmp_path / "photos" / "0000.png").write_bytes(b"")
+    maps = HostMapper.maps
+
+    def lost(self: HostMapper, *given: Any) -> Iterator[Any]:
+        for index, one in enumerate(maps(self, *given)):
+            if index == 4:
+                raise DeviceLost("the GPU is lost to this process; see nvidia-smi, then start again")
+            yield one
+
+    monkeypatch.setattr(HostMapper, "maps", lost)
+    failures = tmp_path / "failed.json"
+    outcome = infer(save_model(), tmp_path / "photos", tmp_path / "out", failures=failures)
+    assert outcome.stopped.startswith("the GPU is lost")
+    assert (outcome.written, len(outcome.failed)) == (3, 1)
+    assert len(json.loads(failures.read_text())) == 1
