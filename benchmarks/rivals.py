@@ -1,11 +1,13 @@
 """Ours beside other quantizers of ONNX, in one run on one machine: accuracy, seconds, memory, latency.
 
-    python benchmarks/rivals.py out/u2netp.onnx out/csnet_x1.onnx --calib DATA --eval OTHER [--calib-images 16]
+    python benchmarks/rivals.py out/u2netp.onnx out/csnet_x1.onnx --calib DATA --eval OTHER [--calib-images 100]
 
-The others are onnxruntime's quantize_static (Entropy and MinMax) and NVIDIA's Model Optimizer (entropy), which gets an
-environment of its own from rivals-requirements.txt. Each works in a process of its own (quantize_as.py) and sees
-exactly the inputs that our runtime makes of the calibration images. Writes rivals.json and rivals.md. Times mean
-something on a machine that does nothing else.
+The others are onnxruntime's quantize_static (Entropy and MinMax), NVIDIA's Model Optimizer (entropy), and Intel's NNCF
+with fast and with accurate bias correction, and with its accuracy control by S. The last two tools get environments of
+their own from rivals-requirements.txt and nncf-requirements.txt. Each works in a process of its own (quantize_as.py)
+and sees exactly the inputs that our runtime makes of the calibration images. Every graph is measured in onnxruntime
+and, where that is installed, in OpenVINO. Writes rivals.json and rivals.md. Nothing else may run meanwhile if times are
+to mean something.
 """
 
 import itertools
@@ -13,14 +15,17 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import cv2
 import numpy as np
 import onnx
 import typer
 from process_cost import CommandFailed, Cost, measure
+from quantize_as import masks_of
 
 from sodeploy import command_line, terminal
 from sodeploy.artifacts import sha256, write_text
@@ -36,10 +41,13 @@ from sodeploy.runtime.cpu import saturates_int8
 from sodeploy.runtime.measure.record import BenchRecord
 from sodeploy.runtime.measure.report import Table, decimal, interval, show, to_markdown
 from sodeploy.runtime.processing import preprocess
+from sodeploy.runtime.session import installed_engines
 
 HERE = Path(__file__).resolve().parent
-REQUIREMENTS = HERE / "rivals-requirements.txt"
-RIVALS = ("onnxruntime-entropy", "onnxruntime-minmax", "modelopt-entropy")
+# The tools with environments of their own -> the requirements of these.
+REQUIREMENTS = {"modelopt": HERE / "rivals-requirements.txt", "nncf": HERE / "nncf-requirements.txt"}
+BY_MASKS = "nncf-controlled"  # it measures S while it quantizes, so it needs masks
+RIVALS = ("onnxruntime-entropy", "onnxruntime-minmax", "modelopt-entropy", "nncf-fast", "nncf-accurate", BY_MASKS)
 OUR_OTHER_METHODS: tuple[Method, ...] = ("kl",)
 FOR_SATURATING_CPUS = ("onnxruntime-minmax-reduced",)
 _SATURATED = "; this CPU has no VNNI and saturates int8 sums, which costs the others' graphs accuracy too"
@@ -63,7 +71,8 @@ def compare(
     evaluation: str,
     eval_images: int | None,
     folder: Path,
-    environment: Path,
+    environments: Path,
+    rivals: Sequence[str] = RIVALS,
 ) -> dict[str, Any]:
     """Quantize every model with every tool and measure the graphs.
 
@@ -71,50 +80,70 @@ def compare(
         calib: images, as `calib_data.open_dataset` takes them; every tool gets the first `calib_images` of them.
         evaluation: images with masks, of which the first `eval_images` are measured.
         folder: for all graphs.
-        environment: of the Model Optimizer; made unless it is there.
+        environments: folder of the environments of tools that have their own; each is made unless it is there.
+        rivals: some of `RIVALS`.
 
     Returns:
-        `calibration_images`; `saturates` (`sodeploy.runtime.cpu.saturates_int8`); `networks`, one per model: `model`,
-        `sha256`;
-        `tools`, the fields of `Quantized`; `bench`, the record of `sodeploy.runtime.bench` of the model and of all
-        graphs in the
-        order of `tools`, with one thread; `calibration` of ours alone on all of `calib`: `images`, `seconds`,
-        `peak_mib`, `tensors`, `kl_seconds` (of the search for the ranges of all tensors).
+        `calibration_images`; `saturates` (`sodeploy.runtime.cpu.saturates_int8`); `networks`, one per model:
+        `model`, `sha256`;
+        `tools`, the fields of `Quantized`;
+        `bench`, the record of `sodeploy.runtime.bench` of the model and of all graphs in the order of `tools`, in each
+        engine, with one thread;
+        `calibration` of ours alone on all of `calib`: `images`, `seconds`, `peak_mib`, `tensors`, `kl_seconds` (of the
+        search for the ranges of all tensors).
 
     Raises:
         UserError: a model or the data is unfit. A rival that fails is no error but a row that says so.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    modelopt = modelopt_python(environment, folder)
+    own = {tool.partition("-")[0] for tool in rivals} & REQUIREMENTS.keys()
+    pythons = {tool: python_of(tool, environments / tool, folder) for tool in sorted(own)}
+    engines = [engine for engine in installed_engines() if engine != "openvino-bf16"]
     networks = []
     for path in models:
         network = load_network(path)
         tools = [
             *ours(network, calib, calib_images, folder, DEFAULT),
-            *(ours(network, calib, calib_images, folder / method, method)[1] for method in OUR_OTHER_METHODS),
+            *(ours(network, calib, calib_images, folder / method, method)[-1] for method in OUR_OTHER_METHODS),
         ]
         inputs = folder / f"{path.stem}.inputs.npy"
         images = itertools.islice(open_dataset(calib, masks=False), calib_images)
         np.save(inputs, np.stack([preprocess(sample.image(), network.contract) for sample in images]))
-        for tool in (*RIVALS, *(FOR_SATURATING_CPUS if saturates_int8() else ())):
-            python = modelopt if tool.startswith("modelopt") else sys.executable
+        for tool in (*rivals, *(FOR_SATURATING_CPUS if saturates_int8() else ())):
+            if tool == BY_MASKS and (lacking := _save_masks(network, calib, calib_images, masks_of(inputs))):
+                tools.append(Quantized(tool, failure=lacking))
+                continue
+            python = pythons.get(tool.partition("-")[0], sys.executable)
             tools.append(rival(network, tool, python, inputs, folder))
         inputs.unlink()
+        masks_of(inputs).unlink(missing_ok=True)
         graphs = [str(path), *(tool.graph for tool in tools if tool.graph)]
         networks.append(
             {
                 "model": str(path),
                 "sha256": sha256(path),
                 "tools": [asdict(tool) for tool in tools],
-                "bench": bench(graphs, evaluation, eval_images, threads=1),
+                "bench": bench(graphs, evaluation, eval_images, threads=1, engines=engines),
                 "calibration": calibration_alone(network, calib, folder),
             }
         )
     return {"calibration_images": calib_images, "saturates": saturates_int8(), "networks": networks}
 
 
-def ours(network: Network, calib: str, calib_images: int, folder: Path, method: Method) -> tuple[Quantized, Quantized]:
-    """The graphs that quant/build_engine.py makes: the graph for CPUs, and the simulation of the one for TensorRT."""
+def _save_masks(network: Network, calib: str, count: int, file: Path) -> str:
+    """Write the masks of the calibration images at the network's size, `(N, h, w) uint8`; why not, or ""."""
+    size = (network.contract.width, network.contract.height)
+    try:
+        samples = itertools.islice(open_dataset(calib), count)
+        masks = [cv2.resize(sample.mask(), size, interpolation=cv2.INTER_NEAREST) for sample in samples]
+    except UserError as reason:
+        return f"it needs masks of the calibration images ({reason})"
+    np.save(file, np.stack(masks))
+    return ""
+
+
+def ours(network: Network, calib: str, calib_images: int, folder: Path, method: Method) -> list[Quantized]:
+    """The graphs that quant/build_engine.py makes: one per CPU engine, last the simulation of the one for TensorRT."""
     folder.mkdir(exist_ok=True)
     base = folder / network.path.stem
     Path(f"{base}.statistics.npz").unlink(missing_ok=True)  # else nothing is left to calibrate
@@ -122,10 +151,10 @@ def ours(network: Network, calib: str, calib_images: int, folder: Path, method: 
     command: list[str | Path] = [sys.executable, script, network.path, "--int8", "--no-engines", "--calib", calib]
     command += ["--images", str(calib_images), "--method", method, "--output-dir", folder]
     cost = _measured(f"sodeploy by {method} on {network.path}", command, Path(f"{base}.sodeploy.log"))
-    return (
-        Quantized(f"sodeploy by {method}, for CPUs", f"{base}.int8.cpu.onnx", cost),
-        Quantized(f"sodeploy by {method}, for TensorRT (simulated)", f"{base}.int8.sim.onnx", cost),
-    )
+    made = {"onnxruntime": "int8.cpu", "OpenVINO": "int8.openvino", "TensorRT (simulated)": "int8.sim"}
+    return [
+        Quantized(f"sodeploy by {method}, for {name}", f"{base}.{graph}.onnx", cost) for name, graph in made.items()
+    ]
 
 
 def rival(network: Network, tool: str, python: str | CommandFailed, inputs: Path, folder: Path) -> Quantized:
@@ -165,17 +194,18 @@ def calibration_alone(network: Network, calib: str, folder: Path) -> dict[str, A
     }
 
 
-def modelopt_python(environment: Path, folder: Path) -> str | CommandFailed:
-    """The interpreter of an environment with exactly what REQUIREMENTS asks for, or why there is none."""
+def python_of(tool: str, environment: Path, folder: Path) -> str | CommandFailed:
+    """The interpreter of an environment with exactly what a tool's requirements ask for, or why there is none."""
     python, stamp = environment / "bin" / "python", environment / ".requirements.sha256"
-    wanted = sha256(REQUIREMENTS)
+    requirements = REQUIREMENTS[tool]
+    wanted = sha256(requirements)
     if not stamp.exists() or stamp.read_text() != wanted:
-        terminal.note(f"installing {REQUIREMENTS.name} into {environment} ...")
+        terminal.note(f"installing {requirements.name} into {environment} ...")
         environment.parent.mkdir(parents=True, exist_ok=True)
-        log = folder / "modelopt.install.log"
+        log = folder / f"{tool}.install.log"
         try:
             measure([sys.executable, "-m", "venv", "--clear", environment], log)
-            measure([python, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS], log)
+            measure([python, "-m", "pip", "install", "--quiet", "-r", requirements], log)
         except CommandFailed as failure:
             return failure
         write_text(stamp, wanted)
@@ -197,27 +227,38 @@ def tables(record: dict[str, Any]) -> list[Table]:
 
 def _network_table(entry: dict[str, Any], record: dict[str, Any]) -> Table:
     measured: BenchRecord = entry["bench"]
-    rows_of = {row.model: row for row in measured.rows}
-    fp32 = rows_of[entry["model"]]
-    rows = [["fp32", *itertools.chain(*([decimal(fp32.metrics[key]), ""] for key in METRICS)), "", "", "1"]]
-    for tool in entry["tools"]:
+    rows = []
+    for tool in [{"tool": "fp32", "graph": entry["model"], "cost": None}, *entry["tools"]]:
         if tool["graph"] is None:
-            rows.append([f"{tool['tool']}: {tool['failure']}", *[""] * (2 * len(METRICS) + 3)])
-            continue
-        row = rows_of[tool["graph"]]
-        scores = [(decimal(row.metrics[key]), interval(row.delta[key])) for key in METRICS]
-        seconds, peak, _ = tool["cost"]
-        time = "" if row.stand_in else f"{row.time_ratio.value:.2f}"
-        rows.append([tool["tool"], *itertools.chain(*scores), f"{seconds:.1f}", f"{peak:.0f}", time])
+            rows.append([f"{tool['tool']}: {tool['failure']}", *[""] * (2 * len(METRICS) + 4)])
+        for row in measured.rows:
+            if row.model == tool["graph"]:
+                scores = [(decimal(row.metrics[key]), interval(row.delta[key])) for key in METRICS]
+                cost = ["", ""]
+                if tool["cost"] is not None:
+                    seconds, peak, *_ = tool["cost"]
+                    cost = [f"{seconds:.1f}", f"{peak:.0f}"]
+                time = "" if row.stand_in else f"{row.time_ratio.value:.2f}"
+                rows.append([tool["tool"], row.engine, *itertools.chain(*scores), *cost, time])
     return Table(
         f"{Path(entry['model']).stem}, {record['calibration_images']} calibration images, accuracy on "
         f"{measured.dataset} ({measured.images} images)",
-        ["", *itertools.chain(*((label, "difference to fp32") for label in METRICS.values())), "s", "MiB", "time"],
+        ["", "engine", *itertools.chain(*((label, "difference") for label in METRICS.values())), "s", "MiB", "time"],
         rows,
-        caption="differences with 95 % interval (paired bootstrap over images), * where it excludes zero; s, MiB: what "
-        f"the quantizer's process took; time: of the graph's inference on {measured.hardware} with one thread, as a "
-        f"multiple of fp32's, all graphs in turn{_SATURATED if record['saturates'] else ''}",
+        2,
+        caption="differences to fp32 with 95 % interval (paired bootstrap over images), * where it excludes zero\n"
+        "s, MiB: what the quantizer's process took\n"
+        f"time: of inference on {measured.hardware} in one thread, as a multiple of fp32's in onnxruntime, all graphs "
+        f"in turn{_SATURATED if record['saturates'] else ''}",
     )
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of a file that `main` wrote."""
+    record: dict[str, Any] = json.loads(path.read_text())
+    for entry in record["networks"]:
+        entry["bench"] = BenchRecord.model_validate(entry["bench"])
+    return record
 
 
 def _own(record: dict[str, Any]) -> Table:
@@ -245,17 +286,23 @@ def main(
     calib_images: Annotated[int, typer.Option(min=1, help="every tool gets the first so many")] = 16,
     eval_images: Annotated[int | None, typer.Option(min=1, help="only the first so many; all by default")] = None,
     output_dir: Annotated[Path, typer.Option(help="folder for the graphs and the tables")] = Path("out/rivals"),
-    environment: Annotated[Path, typer.Option(help="where the Model Optimizer is, or gets, installed")] = _cache(),
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the record here too")] = None,
+    tools: Annotated[str, typer.Option(help="the rivals, with a comma between; all by default")] = ",".join(RIVALS),
+    environment: Annotated[
+        Path, typer.Option(help="folder for the environments of the Model Optimizer and of NNCF")
+    ] = _cache(),
 ) -> None:
     """Compare quantizers."""
     if len({model.stem for model in models}) < len(models):
         raise UserError("two of the models have one name, and so would their graphs; rename one")
     require_disjoint(open_dataset(calib, masks=False), open_dataset(evaluate))
-    record = compare(models, calib, calib_images, evaluate, eval_images, output_dir, environment)
-    write_text(
-        output_dir / "rivals.json",
-        json.dumps(record, indent=1, default=lambda part: part.model_dump(mode="json")) + "\n",
-    )
+    rivals = [tool.strip() for tool in tools.split(",") if tool.strip()]
+    if unknown := [tool for tool in rivals if tool not in RIVALS]:
+        raise UserError(f"--tools: there is no {unknown[0]}; choose among {', '.join(RIVALS)}")
+    record = compare(models, calib, calib_images, evaluate, eval_images, output_dir, environment, rivals)
+    text = json.dumps(record, indent=1, default=lambda part: part.model_dump(mode="json")) + "\n"
+    for file in (output_dir / "rivals.json", *([json_file] if json_file is not None else [])):
+        write_text(file, text)
     write_text(output_dir / "rivals.md", "\n".join(map(to_markdown, tables(record))))
     show(tables(record))
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sodeploy.artifacts import one_line
 from sodeploy.errors import UserError
 from sodeploy.runtime.batches import run_in_batches
 from sodeploy.runtime.contract import PRECISION_KEY, contract_of
@@ -22,6 +23,9 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}  # OpenVINO's own default depends on th
 _COMPILED = 4  # shapes kept ready at a time, for a model of free batch or size
 # The messages of newer versions and of 2025.1.
 _LACKING = re.compile(r"(?:No conversion rule found for operations|not support the following ONNX operations): (.+)")
+_VERSION = re.compile(r"-\d+\b")  # of an operator set, behind an operator's name
+# A node that OpenVINO cannot take as it stands: operator, name of its output, and the reason, which ends the paragraph.
+_REFUSED = re.compile(r"<Node\((\w+)\): ([^>]*)>'?:(.+?)(?:\n\s*\n|\nSummary|\Z)", re.DOTALL)
 _LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")  # OpenVINO's names
 
 
@@ -225,14 +229,25 @@ def _cache_folder(version: str) -> Path | None:
 
 @contextlib.contextmanager
 def _failures_named(path: Path) -> Iterator[None]:
-    """OpenVINO's errors as ours: the operators that it lacks by name, else the last line that says something."""
+    """OpenVINO's errors as ours, in one line."""
     try:
         yield
     except RuntimeError as error:
-        text = str(error)
-        if lacking := _LACKING.search(text):
-            raise UserError(
-                f"{path}: OpenVINO lacks {lacking.group(1).strip()}; use the engine onnxruntime for this model"
-            ) from None
-        lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Exception from")]
-        raise UserError(f"{path}: OpenVINO refuses it ({lines[-1] if lines else text}); export it again") from None
+        raise UserError(f"{path}: {_in_words(str(error))}") from None
+
+
+def _in_words(text: str) -> str:
+    """What OpenVINO's message says, and what to do."""
+    if lacking := _LACKING.search(text):
+        return f"OpenVINO lacks {_VERSION.sub('', lacking.group(1)).strip()}; {_ANOTHER_ENGINE}"
+    if refused := _REFUSED.search(text):
+        operator, output, said = refused.groups()
+        reason = [line.strip() for line in said.splitlines() if line.strip()][-1]
+        return f"OpenVINO does not take its {operator} that makes {output} ({one_line(reason)}); {_ANOTHER_ENGINE}"
+    if "Unable to read the model" in text:
+        return "OpenVINO cannot read it as an ONNX model; make the file anew, or copy it again"
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Exception from")]
+    return f"OpenVINO refuses it ({one_line(lines[-1] if lines else text)}); {_ANOTHER_ENGINE}"
+
+
+_ANOTHER_ENGINE = "use the engine onnxruntime for this model"

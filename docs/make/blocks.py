@@ -6,6 +6,7 @@ That is every block between two marker lines (see marked.py) and the picture of 
 test fails where a block is not what it would write. Nothing is measured here: docs/make/figures.py does that.
 """
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,6 +45,8 @@ KINDS: dict[str, Callable[[str], str]] = {
     "contract": lambda _: recipe_keys.contract(),
     "structure": lambda _: _structure(),
     "performance": lambda _: _performance(),
+    "cpu": lambda _: _cpu_engines(),
+    "rivals": lambda _: _rivals(),
 }
 
 
@@ -73,6 +76,20 @@ def _performance() -> str:
     import performance_section
 
     return performance_section.section()
+
+
+def _cpu_engines() -> str:
+    import cpu_engines
+
+    path = records.RECORDS / "cpu_engines.json"
+    return records.tables(cpu_engines.tables(json.loads(path.read_text()))) if path.exists() else records.NOT_MEASURED
+
+
+def _rivals() -> str:
+    import rivals
+
+    path = records.RECORDS / "rivals.json"
+    return records.tables(rivals.tables(rivals.read_record(path))) if path.exists() else records.NOT_MEASURED
 
 
 def _structure() -> str:

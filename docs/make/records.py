@@ -10,6 +10,7 @@ from sodeploy.runtime.measure.record import read_bench
 from sodeploy.runtime.measure.report import Table, bench_tables, to_markdown
 from sodeploy.training import networks as network_table
 
+NOT_MEASURED = "Not measured yet."
 RECORDS = Path(__file__).resolve().parents[1] / "records"
 
 
@@ -27,7 +28,7 @@ def zoo() -> str:
     """The measurements of benchmarks/zoo.py: a row per kind of layer, and the plan's reasons for low figures."""
     path = RECORDS / "zoo.json"
     if not path.exists():
-        return "Not measured yet."
+        return NOT_MEASURED
     record = json.loads(path.read_text())
     header = ["kind", *record["least"], "reasons in the plan"]
     rows = []
@@ -67,13 +68,17 @@ def metrics() -> str:
 
 def _bench(name: str, part: str) -> str:
     if not (RECORDS / name).exists():
-        return "Not measured yet."
+        return NOT_MEASURED
     record = read_bench(RECORDS / name)
     if part == "advice":
         return "\n".join(f"- {sentence}" for sentence in record.recommendation.text)
-    tables = bench_tables(record)
-    chosen = tables if part == "tables" else tables[:1]
-    return "\n".join(to_markdown(replace(table, caption=_as_list(table.caption))) for table in chosen)
+    made = bench_tables(record)
+    return tables(made if part == "tables" else made[:1])
+
+
+def tables(made: list[Table]) -> str:
+    """Tables as Markdown, a line of a caption per list item."""
+    return "\n".join(to_markdown(replace(table, caption=_as_list(table.caption))) for table in made)
 
 
 def _as_list(caption: str) -> str:

@@ -111,6 +111,22 @@ def test_an_operator_that_openvino_lacks_is_named(tmp_path, make_contract):
         open_session(tmp_path / "own.onnx", engine="openvino")
 
 
+def test_a_node_that_openvino_does_not_take_is_named_with_the_reason(tmp_path, make_contract):
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("MaxPool", ["image"], ["saliency"], kernel_shape=[40, 40])],
+        "g",
+        [value("image", TensorProto.FLOAT, [1, 3, 16, 24])],
+        [value("saliency", TensorProto.FLOAT, None)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)])
+    embed(model, make_contract())
+    onnx.save(model, tmp_path / "wide.onnx")
+    expected = r"its MaxPool that makes saliency \(Kernel .* larger than the data .*\); use the engine onnxruntime"
+    with pytest.raises(UserError, match=expected):
+        open_session(tmp_path / "wide.onnx", engine="openvino")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -125,7 +141,7 @@ def test_what_cannot_be_had_is_said(save_model, arguments, message):
 
 def test_a_broken_file_is_one_line(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"no model")
-    with pytest.raises(UserError, match=r"x\.onnx: OpenVINO refuses it"):
+    with pytest.raises(UserError, match=r"x\.onnx: OpenVINO cannot read it as an ONNX model; make the file anew"):
         open_session(tmp_path / "x.onnx", engine="openvino")
 
 
