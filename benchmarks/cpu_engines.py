@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -47,6 +48,18 @@ def graphs_of(model: Path) -> list[Path]:
     return found
 
 
+def taking(model: Path, engines: Sequence[EngineName]) -> list[EngineName]:
+    """The engines that take a model; a warning names the others and their reason."""
+    found: list[EngineName] = []
+    for engine in engines:
+        try:
+            with open_session(model, threads=1, engine=engine):
+                found.append(engine)
+        except UserError as reason:
+            terminal.warn(f"not measured in {engine}: {reason}")
+    return found
+
+
 def compare(
     models: list[Path], data: str, limit: int | None, threads: list[int], engines: list[EngineName]
 ) -> dict[str, Any]:
@@ -62,9 +75,9 @@ def compare(
     benches: list[BenchRecord] = []
     sessions = []
     for model in models:
-        graphs = graphs_of(model)
+        graphs, taken = graphs_of(model), taking(model, engines)
         terminal.note(f"{model}: {', '.join(path.name for path in graphs)}")
-        made = [bench(graphs, data, limit, threads=count, engines=engines) for count in threads]
+        made = [bench(graphs, data, limit, threads=count, engines=taken) for count in threads]
         benches += made
         sessions += [
             session_cost(Path(row.model), cast(EngineName, row.engine), threads[0])

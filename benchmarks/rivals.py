@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 import onnx
 import typer
+from cpu_engines import taking
 from process_cost import CommandFailed, Cost, measure
 from quantize_as import masks_of
 
@@ -123,7 +124,7 @@ def compare(
                 "model": str(path),
                 "sha256": sha256(path),
                 "tools": [asdict(tool) for tool in tools],
-                "bench": bench(graphs, evaluation, eval_images, threads=1, engines=engines),
+                "bench": bench(graphs, evaluation, eval_images, threads=1, engines=taking(path, engines)),
                 "calibration": calibration_alone(network, calib, folder),
             }
         )
