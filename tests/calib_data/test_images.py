@@ -144,7 +144,7 @@ def test_what_is_no_image_is_named(tmp_path: Path, read: Reader) -> None:
     for name, complaint in {
         "empty.jpg": "is an empty file",
         "text.png": "is broken",
-        "float.tif": "is broken or not an 8 or 16 bit image",
+        "float.tif": "has values of float32; save it with 8 or 16 bits|is broken or not an 8 or 16 bit image",
         "missing.jpg": "does not exist",
     }.items():
         with pytest.raises(UserError, match=complaint) as error:
