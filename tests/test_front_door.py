@@ -80,7 +80,7 @@ def test_the_front_door_hands_on_the_command_line() -> None:
 
 @pytest.mark.parametrize(
     ("typed", "answer"),
-    [("benhc", "did you mean bench?"), ("quantize", "did you mean build?"), ("zzz", "there are demo, train")],
+    [("benhc", "did you mean bench?"), ("quantize", "did you mean build?"), ("zzz", "there are demo, run, train")],
 )
 def test_an_unknown_stage(typed: str, answer: str) -> None:
     done = front_door(typed)
