@@ -102,8 +102,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_image(folder / "in.png", 300)
     write_image(folder / "back.png", 301)
     write_video(folder / "clip.mp4")
-    write_mask(folder / "pairs" / "map.png")
-    (folder / "pairs.lst").write_text("pairs/map.png data/ECSSD/masks/0.png\n")
     for name in recipe_names():  # a file of this name goes before the recipe of the product
         (folder / name).write_text(RECIPE)
     (folder / "tiny.yaml").write_text(RECIPE)
