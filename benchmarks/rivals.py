@@ -24,11 +24,7 @@ import cv2
 import numpy as np
 import onnx
 import typer
-<<<<<<< HEAD
 from cpu_engines import taking
-=======
-from environments import python_of
->>>>>>> 5919370 (From their command to ours: a table for each tool, every row run by a test; a benchmark beside rembg; stages under their real names)
 from process_cost import CommandFailed, Cost, measure
 from quantize_as import masks_of
 
@@ -101,13 +97,9 @@ def compare(
         UserError: a model or the data is unfit. A rival that fails is no error but a row that says so.
     """
     folder.mkdir(parents=True, exist_ok=True)
-<<<<<<< HEAD
     own = {tool.partition("-")[0] for tool in rivals} & REQUIREMENTS.keys()
     pythons = {tool: python_of(tool, environments / tool, folder) for tool in sorted(own)}
     engines = [engine for engine in installed_engines() if engine != "openvino-bf16"]
-=======
-    modelopt = python_of(environment, REQUIREMENTS, folder / "modelopt.install.log")
->>>>>>> 5919370 (From their command to ours: a table for each tool, every row run by a test; a benchmark beside rembg; stages under their real names)
     networks = []
     for path in models:
         network = load_network(path)
@@ -203,7 +195,6 @@ def calibration_alone(network: Network, calib: str, folder: Path) -> dict[str, A
     }
 
 
-<<<<<<< HEAD
 def python_of(tool: str, environment: Path, folder: Path) -> str | CommandFailed:
     """The interpreter of an environment with exactly what a tool's requirements ask for, or why there is none."""
     python, stamp = environment / "bin" / "python", environment / ".requirements.sha256"
@@ -222,8 +213,6 @@ def python_of(tool: str, environment: Path, folder: Path) -> str | CommandFailed
     return str(python)
 
 
-=======
->>>>>>> 5919370 (From their command to ours: a table for each tool, every row run by a test; a benchmark beside rembg; stages under their real names)
 def _measured(what: str, command: list[str | Path], log: Path) -> Cost:
     terminal.note(f"{what} ...")
     try:
