@@ -24,6 +24,18 @@ _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLe
 _set_log_level(0)
 
 
+class TooManyPixels(UserError):
+    """An image is larger than the caller wants to decode.
+
+    Attributes:
+        width, height: pixels, as its header declares them.
+    """
+
+    def __init__(self, message: str, width: int, height: int) -> None:
+        super().__init__(message)
+        self.width, self.height = width, height
+
+
 def read_image(path: str | Path, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """Read a photograph the way a viewer shows it.
 
@@ -79,12 +91,14 @@ def require_pixels(width: int, height: int, name: object, most_pixels: int) -> N
     """Refuse an image of more than `most_pixels` pixels; `name` stands in the error.
 
     Raises:
-        UserError: that is so.
+        TooManyPixels: that is so.
     """
     if width * height > most_pixels:
-        raise UserError(
+        raise TooManyPixels(
             f"{name} is {width} x {height} pixels, {width * height / 1e6:.0f} megapixels; the limit is "
-            f"{most_pixels / 1e6:.0f}: make it smaller or remove it, or, in infer, raise --max-megapixels"
+            f"{most_pixels / 1e6:.0f}: make it smaller or remove it, or, in infer, raise --max-megapixels",
+            width,
+            height,
         )
 
 

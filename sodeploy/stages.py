@@ -77,6 +77,10 @@ EXTRA_OF = {
     "av": "video",
     "pymatting": "matting",
     "pillow_heif": "heif",
+    "uvicorn": "serve",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "prometheus_client": "serve",
 }
 
 STAGES = {
@@ -212,6 +216,16 @@ STAGES = {
         needs=(Need(("SOURCE", "--images --model")), Need(("--model", "--images"))),
         renamed={"--profile": "--timeline", "--style": "--type"},
         writes=("--timeline", "--failures"),  # `--output` may be a file or a folder: infer looks itself
+    ),
+    "serve": Stage(
+        "runtime.serve.serve",
+        "models -> an HTTP service for maps and cut-outs, with a page",
+        (
+            "--model out/u2netp.onnx",
+            "--model fp32=out/u2netp.onnx --model int8=out/u2netp.int8.cpu.onnx --workers 2",
+        ),
+        ("cpu", "serve"),
+        writes=(),
     ),
     "maps": Stage(
         "runtime.maps",

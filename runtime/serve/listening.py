@@ -1,0 +1,120 @@
+"""The listening socket, and an end for it that resets no connection.
+
+A system accepts connections before the program takes them; those that wait when the socket closes are reset. So the
+socket first drops new ones (a client tries again, and finds the port closed), then those that wait are taken and
+answered, and only then it closes.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from sodeploy.errors import UserError
+
+BACKLOG = 2048  # connections that the system holds until they are taken
+_KEEP_ALIVE_S = 75  # longer than the usual 60 of a proxy before it, which must be the one to close
+_SO_ATTACH_FILTER = 26  # of Linux, asm-generic/socket.h
+_RETURN = 0x06  # BPF_RET | BPF_K of linux/filter.h: keep that many bytes of the packet, 0 here
+
+
+@contextlib.contextmanager
+def listening_socket(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket that listens at an address.
+
+    Raises:
+        UserError: the host is unknown, or the port cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise UserError(f"--host {host}: {error.strerror}; give an address of this machine, or 0.0.0.0") from None
+    with socket.socket(family, kind, protocol) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(address)
+            listening.listen(BACKLOG)
+        except OSError as error:
+            raise UserError(
+                f"--host {host} --port {port} cannot be had ({error.strerror}); give another --port, or end the "
+                "program that has it"
+            ) from None
+        yield listening
+
+
+def drop_new_connections(listening: socket.socket) -> None:
+    """Let the system drop the packets that open further connections. Linux alone can; elsewhere nothing changes."""
+    if sys.platform == "linux":
+        drop_all = ctypes.create_string_buffer(struct.pack("HBBI", _RETURN, 0, 0, 0))
+        program = struct.pack("HP", 1, ctypes.addressof(drop_all))
+        with contextlib.suppress(OSError):
+            listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which answers what the system has accepted before it closes."""
+
+    def __init__(self, config: uvicorn.Config, alone: bool, drain_s: float) -> None:
+        """
+        Args:
+            alone: no other process has the socket.
+            drain_s: seconds that open connections have for one more request.
+        """
+        super().__init__(config)
+        self._alone, self._drain_s = alone, drain_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for listening in sockets or []:
+            if self._alone:
+                drop_new_connections(listening)
+            await self._take_waiting(listening)
+        for server in self.servers:
+            server.close()
+        end = time.monotonic() + self._drain_s
+        while self.server_state.connections and time.monotonic() < end:  # each closes with its next answer
+            await asyncio.sleep(0.05)
+        await super().shutdown(sockets)
+
+    async def _take_waiting(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                connection, _ = listening.accept()
+                connection.setblocking(False)
+                await loop.connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> Any:
+        protocol: Any = self.config.http_protocol_class
+        return protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+
+def make_server(app: Any, alone: bool, deadline_s: float, drain_s: float) -> Server:
+    """A server for an ASGI application, without a word in any log.
+
+    Args:
+        alone, drain_s: see `Server`.
+        deadline_s: of one request.
+    """
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="critical",
+        access_log=False,  # its lines would tell who sent what
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(deadline_s) + 5,
+        ws="none",
+        interface="asgi3",
+    )
+    return Server(config, alone, drain_s)
