@@ -112,7 +112,7 @@ def infer_all(model: Path, calib: str, limit: int) -> None:
     """Run the float32 network over the images, as a user of onnxruntime does."""
     session = start_session(model)
     contract = contract_of(session.get_modelmeta().custom_metadata_map, model)
-    for sample in list(open_dataset(calib, masks=False))[:limit]:
+    for sample in open_dataset(calib, masks=False).first(limit):
         session.run(None, {contract.input_name: preprocess(sample.image(), contract)[None]})
 
 
@@ -132,7 +132,7 @@ def main(
     if only_calibration:
         from sodeploy.quant.calibration.observer import calibrate
 
-        calibrate(load_network(model), list(open_dataset(calib, masks=False))[:limit])
+        calibrate(load_network(model), open_dataset(calib, masks=False).first(limit))
         return
     record = compare(model, calib, limit, rounds)
     records = [record]

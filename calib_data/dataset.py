@@ -47,6 +47,10 @@ class Dataset:
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.samples)
 
+    def first(self, count: int | None) -> "Dataset":
+        """The data set of the first `count` samples, which are not read here; all of them with None."""
+        return Dataset(self.name, [self.samples[index] for index in range(len(self))[:count]])
+
     def __str__(self) -> str:
         return f"{self.name} ({len(self)} images)"
 

@@ -291,7 +291,7 @@ def main(
             "them otherwise"
         )
     dataset = open_dataset(data or _SYNTHETIC, root=root if data else None)
-    chosen = Dataset(dataset.name, list(dataset)[:limit])
+    chosen = dataset.first(limit)
     check_masks(chosen, dataset.name)
     found = diagnose(model, chosen, parse_size(size) if size else None)
     for line in found.lines:

@@ -411,7 +411,7 @@ def main(
         _require_one_source([name for name, value in given.items() if value], budget)
         dataset = open_dataset(calib, masks=False, root=root) if calib else None
         if dataset is not None:
-            dataset = Dataset(dataset.name, list(dataset)[:limit])
+            dataset = dataset.first(limit)
             check_images(dataset, str(calib))
         if plan is not None:
             source = Edited(plan)

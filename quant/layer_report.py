@@ -267,7 +267,7 @@ def main(
     """Print what each int8 layer of a plan costs, the costliest first."""
     network = load_network(model)
     dataset: Dataset = open_dataset(data, masks=False, root=root)
-    report = layer_report(network, load_plan(plan, network), list(dataset)[:limit])
+    report = layer_report(network, load_plan(plan, network), dataset.first(limit).samples)
     if json_file is not None:
         write_text(json_file, to_json(report))
     show([table(report)])

@@ -45,6 +45,7 @@ from sodeploy.runtime.review.evidence import EvidenceLog, ImageEvidence, examine
 from sodeploy.runtime.review.gate import EXIT_STATUS, checks, write_junit
 from sodeploy.runtime.review.page import Extras, require_page, write_page
 from sodeploy.runtime.session import ENGINES, DeviceName, EngineName, parse_engines
+from sodeploy.workers import usable_cores
 
 REPORT_FILE = "index.html"
 _WARMUP = 3  # runs of each model before the first run that counts
@@ -96,12 +97,11 @@ def bench(
     on_gpu = [device == "cuda" or Path(model).suffix == ".engine" for model in models]
     if timeline is not None and not any(on_gpu):
         raise UserError(f"the timeline {timeline} shows the GPU pipeline; choose the device cuda, or leave it out")
-    dataset = open_dataset(data)
-    dataset = Dataset(dataset.name, [dataset[index] for index in range(min(len(dataset), limit or len(dataset)))])
+    dataset = open_dataset(data).first(limit)
     if not len(dataset):
         raise UserError(f"{dataset.name} has no images; give a data set with images and masks")
     check_masks(dataset, dataset.name)
-    threads = threads or metrics.usable_cores()
+    threads = threads or usable_cores()
     with contextlib.ExitStack() as stack:
         tested = _open(models, on_gpu, threads, engines, dataset[0], stack)
         _count_calibration_images(tested, dataset)

@@ -27,7 +27,7 @@ def matrix_instructions() -> list[str]:
 
 
 def _flags() -> set[str]:
-    """What Linux says that an x86 CPU can do; empty elsewhere."""
+    """The features of an x86 CPU as Linux names them; empty elsewhere."""
     try:
         lines = _CPUINFO.read_text().splitlines()
     except OSError:

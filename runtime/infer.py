@@ -19,7 +19,7 @@ from sodeploy.calib_data import Dataset
 from sodeploy.calib_data.images import MOST_PIXELS
 from sodeploy.calib_data.options import RootOption
 from sodeploy.calib_data.sources import open_dataset
-from sodeploy.errors import UserError
+from sodeploy.errors import UserError, first_few
 from sodeploy.runtime.composition import Style
 from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.large_images import LARGEST_SIDE, LargeImages
@@ -28,15 +28,14 @@ from sodeploy.runtime.media.failures import check_failures, write_failures
 from sodeploy.runtime.media.frame import Frame
 from sodeploy.runtime.media.items import STREAM, Found, Item
 from sodeploy.runtime.media.kinds import MOVING
-from sodeploy.runtime.media.opening import Model, open_mappers
+from sodeploy.runtime.media.opening import ModelFile, open_mappers
 from sodeploy.runtime.media.outcome import Outcome, convert_one, write_all, write_one
 from sodeploy.runtime.media.pictures import SYNTAX, Look, parse_look
 from sodeploy.runtime.media.sources import find_source
-from sodeploy.runtime.media.still import SUFFIXES, require_channels, still_suffix
+from sodeploy.runtime.media.still import SUFFIXES, Format, require_channels, still_suffix
 from sodeploy.runtime.media.targets import Targets, is_file_name, plan_targets
 from sodeploy.runtime.session import EngineName
 
-Format = Literal["png", "webp", "jpg"]
 Edges = Literal["estimate", "keep"]
 RESULTS = "results"  # the folder of the outputs, in the working folder
 
@@ -48,7 +47,7 @@ def infer(
     *,
     device: str = "cpu",
     style: Look | str = "map",
-    format: str | None = None,
+    format: Format | None = None,
     overwrite: bool = False,
     shard: tuple[int, int] = (1, 1),
     failures: str | Path | None = None,
@@ -63,8 +62,8 @@ def infer(
 ) -> Outcome:
     """Write a picture for every image of a source, under the image's name; a video for every video.
 
-    What fails is warned of and left out; the rest is done. Each output is whole or absent, and one that stands there is
-    left as it is, so a run that was interrupted goes on where it ended.
+    A source that fails is left out, with a warning, and the rest is done. An output is whole or absent. An output that
+    exists is left as it is, so an interrupted run goes on where it ended.
 
     Args:
         model: an ONNX file; a checkpoint, which runs in PyTorch; on cuda also an engine.
@@ -95,7 +94,7 @@ def infer(
         raise UserError(f"{model} runs on a GPU; choose the device cuda, or give the ONNX file it was built from")
     if gpu is None and timeline:
         raise UserError(f"the timeline {timeline} shows the GPU pipeline; choose the device cuda, or leave it out")
-    opened = Model(Path(model), gpu, engine, network, compiled, large)
+    opened = ModelFile(Path(model), gpu, engine, network, compiled, large)
     if timeline and not opened.on_device:
         raise UserError(f"the timeline {timeline} shows the GPU pipeline, which patches and checkpoints do without")
     look = parse_look(style) if isinstance(style, str) else style
@@ -139,13 +138,13 @@ def infer(
     return outcome
 
 
-def _suffix(output: Path, format_name: str | None, look: Look) -> str:
+def _suffix(output: Path, format: Format | None, look: Look) -> str:
     """The suffix of the pictures: of the format, else of an output that names a file, else PNG's."""
-    if format_name is not None:
-        suffix = still_suffix(format_name, look.channels)
+    if format is not None:
+        suffix = still_suffix(format, look.channels)
         same = (".jpg", ".jpeg") if suffix == ".jpg" else (suffix,)
         if is_file_name(output, SUFFIXES) and output.suffix.lower() not in same:
-            raise UserError(f"--output {output} is no {format_name}; give it the suffix {suffix}, or drop --format")
+            raise UserError(f"--output {output} is no {format}; give it the suffix {suffix}, or drop --format")
         return suffix
     if is_file_name(output, SUFFIXES):
         require_channels(output.suffix.lower(), look.channels)
@@ -291,8 +290,8 @@ def main(
         raise UserError(f"{outcome.stopped}; the run ended early, and the same command goes on from there")
     if outcome.failed:
         total = outcome.written + outcome.skipped + len(outcome.failed)
-        first = "; ".join(list(outcome.failed.values())[:3]) + ("; ..." if len(outcome.failed) > 3 else "")
-        raise UserError(f"{len(outcome.failed)} of {total} images have no picture: {first}")
+        reasons = first_few(list(outcome.failed.values()))
+        raise UserError(f"{len(outcome.failed)} of {total} images have no picture: {reasons}")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from typing import Annotated, Any
 import typer
 
 from sodeploy import artifacts, command_line, stages, terminal
-from sodeploy.calib_data import Dataset, open_datasets
+from sodeploy.calib_data import open_datasets
 from sodeploy.calib_data.options import RootOption
 from sodeploy.calib_data.sources import Source
-from sodeploy.errors import UserError
+from sodeploy.errors import UserError, first_few
 from sodeploy.runtime.infer import infer
 from sodeploy.runtime.media.outcome import Outcome
 from sodeploy.runtime.session import EngineName
@@ -58,7 +58,7 @@ def write_maps(
     """
     output = Path(output)
     model = artifacts.require_file(model, "give an .onnx file, an .engine or a checkpoint")
-    datasets = [Dataset(one.name, list(one)[:limit]) for one in open_datasets(data, masks=False, root=root)]
+    datasets = [one.first(limit) for one in open_datasets(data, masks=False, root=root)]
     artifacts.check_output_folder(output)
     with artifacts.locked(output):
         made_by = {"model": str(model), "sha256": artifacts.sha256(model), "network": network}
@@ -155,8 +155,7 @@ def require_all(outcomes: dict[str, Outcome]) -> None:
         raise UserError(f"{stopped}; the run ended early: make room, then run it again, and it goes on")
     failed = [reason for outcome in outcomes.values() for reason in outcome.failed.values()]
     if failed:
-        shown = "; ".join(failed[:3]) + ("; ..." if len(failed) > 3 else "")
-        raise UserError(f"{len(failed)} images have no map: {shown}")
+        raise UserError(f"{len(failed)} images have no map: {first_few(failed)}")
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def load(
         UserError: the file is missing, broken or has no contract, or the device or the engine cannot be had.
     """
     large = LargeImages(patches, two_scales, largest_side)
-    model = opening.Model(Path(path), parse_device(device), engine, network, compiled, large, threads)
+    model = opening.ModelFile(Path(path), parse_device(device), engine, network, compiled, large, threads)
     with contextlib.ExitStack() as resources:
         opened = resources.enter_context(opening.open_mappers(model, batch, None))
         return Model(opened, model.on_device, resources.pop_all())

@@ -111,7 +111,7 @@ class OpenVinoSession:
         self.close()
 
     def _tensors(self) -> tuple[str, str, type[np.generic]]:
-        """The model's input and output, if they are those of its contract, and the type of its input."""
+        """The model's input and output, checked against its contract, and the type of its input."""
         assert self._model is not None
         inputs = {name for port in self._model.inputs for name in port.get_names()}
         outputs = {name for port in self._model.outputs for name in port.get_names()}
@@ -237,7 +237,7 @@ def _failures_named(path: Path) -> Iterator[None]:
 
 
 def _in_words(text: str) -> str:
-    """What OpenVINO's message says, and what to do."""
+    """The reason in OpenVINO's message, and the remedy."""
     if lacking := _LACKING.search(text):
         return f"OpenVINO lacks {_VERSION.sub('', lacking.group(1)).strip()}; {_ANOTHER_ENGINE}"
     if refused := _REFUSED.search(text):

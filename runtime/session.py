@@ -13,6 +13,7 @@ import numpy as np
 from sodeploy import terminal
 from sodeploy.artifacts import require_file
 from sodeploy.errors import UserError
+from sodeploy.file_kinds import CHECKPOINT_SUFFIXES
 from sodeploy.runtime.batches import run_in_batches
 from sodeploy.runtime.contract import CPU_KEY, DIALECT_KEY, PRECISION_KEY, Contract, contract_of, require_shape
 from sodeploy.runtime.cpu import saturates_int8
@@ -75,9 +76,7 @@ def parse_engines(text: str) -> list[EngineName]:
     return cast(list[EngineName], names)
 
 
-# Weights without a graph; the networks that they are for are PyTorch's, which this room does without.
-CHECKPOINTS = frozenset((".ckpt", ".pt", ".pth", ".safetensors", ".tar"))
-_CHECKPOINT_SESSION = "sodeploy.training.session"
+_CHECKPOINT_SESSION = "sodeploy.training.session"  # imported by name: this room does without PyTorch
 
 
 def open_session(
@@ -106,7 +105,7 @@ def open_session(
             `engine` cannot be had; nothing ever falls back to another one.
     """
     path = require_file(path, "give the path of a model")
-    if path.suffix in CHECKPOINTS:
+    if path.suffix.lower() in CHECKPOINT_SUFFIXES:
         opener = importlib.import_module(_CHECKPOINT_SESSION).open_checkpoint
         session: Session = opener(path, network, f"cuda:{gpu}" if device == "cuda" else device, threads, compiled)
         return session

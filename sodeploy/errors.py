@@ -1,5 +1,7 @@
 """The exceptions that a user is meant to see: bad input, and work that a signal stopped."""
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """Something the user can mend; the message is one line that names the file, the value and what to do next.
@@ -24,3 +26,8 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+def first_few(texts: Sequence[str], separator: str = "; ", most: int = 3) -> str:
+    """The first of many names or reasons, for a message of one line; an ellipsis stands for the rest."""
+    return separator.join([*texts[:most], *(["..."] if len(texts) > most else [])])

@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+# Of checkpoints: weights without a graph, for PyTorch.
+CHECKPOINT_SUFFIXES = frozenset((".ckpt", ".pt", ".pth", ".safetensors", ".tar"))
+
 _FIRST = 512  # bytes that are looked at
 
 

@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import typer
 
 from sodeploy import artifacts, command_line, terminal
-from sodeploy.calib_data import Dataset, open_dataset, open_datasets
-from sodeploy.errors import UserError
+from sodeploy.calib_data import open_dataset, open_datasets
+from sodeploy.errors import UserError, first_few
 from sodeploy.experiment import Experiment, Journal, Train, digest_of_path, listing, load_experiment
 from sodeploy.runtime.evaluate import Evaluation, Outputs, evaluate, publish
 from sodeploy.runtime.maps import require_all, write_maps
@@ -183,7 +183,7 @@ def _build(run: Run) -> None:
         built = build(
             model,
             run.output / MODELS,
-            Images(Dataset(calib.name, list(calib)[: wanted.limit])) if calib else None,
+            Images(calib.first(wanted.limit)) if calib else None,
             method=next(one for one in METHODS if one == (wanted.method or DEFAULT)),
             within=Within.of(budget, evaluation) if budget and evaluation else None,
             engines=wanted.engines,
@@ -216,9 +216,7 @@ def _models(run: Run) -> dict[str, Path]:
 
 def _test(run: Run) -> None:
     wanted, root, models = run.experiment.test, run.experiment.root, _models(run)
-    datasets = [
-        Dataset(one.name, list(one)[: wanted.limit]) for one in open_datasets(wanted.data, masks=False, root=root)
-    ]
+    datasets = [one.first(wanted.limit) for one in open_datasets(wanted.data, masks=False, root=root)]
     inputs = {
         "models": {name: artifacts.sha256(path) for name, path in models.items()},
         "data": [listing(one) for one in datasets],
@@ -257,7 +255,7 @@ def _eval(run: Run) -> None:
     made = run.made("test")
     maps = {name: made[name] for name in run.experiment.test.models if name in made}
     limit = run.experiment.test.limit
-    datasets = [Dataset(one.name, list(one)[:limit]) for one in open_datasets(run.experiment.test.data, root=root)]
+    datasets = [one.first(limit) for one in open_datasets(run.experiment.test.data, root=root)]
     inputs = {
         "maps": {name: digest_of_path(folder) for name, folder in maps.items()},
         "data": [listing(one) for one in datasets],
@@ -376,7 +374,7 @@ def main(
         if "report" in steps:
             terminal.results.print(str(summary), markup=False, soft_wrap=True)
     if failed:
-        raise UserError(f"{len(failed)} of {len(config)} experiments failed: {'; '.join(failed[:3])}")
+        raise UserError(f"{len(failed)} of {len(config)} experiments failed: {first_few(failed)}")
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ from sodeploy import artifacts, command_line, terminal
 from sodeploy.calib_data import open_dataset
 from sodeploy.calib_data.lists import LIST_SUFFIXES
 from sodeploy.errors import UserError
+from sodeploy.file_kinds import CHECKPOINT_SUFFIXES
 from sodeploy.stages import install_command
 
 PUBLISHED = Path(__file__).with_name("published_files.json")
-CHECKPOINTS = (".pth", ".pt", ".tar", ".safetensors", ".ckpt")
 
 Verdict = Literal["ok", "differs", "missing", "unknown"]
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -168,7 +168,7 @@ def _found(recorded: str, artifact: Path) -> Path:
 
 
 def _images(file: Path, recorded: Mapping[str, str]) -> Iterator[Finding]:
-    """What is wrong with the images that a list of `subset` names."""
+    """A finding for each image of a list of `subset` that has changed since."""
     try:
         dataset = open_dataset(file, masks=False)
     except UserError as error:
@@ -201,7 +201,7 @@ def _published(file: Path, sha256: str) -> Finding | None:
 
 def _from_elsewhere(file: Path) -> Finding:
     """The finding for a file of which nothing is recorded."""
-    if file.suffix.lower() in CHECKPOINTS:
+    if file.suffix.lower() in CHECKPOINT_SUFFIXES:
         return _by_signature(file)
     return Finding(file, "unknown", f"it has no manifest {artifacts.manifest_path(file).name} and is no published file")
 

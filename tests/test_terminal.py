@@ -6,7 +6,7 @@ import pytest
 
 from sodeploy import terminal
 from sodeploy.command_line import application_of, errors_in_one_line
-from sodeploy.errors import Stopped, UserError
+from sodeploy.errors import Stopped, UserError, first_few
 from sodeploy.runtime.measure.report import Table, show
 from sodeploy.terminal import Step
 
@@ -99,3 +99,8 @@ def test_work_that_was_saved_says_how_to_go_on_in_one_line(capsys: pytest.Captur
 def test_a_table_does_not_take_names_for_emoji(capsys: pytest.CaptureFixture) -> None:
     show([Table("data", ["set"], [["synthetic:train:64"]])])
     assert "synthetic:train:64" in capsys.readouterr().out
+
+
+def test_the_first_of_many_reasons() -> None:
+    assert first_few(["a", "b", "c"]) == "a; b; c"
+    assert first_few(["a", "b", "c", "d"], ", ") == "a, b, c, ..."

@@ -22,7 +22,7 @@ _MOST_UNPACKED = 4 << 30  # bytes of an archive that was compressed, as torch.sa
 def refuse_misfit(path: str | Path, network: str) -> None:
     """Refuse a checkpoint that a registered network cannot take, as far as names and shapes show it.
 
-    What passes is read again by `sodeploy.training.checkpoint.load_checkpoint`.
+    `sodeploy.training.checkpoint.load_checkpoint` checks a file that passes once more, with its values.
 
     Raises:
         UserError: as `load_checkpoint`, but for values that are not finite.

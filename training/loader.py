@@ -72,13 +72,13 @@ class AugmentedSamples(torch.utils.data.Dataset[Item | UserError]):
 def places(
     indices: Sequence[int], batch: int, seed: int, steps: range, share: tuple[int, int] = (0, 1), passes: int = 1
 ) -> Iterator[list[Place]]:
-    """What each forward pass of one process takes.
+    """Yield the places of each forward pass of one process.
 
     Args:
-        indices: of the data set's samples that train.
+        indices: the samples of the data set that train.
         batch: samples per step, of all processes together.
-        share: the process's rank and how many there are.
-        passes: per step.
+        share: (rank of the process, number of processes).
+        passes: forward passes of a step.
     """
     epoch, order = -1, np.empty(0, np.int64)
     rank, processes = share
@@ -180,6 +180,6 @@ def _start_worker(parent: int, _: int) -> None:
 def _report_unless_the_parent_is_gone(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """What a thread of multiprocessing calls when the parent is interrupted while it takes over a tensor."""
+    """Silence a thread of multiprocessing whose parent is interrupted while the thread hands a tensor over."""
     if not issubclass(kind, (EOFError, ConnectionError)):
         sys.__excepthook__(kind, error, trace)

@@ -16,7 +16,7 @@ import onnx
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, write_text
 from sodeploy.calib_data import Dataset, Sample, overlap
-from sodeploy.errors import UserError
+from sodeploy.errors import UserError, first_few
 from sodeploy.quant.budget.record import FoundVerdict, Results, read_results, read_scores
 from sodeploy.quant.calibration.inspect_graph import as_input
 from sodeploy.quant.calibration.statistics import load_statistics
@@ -53,7 +53,7 @@ def require_uncounted(statistics: Path, evaluation: Dataset) -> None:
 
 def _refuse(common: list[str], calibration: str | Path, evaluation: str) -> None:
     if common:
-        names = ", ".join(common[:3]) + (", ..." if len(common) > 3 else "")
+        names = first_few(common, ", ")
         raise UserError(
             f"{len(common)} of the calibration images {calibration} are also in {evaluation} ({names}); "
             "scores on calibration images are too good: take these images out of one of the two sets"

@@ -116,10 +116,6 @@ class Layer(_Strict):
             if (key := rounded_key(node, count)) in rounded:
                 self._rounded[count] = rounded[key].astype(np.int8).tobytes()
 
-    def rescaled(self, weight_scales: np.ndarray) -> "Layer":
-        """The layer with other scales; each weight takes its nearest step."""
-        return Layer(**self.model_dump() | {"weight_scales": weight_scales.tolist()})
-
 
 def rounded_key(node: str, weight_steps: int = STEPS) -> str:
     """The name of a node's rounded weight in the file beside the plan."""

@@ -19,7 +19,7 @@ _ROUNDS = 3
 
 
 class Throughput(NamedTuple):
-    """Of one model.
+    """The speed of one model, with the memory that it takes.
 
     Attributes:
         images_per_s: the median of several rounds.

@@ -23,11 +23,11 @@ VideoFormat = Literal["mp4", "mov", "mkv", "webm"]
 
 @dataclass(frozen=True)
 class MotionOptions:
-    """What a user may choose for sources that move.
+    """The choices of a user for sources that move.
 
     Attributes:
-        smoothing: of the maps in time (`sodeploy.runtime.video.smoothing`).
-        format: of videos; by default the usual one for pictures with or without transparency.
+        smoothing: the way in which maps are smoothed in time (`sodeploy.runtime.video.smoothing`).
+        format: the format of videos; by default the usual one for pictures with or without transparency.
         most_pixels: the largest width x height of a frame that is decoded.
     """
 

@@ -1,4 +1,4 @@
-"""What a source holds: one item for each output that is made of it."""
+"""The items of a source: one for each output that is made of it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

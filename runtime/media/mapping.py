@@ -139,7 +139,7 @@ class DeviceMapper:
 
 @dataclass
 class _Held(Generic[Source]):
-    """A source on its way through the GPU, with the frame that the GPU's result is to be joined with."""
+    """A source on its way through the GPU, with its frame, which the result is joined with."""
 
     source: Source
     frame: Frame | None = None

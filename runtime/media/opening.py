@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sodeploy.file_kinds import CHECKPOINT_SUFFIXES
 from sodeploy.runtime.composition import Style
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.gpu.session import open_on_device
@@ -15,10 +16,10 @@ from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.large_images import HasPyramids, LargeImages, predict_large, require_fit
 from sodeploy.runtime.media.mapping import DeviceMapper, HostMapper, Mapper
 from sodeploy.runtime.processing import predict
-from sodeploy.runtime.session import CHECKPOINTS, EngineName, Session, open_session
+from sodeploy.runtime.session import EngineName, Session, open_session
 
 
-class Model(NamedTuple):
+class ModelFile(NamedTuple):
     """The network of a run, not opened yet.
 
     Attributes:
@@ -40,7 +41,7 @@ class Model(NamedTuple):
     @property
     def on_device(self) -> bool:
         """Whether images go through the GPU's own pipeline; patches and PyTorch have their images on the host."""
-        return self.gpu is not None and not self.large and self.path.suffix not in CHECKPOINTS
+        return self.gpu is not None and not self.large and self.path.suffix.lower() not in CHECKPOINT_SUFFIXES
 
 
 class Opened(NamedTuple):
@@ -57,7 +58,9 @@ class Opened(NamedTuple):
 
 
 @contextlib.contextmanager
-def open_mappers(model: Model, batch: int | None, timeline: Timeline | None, live: bool = False) -> Iterator[Opened]:
+def open_mappers(
+    model: ModelFile, batch: int | None, timeline: Timeline | None, live: bool = False
+) -> Iterator[Opened]:
     """Open the model until the block ends.
 
     Args:

@@ -7,16 +7,15 @@ import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from sodeploy.calib_data.images import read_image
 from sodeploy.errors import UserError
 from sodeploy.runtime.composition import Style, compose, defocused, over
 from sodeploy.runtime.media.frame import Frame
+from sodeploy.runtime.media.reading import read_frame
 
 _AROUND = 32  # pixels of the background around an object that the estimate of its colors sees
 _estimating = threading.Lock()  # it uses all cores, and one of numba's ways to do so ends the process if two threads do
@@ -25,7 +24,7 @@ _COLOR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
 
 @dataclass(frozen=True)
 class Look:
-    """What a picture shows; `parse_look` makes one.
+    """The look of a picture; `parse_look` makes one.
 
     Attributes:
         type: a key of `TYPES`.
@@ -118,7 +117,7 @@ def parse_look(text: str, threshold: float | None = None, estimated: bool = True
         red, green, blue = (int(part, 16) for part in match.groups())
         color = red, green, blue
     if name == "image":
-        backdrop = read_image(Path(argument))
+        backdrop = read_frame(argument, whole=False).image
     estimated = estimated and kind.cutout
     if estimated:
         require_estimation()

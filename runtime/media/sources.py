@@ -20,7 +20,7 @@ from sodeploy.runtime.media.items import STREAM, Found, Item, item_of_file, item
 from sodeploy.runtime.media.reading import decode_frame
 
 
-class Source(NamedTuple):
+class SourceKind(NamedTuple):
     """A kind of source.
 
     Attributes:
@@ -113,13 +113,13 @@ def _is_list(text: str) -> bool:
     return Path(text).suffix.lower() in LIST_SUFFIXES and Path(text).is_file()
 
 
-SOURCES: list[Source] = [
-    Source("- for standard input", lambda text: text == STREAM, _standard_input),
-    Source(synthetic.SYNTAX, lambda text: text.startswith(synthetic.PREFIX), _data_set),
-    Source("a list of images", _is_list, _data_set),
-    Source("a data set", _is_data_set, _data_set),
-    Source("several data sets with commas between them", _are_data_sets, _data_set),
-    Source("a folder", lambda text: Path(text).is_dir(), _folder),
-    Source("an image or a video", lambda text: os.path.lexists(text), _file),
-    Source("the number of a webcam", str.isdecimal, _webcam),
+SOURCES: list[SourceKind] = [
+    SourceKind("- for standard input", lambda text: text == STREAM, _standard_input),
+    SourceKind(synthetic.SYNTAX, lambda text: text.startswith(synthetic.PREFIX), _data_set),
+    SourceKind("a list of images", _is_list, _data_set),
+    SourceKind("a data set", _is_data_set, _data_set),
+    SourceKind("several data sets with commas between them", _are_data_sets, _data_set),
+    SourceKind("a folder", lambda text: Path(text).is_dir(), _folder),
+    SourceKind("an image or a video", lambda text: os.path.lexists(text), _file),
+    SourceKind("the number of a webcam", str.isdecimal, _webcam),
 ]

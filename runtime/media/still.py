@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -10,22 +11,23 @@ from sodeploy.artifacts import write_bytes
 from sodeploy.errors import UserError
 from sodeploy.runtime.media.items import STREAM
 
-FORMATS = {"png": ".png", "webp": ".webp", "jpg": ".jpg"}
+Format = Literal["png", "webp", "jpg"]
+FORMATS: dict[Format, str] = {name: f".{name}" for name in get_args(Format)}
 SUFFIXES = frozenset((*FORMATS.values(), ".jpeg"))
 _QUALITY = 95  # of lossy pictures, of 100
 _LOSSLESS_WEBP = 101
 
 
-def still_suffix(format_name: str, channels: int) -> str:
+def still_suffix(format: Format, channels: int) -> str:
     """The suffix of a picture's file.
 
     Raises:
         UserError: there is no such format, or it cannot hold a picture of that many channels.
     """
-    if format_name not in FORMATS:
-        raise UserError(f"--format {format_name}: there is no such format; choose among {', '.join(FORMATS)}")
-    require_channels(FORMATS[format_name], channels)
-    return FORMATS[format_name]
+    if format not in FORMATS:
+        raise UserError(f"--format {format}: there is no such format; choose among {', '.join(FORMATS)}")
+    require_channels(FORMATS[format], channels)
+    return FORMATS[format]
 
 
 def require_channels(suffix: str, channels: int) -> None:

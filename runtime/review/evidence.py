@@ -1,4 +1,4 @@
-"""What a report shows beyond a bench's record: scores of each image, where models lose, and example images."""
+"""The content of a report beyond a bench's record: scores of each image, where models lose, and example images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

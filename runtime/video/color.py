@@ -26,7 +26,7 @@ class Matrix(IntEnum):
 
 
 class Range(IntEnum):
-    """Of 8-bit luma: 16 to 235, or 0 to 255; the values are FFmpeg's."""
+    """The range of 8-bit luma: 16 to 235, or 0 to 255. The values are FFmpeg's."""
 
     UNSPECIFIED = 0
     LIMITED = 1
@@ -38,7 +38,7 @@ _HIGH_DYNAMIC_RANGE = (16, 18)  # transfer functions PQ and HLG, ITU-T H.273
 
 
 class Color(NamedTuple):
-    """How a video means its numbers, by ITU-T H.273.
+    """The meaning of the numbers of a video, by ITU-T H.273.
 
     Attributes:
         matrix: `matrix_coefficients`, never UNSPECIFIED.
@@ -58,7 +58,7 @@ class Color(NamedTuple):
 
     @classmethod
     def of(cls, frame: "av.VideoFrame") -> "Color":
-        """What a frame says; a matrix that it does not tell follows from its height, a range is the limited one."""
+        """The color of a frame. Its height decides a matrix that it does not tell; a range is then LIMITED."""
         try:
             matrix = Matrix(frame.colorspace)
         except ValueError:  # RGB, or a matrix that nobody uses

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,8 +19,6 @@ from sodeploy.terminal import note, warn
 
 if TYPE_CHECKING:
     import av
-
-FORMATS: tuple[VideoFormat, ...] = get_args(VideoFormat)
 
 
 class Codec(NamedTuple):

@@ -234,3 +234,11 @@ def test_research_lists(research_file: ResearchFile) -> None:
     assert evaluation[0].name == "ECSSD/0007"
     assert evaluation[0].image().shape[:2] == evaluation[0].mask().shape
     assert overlap(calibration, evaluation) == []
+
+
+def test_the_first_samples_of_a_data_set() -> None:
+    dataset = open_dataset("synthetic:eval:4")
+    names = [sample.name for sample in dataset]
+    assert [sample.name for sample in dataset.first(3)] == names[:3]
+    assert [sample.name for sample in dataset.first(9)] == [sample.name for sample in dataset.first(None)] == names
+    assert dataset.first(3).name == dataset.name

@@ -13,7 +13,7 @@ from sodeploy.errors import UserError
 from sodeploy.runtime.video.color import Color, Converter, Matrix, Range
 from sodeploy.runtime.video.read_ahead import read_ahead
 from sodeploy.runtime.video.reader import VideoReader
-from sodeploy.runtime.video.writer import CONTAINERS, FORMATS, VideoFormat, VideoWriter, _Sound, codec_for
+from sodeploy.runtime.video.writer import CONTAINERS, VideoFormat, VideoWriter, _Sound, codec_for
 
 
 def copy(source: Path, target: Path, alpha: bool = False) -> str | None:
@@ -39,7 +39,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
         ("a.webm", "libvpx-vp9", "libopus"),
     ],
 )
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CONTAINERS)
 def test_times_pictures_and_sound_are_kept(
     tmp_path: Path, name: str, codec: str, sound: str, format: VideoFormat
 ) -> None:
@@ -142,7 +142,7 @@ def test_a_turned_video_is_upright(tmp_path: Path, turn: str) -> None:
     assert distance(content(tmp_path / "out.mp4").images[1], images[1]) < 6
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", CONTAINERS)
 @pytest.mark.parametrize("size", [(47, 64), (48, 63), (47, 63)])
 def test_odd_sizes(tmp_path: Path, format: VideoFormat, size: tuple[int, int]) -> None:
     save_clip(tmp_path / "a.mkv", 3, codec="ffv1", pixels="bgr0", sound=None, image=lambda n: square(n, *size))
