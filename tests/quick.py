@@ -35,5 +35,7 @@ NOT_QUICK = (
     "runtime/test_infer_videos.py",
     "runtime/test_metrics.py::test_other_processes_score",
     "runtime/test_openvino_session.py::test_infer_takes_the_engine",
+    "runtime/test_serve_page.py",
+    "runtime/test_serve_process.py",
     "runtime/test_video_files.py::test_every_sound",
 )
