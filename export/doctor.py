@@ -21,7 +21,7 @@ from sodeploy import command_line, terminal
 from sodeploy.calib_data import Dataset, open_dataset
 from sodeploy.calib_data.mask_sets import check_masks
 from sodeploy.calib_data.options import RootOption
-from sodeploy.errors import UserError
+from sodeploy.errors import UserError, first_few
 from sodeploy.export import upgrade
 from sodeploy.export.foreign import Foreign, Understood, flat_graph, open_foreign, shape_text
 from sodeploy.export.number_options import HELP, NumbersCommand, parse_size
@@ -248,9 +248,8 @@ def _say_ranges(
     for label, names, text in groups:
         if names:
             said = True
-            listed = ", ".join(f"{name} ({value:.3g})" for name, value in names[:3])
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            found.say(label, f"{text}, which fp16 does not hold: {listed}{more}; build with --fp16 may lose them")
+            listed = first_few([f"{name} ({value:.3g})" for name, value in names])
+            found.say(label, f"{text}, which fp16 does not hold: {listed}; build with --fp16 may lose them")
     if not said:
         found.say("fp16", f"holds every weight, and every result on {len(data)} images")
 

@@ -17,7 +17,7 @@ import numpy as np
 import typer
 
 from sodeploy import command_line, stages, terminal
-from sodeploy.errors import UserError
+from sodeploy.errors import UserError, first_few
 from sodeploy.quant.calibration.statistics import Statistics, load_statistics
 from sodeploy.quant.graph import Network, feature_heads, is_residual, load_network
 from sodeploy.quant.planning.decide import int8_layer
@@ -79,7 +79,7 @@ def range_table(plan: Plan) -> Table:
     """Every range, in the order of the graph."""
     ranges = [
         [
-            _named(shared.tensors, shown=3),
+            first_few(shared.tensors),
             "yes" if shared.signed else "no",
             f"{shared.amax:.5g}",
             _known(shared.shift, "{:.5g}"),
@@ -137,7 +137,7 @@ def differences(old: Plan, new: Plan) -> Iterator[str]:
         if one != other:
             moved[f"{one} -> {other}"].append(tensor)
     for change, tensors in moved.items():
-        yield f"range of {_named(tensors, shown=3)}: {change}"
+        yield f"range of {first_few(tensors)}: {change}"
 
 
 def _target_differences(name: str, old: TargetPlan | None, new: TargetPlan | None) -> Iterator[str]:
@@ -210,7 +210,7 @@ def _ranges(network: Network, group: list[str], plan: Plan, statistics: Statisti
         return kept
     if statistics is None or plan.calibration is None or plan.calibration.method == "calib.cache":
         raise UserError(
-            f"{_named(group, shown=3)} has no range in the plan; give --statistics, the .npz of calibration, and "
+            f"{first_few(group)} has no range in the plan; give --statistics, the .npz of calibration, and "
             "a plan that was made from it"
         )
     return [shared_range(network, group, statistics, plan.calibration.method)]
@@ -244,10 +244,6 @@ def _range_text(shared: Range | None) -> str:
     shift = f" about {shared.shift:.6g}" if shared.shift is not None else ""
     uint8 = "" if shared.uint8 is None else "; uint8 {:.6g} to {:.6g}".format(*shared.uint8)
     return f"{shared.amax:.6g}{shift}{' signed' if shared.signed else ''}{uint8}"
-
-
-def _named(names: list[str], shown: int) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _known(value: float | None, form: str) -> str:

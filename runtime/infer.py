@@ -290,7 +290,7 @@ def main(
         raise UserError(f"{outcome.stopped}; the run ended early, and the same command goes on from there")
     if outcome.failed:
         total = outcome.written + outcome.skipped + len(outcome.failed)
-        reasons = first_few(list(outcome.failed.values()))
+        reasons = first_few(list(outcome.failed.values()), "; ")
         raise UserError(f"{len(outcome.failed)} of {total} images have no picture: {reasons}")
 
 

@@ -63,7 +63,7 @@ def write_maps(
     with artifacts.locked(output):
         made_by = {"model": str(model), "sha256": artifacts.sha256(model), "network": network}
         record = output / RECORD
-        sets = artifacts.read_json(record, _REMEDY).get("sets", {}) if record.exists() else {}
+        sets = _recorded_sets(output)
         if not overwrite:
             for dataset in datasets:
                 _require_same_model(output / dataset.name, sets.get(dataset.name), made_by)
@@ -90,7 +90,23 @@ def write_maps(
     return outcomes
 
 
-_REMEDY = "remove it, with the maps beside it"
+def holds_maps_of(folder: Path, model: Path) -> bool:
+    """Whether all maps in an output folder are of this model, so that an interrupted run can go on with them.
+
+    Raises:
+        UserError: the record in the folder is broken.
+    """
+    digest = artifacts.sha256(model)
+    return all(one.get("sha256") == digest and not one.get("replacing") for one in _recorded_sets(folder).values())
+
+
+def _recorded_sets(folder: Path) -> dict[str, Any]:
+    """The data sets whose maps lie in an output folder, with the model of each."""
+    record = folder / RECORD
+    sets: dict[str, Any] = {}
+    if record.exists():
+        sets = artifacts.read_json(record, "remove it, with the maps beside it").get("sets", {})
+    return sets
 
 
 def _write_record(path: Path, sets: dict[str, Any]) -> None:
@@ -155,7 +171,7 @@ def require_all(outcomes: dict[str, Outcome]) -> None:
         raise UserError(f"{stopped}; the run ended early: make room, then run it again, and it goes on")
     failed = [reason for outcome in outcomes.values() for reason in outcome.failed.values()]
     if failed:
-        raise UserError(f"{len(failed)} images have no map: {first_few(failed)}")
+        raise UserError(f"{len(failed)} images have no map: {first_few(failed, '; ')}")
 
 
 if __name__ == "__main__":

@@ -372,7 +372,7 @@ def one_line(text: object, most: int = 200) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python's version and that of each package that shapes our artifacts, where installed."""
+    """The version of Python, and of each installed package that shapes our artifacts."""
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

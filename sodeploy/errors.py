@@ -28,6 +28,7 @@ class Stopped(KeyboardInterrupt):
         self.status = status
 
 
-def first_few(texts: Sequence[str], separator: str = "; ", most: int = 3) -> str:
-    """The first of many names or reasons, for a message of one line; an ellipsis stands for the rest."""
-    return separator.join([*texts[:most], *(["..."] if len(texts) > most else [])])
+def first_few(texts: Sequence[str], separator: str = ", ", most: int = 3) -> str:
+    """The first of many names or reasons, and the number of the others, for a message of one line."""
+    rest = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return separator.join(texts[:most]) + rest

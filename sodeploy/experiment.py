@@ -12,24 +12,13 @@ from sodeploy import artifacts
 from sodeploy.calib_data import Dataset
 from sodeploy.calib_data.dataset import FileSample
 from sodeploy.configuration import checked, read_yaml
-from sodeploy.errors import UserError
-from sodeploy.runtime.measure.metrics import parse_metrics
+from sodeploy.runtime.measure.evaluation_config import MetricKeys
 
 JOURNAL = "steps.json"
 
 
 def _several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
-
-
-def _metrics(value: Any) -> Any:
-    text = ",".join(map(str, value)) if isinstance(value, list) else value
-    if not isinstance(text, str):
-        return value
-    try:
-        return parse_metrics(text)
-    except UserError as error:
-        raise ValueError(str(error).removeprefix("--metrics ")) from None
 
 
 def _size(value: Any) -> Any:
@@ -98,9 +87,7 @@ class Test(Section):
 class Eval(Section):
     """The step `eval`."""
 
-    metrics: Annotated[tuple[str, ...] | None, BeforeValidator(_metrics)] = Field(
-        default=None, description="metrics in the order of tables; nine by default"
-    )
+    metrics: MetricKeys | None = Field(default=None, description="metrics in the order of tables; nine by default")
     curves: bool = Field(default=True, description="draw precision-recall and F curves; needs the extra report")
 
 

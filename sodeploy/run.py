@@ -20,16 +20,12 @@ from sodeploy import artifacts, command_line, terminal
 from sodeploy.calib_data import open_dataset, open_datasets
 from sodeploy.errors import UserError, first_few
 from sodeploy.experiment import Experiment, Journal, Train, digest_of_path, listing, load_experiment
-from sodeploy.runtime.evaluate import Evaluation, Outputs, evaluate, publish
-from sodeploy.runtime.maps import require_all, write_maps
-from sodeploy.runtime.measure.differences import bootstrap_deltas
-from sodeploy.runtime.measure.metrics import METRICS
-from sodeploy.runtime.measure.record import Difference
-from sodeploy.runtime.measure.report import Table, evaluation_table, interval, to_markdown
+from sodeploy.experiment_summary import SUMMARY, differences_of, write_summary
+from sodeploy.runtime.evaluate import Outputs, evaluate, publish
+from sodeploy.runtime.maps import holds_maps_of, require_all, write_maps
 from sodeploy.runtime.session import EngineName
 
 STEPS = ("train", "export", "build", "test", "eval", "report")
-SUMMARY, SUMMARY_JSON = "summary.md", "summary.json"
 MODELS, MAPS = "models", "maps"  # folders in the output
 
 
@@ -229,7 +225,7 @@ def _test(run: Run) -> None:
             device = "cuda" if path.suffix == ".engine" else "cpu"
             network = _network(run) if name == "checkpoint" else None
             engine: EngineName = "openvino" if path.name.endswith(".openvino.onnx") else "onnxruntime"
-            fresh = not _holds_maps_of(folder, path)
+            fresh = not holds_maps_of(folder, path)
             outcomes = write_maps(
                 path, datasets, folder, network=network, device=device, engine=engine, overwrite=fresh
             )
@@ -238,16 +234,6 @@ def _test(run: Run) -> None:
         return made
 
     run.step("test", inputs, work)
-
-
-def _holds_maps_of(folder: Path, model: Path) -> bool:
-    """Whether all maps in `folder` are of this model, so that a run which was interrupted goes on with them."""
-    from sodeploy.runtime.maps import RECORD
-
-    record = folder / RECORD
-    sets = artifacts.read_json(record, "remove it").get("sets", {}) if record.exists() else {}
-    digest = artifacts.sha256(model)
-    return all(one.get("sha256") == digest and not one.get("replacing") for one in sets.values())
 
 
 def _eval(run: Run) -> None:
@@ -267,76 +253,23 @@ def _eval(run: Run) -> None:
         outputs = Outputs(curves=run.output / "curves.png" if wanted.curves else None).in_folder(run.output)
         publish(evaluations, outputs)
         differences = run.output / "differences.json"
-        artifacts.write_text(differences, json.dumps(_differences(evaluations), indent=2) + "\n")
+        artifacts.write_text(differences, json.dumps(differences_of(evaluations), indent=2) + "\n")
         found = {name: path for name, path in asdict(outputs).items() if path is not None}
         return {**found, "differences": differences}
 
     run.step("eval", inputs, work)
 
 
-def _differences(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Data set -> model -> metric -> the difference to the first model, with its 95 % interval where there is one."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for dataset in dict.fromkeys(one.dataset for one in evaluations):
-        baseline, *others = [one for one in evaluations if one.dataset == dataset]
-        found[dataset] = {
-            other.method: {
-                key: Difference.of(delta).model_dump(mode="json")
-                for key, delta in bootstrap_deltas(baseline.scores, other.scores).items()
-            }
-            for other in others
-        }
-    return found
-
-
 def _report(run: Run) -> None:
     """Write the summary; it is quick and always done."""
-    from sodeploy.runtime.measure.record import read_evaluation
-
-    made = run.made("eval")
-    record = read_evaluation(made["json"])
-    differences = artifacts.read_json(made["differences"], "do the step eval again")
+    run.made("eval")
     run.done["report"] = "done"
-    content = {
-        "experiment": run.experiment.model_dump(mode="json"),
-        "config": {"path": str(run.source), "sha256": artifacts.sha256(run.source)},
-        "steps": run.done,
-        "files": {step: _files(run, step) for step in STEPS[:-1]},
-        "evaluation": record.model_dump(mode="json"),
-        "differences": differences,
-        "versions": artifacts.versions(),
-    }
-    artifacts.write_text(run.output / SUMMARY_JSON, json.dumps(content, indent=2) + "\n")
-    tables = [evaluation_table(record), *_difference_tables(differences, run.experiment.test.models[0])]
-    states = [[step, run.done[step], ", ".join(_files(run, step).values())] for step in STEPS[:-1] if step in run.done]
-    tables.append(Table("Steps", ["step", "state", "files"], states, text_columns=3))
-    lines = [f"# {run.output.name}\n", f"Made by `sodeploy run --config {run.source}`.\n", *map(to_markdown, tables)]
-    if "curves" in made:
-        lines.append(f"![precision-recall and F curves]({made['curves'].name})\n")
-    artifacts.write_text(run.output / SUMMARY, "\n".join(lines))
+    files = {step: _files(run, step) for step in STEPS[:-1]}
+    write_summary(run.source, run.experiment, run.output, run.done, files)
 
 
 def _files(run: Run, step: str) -> dict[str, str]:
     return {role: str(path) for role, path in (run.journal.outputs(step) or {}).items()}
-
-
-def _difference_tables(differences: Mapping[str, Mapping[str, Mapping[str, Any]]], baseline: str) -> list[Table]:
-    tables = []
-    for dataset, models in differences.items():
-        if not models:
-            continue
-        keys = list(next(iter(models.values())))
-        rows = [
-            [METRICS[key].label, *(interval(Difference.model_validate(deltas[key])) for deltas in models.values())]
-            for key in keys
-        ]
-        has_interval = all(delta["ci95"] for deltas in models.values() for delta in deltas.values())
-        how = (
-            "with 95 % interval (paired bootstrap over images)" if has_interval else "without interval: too few images"
-        )
-        title = f"{dataset}: difference to {baseline}, {how}"
-        tables.append(Table(title, ["metric", *models], rows))
-    return tables
 
 
 def parse_steps(text: str) -> tuple[str, ...]:
@@ -374,7 +307,7 @@ def main(
         if "report" in steps:
             terminal.results.print(str(summary), markup=False, soft_wrap=True)
     if failed:
-        raise UserError(f"{len(failed)} of {len(config)} experiments failed: {first_few(failed)}")
+        raise UserError(f"{len(failed)} of {len(config)} experiments failed: {first_few(failed, '; ')}")
 
 
 if __name__ == "__main__":

@@ -102,5 +102,5 @@ def test_a_table_does_not_take_names_for_emoji(capsys: pytest.CaptureFixture) ->
 
 
 def test_the_first_of_many_reasons() -> None:
-    assert first_few(["a", "b", "c"]) == "a; b; c"
-    assert first_few(["a", "b", "c", "d"], ", ") == "a, b, c, ..."
+    assert first_few(["a", "b", "c"], "; ") == "a; b; c"
+    assert first_few(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"

@@ -89,10 +89,6 @@ def _read_safetensors(path: Path) -> Weights:
         ) from None
 
 
-def _broken(path: Path) -> UserError:
-    return UserError(f"{path} is broken or no PyTorch checkpoint; fetch or train it again")
-
-
 def trained_size(checkpoint: Path, model: str) -> tuple[int, int] | None:
     """(height, width) in the manifest that training left beside a checkpoint; None without a manifest of this file."""
     manifest = artifacts.read_manifest(checkpoint)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sodeploy import artifacts
-from sodeploy.errors import UserError
+from sodeploy.errors import UserError, first_few
 from sodeploy.training.outline import Outline
 from sodeploy.training.signatures import networks_fitting
 
@@ -149,10 +149,9 @@ def _described(faults: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{fault} {few(keys)}" for fault, keys in faults.items())
 
 
-def few(names: Sequence[str], count: int = 3) -> str:
-    """The first names, and how many more there are."""
-    shown = ", ".join(artifacts.one_line(name, 120) for name in names[:count])
-    return shown + (f" and {len(names) - count} more" if len(names) > count else "")
+def few(names: Sequence[str]) -> str:
+    """The first names of a file, shortened to one line, and the number of the others."""
+    return first_few([artifacts.one_line(name, 120) for name in names])
 
 
 def _shapes(key: str, theirs: Any, own: Any) -> str:

@@ -109,7 +109,7 @@ class Recipe(BaseModel):
     workers: int = Field(default=4, ge=0, le=1024, description="processes that load data, for each training process")
     log_every: int = Field(default=50, ge=1, description="optimizer steps from one line of loss.csv to the next")
     save_every: int | None = Field(
-        default=None, ge=1, description="optimizer steps from one last.pth to the next, beside those of the validations"
+        default=None, ge=1, description="optimizer steps between two writes of last.pth; a validation writes it too"
     )
     seed: int = Field(default=0, ge=0, lt=2**63)
 

@@ -23,7 +23,7 @@ _WRAPPING = 4  # names before a dot that wrapping classes may have put in front
 
 
 def networks_fitting(weights: Mapping[str, Any]) -> list[str]:
-    """The registered networks whose names and shapes are those of `weights`, whatever prefix these have."""
+    """The registered networks that have the names and shapes of `weights`, whatever prefix the names have."""
     found = {signature(weights, skip) for skip in range(_WRAPPING)}
     return [name for name, known in _signatures().items() if known in found]
 

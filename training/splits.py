@@ -24,15 +24,15 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class Place:
-    """The data of a run, as the command line names them.
+class TrainingData:
+    """The training set of a run, as the command line names it.
 
     Attributes:
-        training: the training set; None: the one that the recipe names.
-        root: the folder of the data sets, those of the recipe too.
+        source: the training set; the recipe names the default.
+        root: the folder of the data sets, also of the data sets that the recipe names.
     """
 
-    training: Source | Sequence[Source] | None = None
+    source: Source | Sequence[Source] | None = None
     root: Path | None = None
 
 

@@ -37,7 +37,7 @@ from sodeploy.training.processes import Process, join_processes
 from sodeploy.training.recipe import Recipe, find_recipe, load_recipe, recipe_names
 from sodeploy.training.run import Run
 from sodeploy.training.run_state import BEST, LAST, RunState, facts_of, is_finished, load_state
-from sodeploy.training.splits import Place, open_splits
+from sodeploy.training.splits import TrainingData, open_splits
 
 TEACHER = "teacher"  # folder of the teacher's run, inside the folder of the run
 
@@ -122,7 +122,7 @@ def train(
         root: the folder of the data sets that `data` and the recipe name.
         steps: length of the run in optimizer steps, those done before included; replaces the recipe's.
         epochs: length of the run in epochs of the training set; replaces the recipe's.
-        save_every: steps from one last.pth to the next, beside those of the validations.
+        save_every: steps between two writes of last.pth; a validation writes it too.
 
     Returns:
         The weights with the best validation score, `best.pth` in the output folder.
@@ -137,12 +137,12 @@ def train(
     overrides = [*overrides, *(f"{key}={value}" for key, value in given.items() if value is not None)]
     config = find_recipe(config)
     recipe = load_recipe(config, overrides)
-    place = Place(data, None if root is None else Path(root))
+    chosen = TrainingData(data, None if root is None else Path(root))
     folder = Path(output) if output else Path("runs") / config.stem
     with join_processes() as process:
         try:
             with _threads(recipe.threads):
-                return _train_stage(recipe, config, place, folder, resume, process)
+                return _train_stage(recipe, config, chosen, folder, resume, process)
         except Stopped:
             raise
         except KeyboardInterrupt:  # not between two steps, or the second Ctrl-C
@@ -164,9 +164,11 @@ def _threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _train_stage(recipe: Recipe, config: Path, place: Place, folder: Path, resume: bool, process: Process) -> Path:
-    teacher = _teacher(recipe, config, place, folder, resume, process)
-    splits = open_splits(recipe.validation, place.training or recipe.train, recipe.seed, place.root)
+def _train_stage(
+    recipe: Recipe, config: Path, data: TrainingData, folder: Path, resume: bool, process: Process
+) -> Path:
+    teacher = _teacher(recipe, config, data, folder, resume, process)
+    splits = open_splits(recipe.validation, data.source or recipe.train, recipe.seed, data.root)
     precision = _precision(recipe.precision, process.device)
     _check_division(recipe, process)
 
@@ -202,7 +204,7 @@ def _train_stage(recipe: Recipe, config: Path, place: Place, folder: Path, resum
 
 
 def _teacher(
-    recipe: Recipe, config: Path, place: Place, folder: Path, resume: bool, process: Process
+    recipe: Recipe, config: Path, data: TrainingData, folder: Path, resume: bool, process: Process
 ) -> SaliencyNetwork | None:
     """The teacher that a loss of the recipe needs. It is trained here, unless the recipe names its weights."""
     name = teacher_of(recipe.loss)
@@ -214,7 +216,7 @@ def _teacher(
         its_recipe = load_recipe(its_config).model_copy(update={"save_every": recipe.save_every})
         if its_recipe.network != name:
             raise UserError(f"{its_config} trains {its_recipe.network}; the teacher must be {name}")
-        weights = _train_stage(its_recipe, its_config, place, folder / TEACHER, resume, process)
+        weights = _train_stage(its_recipe, its_config, data, folder / TEACHER, resume, process)
     network = build(name)
     load_checkpoint(weights, network)
     return network

@@ -53,9 +53,8 @@ def require_uncounted(statistics: Path, evaluation: Dataset) -> None:
 
 def _refuse(common: list[str], calibration: str | Path, evaluation: str) -> None:
     if common:
-        names = first_few(common, ", ")
         raise UserError(
-            f"{len(common)} of the calibration images {calibration} are also in {evaluation} ({names}); "
+            f"{len(common)} of the calibration images {calibration} are also in {evaluation} ({first_few(common)}); "
             "scores on calibration images are too good: take these images out of one of the two sets"
         )
 

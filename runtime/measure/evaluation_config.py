@@ -24,6 +24,9 @@ def _keys_of(value: Any) -> Any:
         raise ValueError(str(error).removeprefix("--metrics ")) from None
 
 
+MetricKeys = Annotated[tuple[str, ...], BeforeValidator(_keys_of)]  # a list, or a text with commas
+
+
 class EvaluationConfig(BaseModel):
     """The keys of the file, at its top or below `Eval`. Paths are relative to the working folder."""
 
@@ -35,7 +38,7 @@ class EvaluationConfig(BaseModel):
         default=None, description="folders of maps in pred_root, or names with the path of each folder"
     )
     datasets: tuple[str, ...] = Field(min_length=1, description="data sets by name, in gt_root, or by path")
-    metrics: Annotated[tuple[str, ...] | None, BeforeValidator(_keys_of)] = Field(
+    metrics: MetricKeys | None = Field(
         default=None, description="metrics in the order of tables; the default ones by default"
     )
     result_path: Path | None = Field(default=None, description="folder for evaluation.json, .csv and .md")

@@ -57,7 +57,7 @@ class Published(Record):
 class Row(Record):
     """One model on one data set."""
 
-    name: str = Field(description="short name in tables and sentences, unlike that of any other row")
+    name: str = Field(description="short name in tables and sentences; no two rows share one")
     model: str = Field(description="path of the model")
     network: str
     precision: str = Field(description="fp32, fp16, bf16 or int8")

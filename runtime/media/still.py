@@ -12,13 +12,13 @@ from sodeploy.errors import UserError
 from sodeploy.runtime.media.items import STREAM
 
 Format = Literal["png", "webp", "jpg"]
-FORMATS: dict[Format, str] = {name: f".{name}" for name in get_args(Format)}
+FORMATS: dict[str, str] = {name: f".{name}" for name in get_args(Format)}
 SUFFIXES = frozenset((*FORMATS.values(), ".jpeg"))
 _QUALITY = 95  # of lossy pictures, of 100
 _LOSSLESS_WEBP = 101
 
 
-def still_suffix(format: Format, channels: int) -> str:
+def still_suffix(format: str, channels: int) -> str:
     """The suffix of a picture's file.
 
     Raises:
