@@ -5,11 +5,11 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.media.pictures import SYNTAX, Look, parse_look
-from sodeploy.runtime.media.still import FORMATS, still_suffix
+from sodeploy.runtime.media.still import FORMATS, Format, still_suffix
 from sodeploy.runtime.serve.refusals import Refusal
 
 TYPES = tuple(name for name in SYNTAX if not name.startswith("image"))  # image:FILE would read a file of the server
@@ -117,7 +117,7 @@ def _wanted(own: Mapping[str, str], default_type: str, ignored: tuple[str, ...])
         raise Refusal("bad_parameter", f"edges={_short(edges)}: choose estimate or keep")
     try:
         look = parse_look(kind, threshold, edges == "estimate")
-        suffix = still_suffix(own.get("format", "png"), look.channels)
+        suffix = still_suffix(cast(Format, own.get("format", "png")), look.channels)  # which checks it
     except UserError as error:
         text = re.sub(r"--(\w+) ", r"\1=", str(error))[:300]
         raise Refusal("bad_parameter", text) from None
