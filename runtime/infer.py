@@ -35,6 +35,7 @@ from sodeploy.runtime.media.sources import find_source
 from sodeploy.runtime.media.still import SUFFIXES, Format, require_channels, still_suffix
 from sodeploy.runtime.media.targets import Targets, is_file_name, plan_targets
 from sodeploy.runtime.session import EngineName
+from sodeploy.runtime.triton_server.client import DEADLINE, TritonServer
 
 Edges = Literal["estimate", "keep"]
 RESULTS = "results"  # the folder of the outputs, in the working folder
@@ -59,6 +60,7 @@ def infer(
     compiled: bool = False,
     large: LargeImages = LargeImages(),
     motion: MotionOptions = MotionOptions(),
+    server: TritonServer | None = None,
 ) -> Outcome:
     """Write a picture for every image of a source, under the image's name; a video for every video.
 
@@ -84,17 +86,20 @@ def infer(
         compiled: a checkpoint's network goes through torch.compile.
         large: how an image that is larger than the network's input is seen; by default it is made smaller.
         motion: how videos are made; `most_pixels` counts for their frames too.
+        server: a Triton server that runs the network; `model` is its name there, and images are prepared here.
 
     Raises:
         UserError: there is no such source, it has no images, an output would overwrite an input, the model is unfit, or
             the device cannot be had; nothing is written then.
     """
     gpu = parse_device(device)
-    if gpu is None and Path(model).suffix == ".engine":
+    if server is not None and (gpu is not None or network is not None or compiled or engine != "onnxruntime"):
+        raise UserError("--triton: the server decides how a network runs; leave --device, --engine and the like out")
+    if server is None and gpu is None and Path(model).suffix == ".engine":
         raise UserError(f"{model} runs on a GPU; choose the device cuda, or give the ONNX file it was built from")
     if gpu is None and timeline:
         raise UserError(f"the timeline {timeline} shows the GPU pipeline; choose the device cuda, or leave it out")
-    opened = ModelFile(Path(model), gpu, engine, network, compiled, large)
+    opened = ModelFile(Path(model), gpu, engine, network, compiled, large, server=server)
     if timeline and not opened.on_device:
         raise UserError(f"the timeline {timeline} shows the GPU pipeline, which patches and checkpoints do without")
     look = parse_look(style) if isinstance(style, str) else style
@@ -102,10 +107,11 @@ def infer(
     suffix = _suffix(output, format, look)
     motion = replace(motion.for_output(output), most_pixels=most_pixels)
     found = find_source(source, output)
-    targets = _targets(found, output, suffix, look, motion, overwrite, shard, [model])
+    files = [model] if server is None else []
+    targets = _targets(found, output, suffix, look, motion, overwrite, shard, files)
     extra = [file for file in (timeline, failures) if file]
     inputs = [item.path for item in found.items if item.path is not None]
-    check_apart(extra, [*inputs, *targets.todo.values(), model])
+    check_apart(extra, [*inputs, *targets.todo.values(), *files])
     for file in extra:
         check_output(file)
     if failures:
@@ -215,6 +221,12 @@ def main(
         ),
     ] = "",
     model: Annotated[Path | None, typer.Option(help="an .onnx file, or a checkpoint; on cuda also an .engine")] = None,
+    triton: Annotated[
+        str | None, typer.Option(metavar="HOST[:PORT]", help="run the network of that name on a Triton server")
+    ] = None,
+    deadline: Annotated[
+        float, typer.Option(help="triton: longest wait for one answer, in seconds", min=0.001)
+    ] = DEADLINE,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="a folder, results by default; of one image also a file, or -")
     ] = None,
@@ -281,6 +293,7 @@ def main(
         compiled=compile,
         large=LargeImages(patches, two_scales, largest_side),
         motion=MotionOptions(smooth, video_format),
+        server=None if triton is None else TritonServer(triton, deadline),
     )
     skipped = f", {outcome.skipped} were there already (--overwrite replaces them)" if outcome.skipped else ""
     if str(output) != STREAM:

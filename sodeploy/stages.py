@@ -81,6 +81,8 @@ EXTRA_OF = {
     "fastapi": "serve",
     "starlette": "serve",
     "prometheus_client": "serve",
+    "tritonclient": "triton",
+    "grpc": "triton",
 }
 
 STAGES = {
@@ -226,6 +228,17 @@ STAGES = {
         ),
         ("cpu", "serve"),
         writes=(),
+    ),
+    "triton_repository": Stage(
+        "runtime.triton_server.triton_repository",
+        "models -> a model repository for NVIDIA Triton",
+        (
+            "--model out/u2netp.onnx --output out/repository",
+            "--model u2netp=out/sm86.engine --model u2netp=out/sm89.engine --output out/repository",
+        ),
+        ("cpu", "quant", "triton"),
+        aliases=("triton",),
+        folder=True,
     ),
     "maps": Stage(
         "runtime.maps",

@@ -17,17 +17,19 @@ from sodeploy.runtime.large_images import HasPyramids, LargeImages, predict_larg
 from sodeploy.runtime.media.mapping import DeviceMapper, HostMapper, Mapper
 from sodeploy.runtime.processing import predict
 from sodeploy.runtime.session import EngineName, Session, open_session
+from sodeploy.runtime.triton_server.client import TritonServer, TritonSession
 
 
 class ModelFile(NamedTuple):
     """The network of a run, not opened yet.
 
     Attributes:
-        path: an ONNX file, an engine, or a checkpoint.
+        path: an ONNX file, an engine, or a checkpoint; with `server` the name of a model there.
         gpu: the GPU's index; None for the CPU.
         engine, network, compiled: see `sodeploy.runtime.session.open_session`.
         large: how an image that is larger than the input is seen.
         threads: CPU threads within one operator of an ONNX model; one per core by default.
+        server: the Triton server that runs the network; this machine by default.
     """
 
     path: Path
@@ -37,6 +39,7 @@ class ModelFile(NamedTuple):
     compiled: bool
     large: LargeImages
     threads: int | None = None
+    server: TritonServer | None = None
 
     @property
     def on_device(self) -> bool:
@@ -78,15 +81,7 @@ def open_mappers(
                 on_device.precision,
             )
         return
-    with open_session(
-        model.path,
-        "cpu" if model.gpu is None else "cuda",
-        model.threads,
-        engine=model.engine,
-        gpu=model.gpu or 0,
-        network=model.network,
-        compiled=model.compiled,
-    ) as session:
+    with _open(model) as session:
         require_fit(session.contract, model.large)
         ahead = 0 if live else None
         yield Opened(
@@ -94,6 +89,20 @@ def open_mappers(
             session.contract,
             session.precision,
         )
+
+
+def _open(model: ModelFile) -> Session:
+    if model.server is not None:
+        return TritonSession(model.server, str(model.path))
+    return open_session(
+        model.path,
+        "cpu" if model.gpu is None else "cuda",
+        model.threads,
+        engine=model.engine,
+        gpu=model.gpu or 0,
+        network=model.network,
+        compiled=model.compiled,
+    )
 
 
 def _predict(image: np.ndarray, session: Session, large: LargeImages) -> np.ndarray:
