@@ -1,6 +1,7 @@
 """A network on a Triton server as a session: images are prepared here, the network runs there, over gRPC."""
 
 import re
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,14 +60,14 @@ class TritonSession:
         """
         from tritonclient.grpc import InferenceServerClient
 
-        from sodeploy.runtime.triton_server.model_config import contract_of_config, schema
+        from sodeploy.runtime.triton_server.model_config import contract_of_config, type_name
 
         self._address, self._name, self._deadline = parse_address(server.address), name, server.deadline
         self._client: InferenceServerClient | None = InferenceServerClient(self._address)
         try:
             config = self._ask("get_model_config", name).config
             self.contract = contract_of_config(config, self._source)
-            types = {one.name: schema.DataType.Name(one.data_type) for one in config.input}
+            types = {one.name: type_name(one) for one in config.input}
             kind = types.get(self.contract.input_name, "")
             if kind not in _TYPES:
                 raise UserError(
@@ -89,7 +90,7 @@ class TritonSession:
             UserError: h, w are not what the model takes, the server refuses or fails, or it does not answer in time.
             ValueError: `batch` is not (N, 3, h, w), N >= 1; the session is closed.
         """
-        return run_in_batches(self._in_parts, batch, self.contract, self._source)
+        return run_in_batches(self._in_parts, batch, self.contract, Path(self._source))
 
     def _in_parts(self, images: np.ndarray) -> np.ndarray:
         """A free batch may be larger than the server's largest one."""

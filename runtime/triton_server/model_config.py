@@ -128,6 +128,11 @@ def contract_of_config(config: schema.ModelConfig, source: str) -> Contract:
     return parse_contract(config.parameters[METADATA_KEY].string_value, source)
 
 
+def type_name(tensor: schema.ModelInput | schema.ModelOutput) -> str:
+    """The type of a tensor in a configuration, such as "TYPE_FP32"."""
+    return str(schema.DataType.Name(tensor.data_type))
+
+
 def _parameters(
     contract: Contract, precision: str, more: Mapping[str, str] | None = None
 ) -> dict[str, schema.ModelParameter]:

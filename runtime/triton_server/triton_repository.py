@@ -17,12 +17,13 @@ from typing import Annotated
 import onnx
 import typer
 from onnx.external_data_helper import uses_external_data
+from tritonclient.grpc import model_config_pb2 as schema
 
 from sodeploy import command_line, terminal
 from sodeploy.artifacts import check_output_folder, write_manifest
 from sodeploy.errors import UserError
 from sodeploy.runtime.onnx_file import graphs, read_model
-from sodeploy.runtime.triton_server.model_config import config_text, mask_config, network_config, parse_config, schema
+from sodeploy.runtime.triton_server.model_config import config_text, mask_config, network_config, parse_config
 from sodeploy.runtime.triton_server.served import MASK, DeviceKind, OnnxBackend, Served, Serving, parse_models, served
 
 VERSION = "1"

@@ -18,7 +18,7 @@ import onnxruntime
 from google.protobuf import json_format
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from sodeploy.runtime.triton_server.model_config import parse_config, schema
+from sodeploy.runtime.triton_server.model_config import parse_config
 
 _FLOATS = {"FP32": np.float32, "FP16": np.float16}
 
@@ -164,6 +164,3 @@ def mask_request(data: Sequence[bytes], *wanted: str) -> Any:
     """A request of a mask model."""
     tensors = {"image": Tensor("image", np.array(data, np.object_))}
     return SimpleNamespace(tensors=tensors, requested_output_names=lambda: list(wanted))
-
-
-__all__ = ["Repository", "mask_model", "mask_request", "schema", "serving"]

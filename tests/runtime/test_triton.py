@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 
 pytest.importorskip("tritonclient.grpc", reason="pip install 'sodeploy[triton]'")
 
-from imitated_triton import Repository, mask_model, mask_request, schema, serving
+from imitated_triton import Repository, mask_model, mask_request, serving
+from tritonclient.grpc import model_config_pb2 as schema
 
 from sodeploy.__main__ import group
 from sodeploy.artifacts import read_json, write_manifest
@@ -356,6 +358,18 @@ class TestClient:
             pytest.raises(UserError, match=r"did not answer within 0.2 s; .*--deadline"),
         ):
             session.infer(RNG.random((1, 3, 16, 24), np.float32))
+
+    def test_a_missing_client_is_one_line(
+        self, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for name in ("tritonclient.grpc", "tritonclient"):
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.setattr(sys, "meta_path", [])
+        assert status_of("infer", str(photos), "--triton", "localhost", "--model", "tiny") == 1
+        told = capsys.readouterr().err
+        assert told.startswith("error: ")
+        assert "needs tritonclient: pip install 'sodeploy[" in told
+        assert "triton]'" in told
 
     def test_the_server_decides_how_a_network_runs(self, photos: Path) -> None:
         with pytest.raises(UserError, match="leave --device"):
