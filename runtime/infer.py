@@ -221,12 +221,6 @@ def main(
         ),
     ] = "",
     model: Annotated[Path | None, typer.Option(help="an .onnx file, or a checkpoint; on cuda also an .engine")] = None,
-    triton: Annotated[
-        str | None, typer.Option(metavar="HOST[:PORT]", help="run the network of that name on a Triton server")
-    ] = None,
-    deadline: Annotated[
-        float, typer.Option(help="triton: longest wait for one answer, in seconds", min=0.001)
-    ] = DEADLINE,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="a folder, results by default; of one image also a file, or -")
     ] = None,
@@ -265,6 +259,12 @@ def main(
     max_megapixels: Annotated[
         float, typer.Option(help="larger images are refused before they are decoded", min=0.001)
     ] = MOST_PIXELS / 1e6,
+    triton: Annotated[
+        str | None, typer.Option(metavar="HOST[:PORT]", help="run the network of that name on a Triton server")
+    ] = None,
+    deadline: Annotated[
+        float, typer.Option(help="triton: longest wait for one answer, in seconds", min=0.001)
+    ] = DEADLINE,
     root: RootOption = None,
     images: Annotated[Path | None, typer.Option(hidden=True, help="the source, where MODEL comes first")] = None,
 ) -> None:
