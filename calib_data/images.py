@@ -106,10 +106,13 @@ def bytes_of(path: str | Path) -> bytes:
     """The content of a file that is not empty.
 
     Raises:
-        UserError: missing, empty, a folder, or not readable.
+        UserError: missing, empty, a folder, a pipe, a device, or not readable.
     """
+    path = Path(path)
+    if path.exists() and not path.is_file() and not path.is_dir():  # to read it may wait, or go on, for ever
+        raise UserError(f"{path} is a pipe or a device, not a file; remove it, or pipe one image into infer -")
     try:
-        data = Path(path).read_bytes()
+        data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; correct the path or remove it from the data set") from None
     except (OSError, MemoryError) as error:

@@ -282,11 +282,13 @@ def require_file(path: str | Path, remedy: str) -> Path:
     """`path`, if it is an existing file.
 
     Raises:
-        UserError: it is missing or a folder; the message ends with `remedy`.
+        UserError: it is missing, a folder, a pipe or a device; the message ends with `remedy`.
     """
     path = Path(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder, not a file; {remedy}")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a pipe or a device, not a file; {remedy}")
     if not path.is_file():
         raise UserError(f"{path} does not exist; {remedy}")
     return path

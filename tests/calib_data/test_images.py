@@ -4,12 +4,14 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from sodeploy.artifacts import require_file
 from sodeploy.calib_data.images import decode_image, read_image, write_picture
 from sodeploy.calib_data.mask_reading import read_map, read_mask
 from sodeploy.errors import UserError
@@ -134,6 +136,14 @@ def test_truncated_jpeg_with_a_whole_thumbnail_is_named(tmp_path: Path) -> None:
     path.write_bytes(data[:-40])
     with pytest.raises(UserError, match=r"a\.jpg is broken"):
         read_image(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+@pytest.mark.parametrize("read", [read_image, read_mask, read_map, partial(require_file, remedy="give another")])
+def test_a_pipe_among_the_files_is_refused_not_waited_for(tmp_path: Path, read: Reader) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match=r"pipe\.png is a pipe or a device, not a file; "):
+        read(tmp_path / "pipe.png")
 
 
 @pytest.mark.parametrize("read", [read_image, read_mask, read_map])
