@@ -3,7 +3,7 @@ BIN := .venv/bin
 ROOMS := calib_data training export quant runtime
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-quick test-oldest test-all-builds lint gpu-check fuzz docs docs-text docs-figures
+.PHONY: install demo test test-quick test-oldest test-all-builds lint gpu-check fuzz docs docs-text docs-figures image-check audit
 
 install: $(STAMP)
 
@@ -70,3 +70,24 @@ docs-text: $(STAMP)
 # Runs the demo and the comparison of methods again, draws the pictures of the front page; minutes
 docs-figures: $(STAMP)
 	$(BIN)/python docs/make/figures.py
+
+# The image for CPUs, built and run by podman on a Debian that debootstrap makes: no Docker daemon, no registry; root
+image-check: $(STAMP)
+	PYTHONPATH=$(CURDIR) $(BIN)/python docker/image_check.py
+
+# The packages installed here as an SBOM (CycloneDX); Dockerfile, compose.yaml and workflows against their rules and
+# schemas; known vulnerabilities, which the package index is asked for
+AUDIT := .venv-audit/bin
+audit: $(STAMP) .venv-audit/.installed
+	mkdir -p out
+	$(AUDIT)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
+		--output-format JSON --output-file out/sbom.cdx.json
+	$(AUDIT)/hadolint docker/Dockerfile
+	$(AUDIT)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+	$(AUDIT)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(AUDIT)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
+
+.venv-audit/.installed: docker/audit-requirements.txt
+	test -x $(AUDIT)/python || $(PYTHON) -m venv .venv-audit
+	$(AUDIT)/python -m pip install --quiet --disable-pip-version-check -r docker/audit-requirements.txt
+	touch $@

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from quick import NOT_QUICK, QUICK
 
-from sodeploy.stages import STAGES, stage_named
+from sodeploy.stages import STAGES
 
 ROOMS = ("calib_data", "runtime", "quant", "training", "export")
 MAY_IMPORT = {
@@ -83,44 +83,6 @@ def test_the_readmes_options_exist(repository: Path, command: list[str]) -> None
     renamed = {old: new for stage in STAGES.values() if stage.script == script for old, new in stage.renamed.items()}
     for option in (renamed.get(argument, argument) for argument in arguments if argument.startswith("--")):
         assert re.search(rf"{option}\b", help_text), f"{script} has no {option}"
-
-
-def dockerfile() -> str:
-    """Its instructions, each on one line."""
-    return (Path(__file__).parent.parent / "docker" / "Dockerfile").read_text().replace("\\\n", " ")
-
-
-def test_what_the_image_copies_exists_and_is_all_it_needs(repository: Path) -> None:
-    copied = {
-        source
-        for line in re.findall(r"^COPY (?!--from)(.*) \S+$", dockerfile(), re.MULTILINE)
-        for source in line.split()
-    }
-    ignored = set((repository / ".dockerignore").read_text().split())
-    assert all((repository / source).exists() for source in copied)
-    assert not copied & ignored
-    project = read_toml(repository / "pyproject.toml")
-    packages = project["tool"]["setuptools"]["packages"]
-    folders = {package.removeprefix("sodeploy.").split(".")[0] for package in packages}
-    assert folders <= copied  # setuptools would leave a missing one out without a word
-    assert {project["project"]["readme"], *project["project"]["license-files"]} <= copied
-    (extras,) = re.findall(r"'\.\[(.*?)\]'", dockerfile())
-    assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])
-    (entry,) = re.findall(r'^ENTRYPOINT \["(.*)"\]$', dockerfile(), re.MULTILINE)
-    assert entry in project["project"]["scripts"]
-
-
-def test_what_the_image_runs_exists(repository: Path) -> None:
-    ((module, options),) = re.findall(r"python -m (\S+)(.*)$", dockerfile(), re.MULTILINE)
-    wide = {**os.environ, "COLUMNS": "200"}
-    command = [sys.executable, "-m", module, "--help"]
-    text = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True, env=wide).stdout
-    assert all(option in text for option in re.findall(r"--\w+", options))
-    readme = (repository / "README.md").read_text().replace("\\\n", " ")
-    stages = re.findall(r"docker run .* sodeploy +(\w+)", readme)
-    assert stages
-    assert all(map(stage_named, stages))
-    assert "docker build -f docker/Dockerfile" in readme
 
 
 def test_every_dependency_has_a_pinned_version(repository: Path) -> None:
