@@ -12,13 +12,16 @@ Environment: PORT of the service (8000), DEVICE (cpu; cuda in the image for GPUs
 """
 
 import argparse
+import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 MODELS = Path("/models")
 ENGINES = Path("/engines")
+COMPILED = Path(sys.prefix, "numba")  # by numba_ahead.py
 
 
 def command(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
@@ -102,10 +105,18 @@ def engine_of(file: Path, folder: Path, shapes: str | None) -> Path:
     return engine
 
 
+def fill_cache(compiled: Path, cache: str | None) -> None:
+    """Copy what numba compiled when the image was built into its cache, which must be a place that it can write to."""
+    if cache and compiled.is_dir() and not Path(cache).exists():
+        with contextlib.suppress(OSError):  # nothing can be written there; numba says so, where it is needed
+            shutil.copytree(compiled, cache)
+
+
 def main() -> None:
     """Become the command that the arguments ask for."""
     from sodeploy import command_line, terminal
 
+    fill_cache(COMPILED, os.environ.get("NUMBA_CACHE_DIR"))
     with command_line.errors_in_one_line("serve"), terminal.talking():
         words = command(sys.argv[1:], os.environ)
         os.execvp(words[0], words)

@@ -104,6 +104,14 @@ def test_what_it_compiles_the_kernels_with_exists(repository: Path) -> None:
     assert all(option in text for option in re.findall(r"--\w+", options))
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_numbas_code_is_compiled_for_the_cpu_that_it_runs_on(target: str) -> None:
+    built, run = image_stages()[f"{target}-build"], image_stages()[target]
+    (kind,) = re.findall(r"NUMBA_CPU_NAME=(\S+) .*numba_ahead\.py /opt/venv/numba$", built, re.MULTILINE)
+    assert f"NUMBA_CPU_NAME={kind} " in run
+    assert "NUMBA_CACHE_DIR=/tmp/" in run
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/docker.md"])
 def test_what_the_pages_run_exists(repository: Path, page: str) -> None:
     text = (repository / page).read_text().replace("\\\n", " ")
@@ -185,6 +193,20 @@ class TestEntry:
         assert entry.engine_of(model, engines, None) != first
         assert len(built) == 3
         assert entry.engine_of(first, engines, None) == first  # an engine is taken as it is
+
+    def test_numbas_code_is_copied_where_it_can_be_written(self, entry: ModuleType, tmp_path: Path) -> None:
+        compiled, cache = tmp_path / "compiled", tmp_path / "cache"
+        entry.fill_cache(compiled, str(cache))
+        assert not cache.exists()
+        compiled.mkdir()
+        (compiled / "index").write_text("new")
+        entry.fill_cache(compiled, str(cache))
+        assert (cache / "index").read_text() == "new"
+        (cache / "index").write_text("used")
+        entry.fill_cache(compiled, str(cache))
+        assert (cache / "index").read_text() == "used"
+        entry.fill_cache(compiled, "/proc/nowhere/cache")
+        entry.fill_cache(compiled, None)
 
     def test_it_fails_in_one_line(self) -> None:
         done = subprocess.run(
