@@ -3,7 +3,7 @@
     NUMBA_CPU_NAME=generic python numba_ahead.py FOLDER
 
 The code is for any CPU of the image's architecture, and NUMBA_CPU_NAME must be the same where it runs. numba takes a
-file of its cache only while the source keeps its time, and layers of images keep whole seconds: so the sources get these.
+file of its cache only while the source keeps its time. Layers of images keep whole seconds, so the sources get these.
 """
 
 import importlib.util
