@@ -44,6 +44,7 @@ from sodeploy.runtime.engine_operators import unknown_to_engines
 from sodeploy.runtime.onnx_file import one_line
 from sodeploy.runtime.processing import predict
 from sodeploy.runtime.session import open_session
+from sodeploy.training.contracts import published_contract
 
 _RAW_PIXELS: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255), "divide_by": "255"}
 
@@ -216,10 +217,12 @@ def _require_explained(
 
 
 def preprocessing_like(network: str) -> tuple[dict[str, Any], tuple[int, int]]:
-    """The contract's fields about the image, and the native size, of a network of ours (`training.models`)."""
-    from sodeploy.training.models import entry  # imports torch, which nothing else here needs
+    """The contract's fields about the image, and the (height, width) in pixels, of a registered network.
 
-    contract = entry(network).contract
+    Raises:
+        UserError: there is no such network.
+    """
+    contract = published_contract(network)
     fields = ("network", "colour", "interpolation", "divide_by", "mean", "std", "stretch")
     return {field: getattr(contract, field) for field in fields}, (contract.height, contract.width)
 

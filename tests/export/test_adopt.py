@@ -177,6 +177,16 @@ def test_preparation_of_a_network_of_ours() -> None:
     assert fields["mean"] == (0.485, 0.456, 0.406)
 
 
+def test_adopting_needs_no_torch() -> None:
+    """README's first commands install no PyTorch."""
+    code = (
+        "import sys; sys.modules['torch'] = None; from sodeploy.export.adopt import preprocessing_like; "
+        "print(preprocessing_like('isnet_dis')[1])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.stdout == "(1024, 1024)\n", ran.stderr
+
+
 def test_published_u2netp(research_file: ResearchFile, tmp_path: Path) -> None:
     """A published file of 2021 (opset 11, seven outputs) gives the same map, bit for bit."""
     source = research_file("weights/u2netp-fp32-from-fp16.onnx")

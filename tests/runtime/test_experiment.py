@@ -1,11 +1,11 @@
 """`run`: the steps of an experiment, what is skipped and what is done again, and wrong files."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import typer
-from conftest import SaveModel
 
 from sodeploy import artifacts, command_line
 from sodeploy.errors import UserError
@@ -14,6 +14,8 @@ from sodeploy.run import main, run_experiment
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("py_sod_metrics")
+
+SaveModel = Callable[..., Path]
 
 RECIPE = """
 network: u2net_tiny

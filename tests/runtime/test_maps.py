@@ -1,13 +1,13 @@
 """The maps of data sets: where they lie, what is skipped, and that two models never mix."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import typer
-from conftest import SaveModel
 
 from sodeploy import command_line
 from sodeploy.calib_data.images import read_image
@@ -18,6 +18,8 @@ from sodeploy.runtime.processing import predict
 from sodeploy.runtime.session import open_session
 
 pytest.importorskip("onnxruntime")
+
+SaveModel = Callable[..., Path]
 
 
 @pytest.fixture
