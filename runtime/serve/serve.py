@@ -47,8 +47,12 @@ def serve_here(settings: Settings, listening: socket.socket) -> None:
     Raises:
         UserError: a model cannot be opened, or the GPU was lost.
     """
+    import cv2
+
     from sodeploy.runtime.serve.app import make_app
     from sodeploy.runtime.serve.listening import make_server
+
+    cv2.setNumThreads(1)  # several pictures are worked on at a time already
 
     def stop() -> None:
         server.should_exit = True

@@ -1,5 +1,6 @@
 """Reading a request: its pictures and its parameters, in memory and within limits."""
 
+import logging
 from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ _FORM_BYTES = 64 << 10  # of the fields and the boundaries of a form
 _FIELD_BYTES = 1 << 10  # of one field
 _MOST_FIELDS = 32
 _MIXED = "multipart/form-data"
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it would log parts of broken requests
 
 
 class Upload(NamedTuple):

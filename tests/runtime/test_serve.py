@@ -248,6 +248,8 @@ def test_nothing_of_a_request_is_logged(client: TestClient, capfd: pytest.Captur
         answer = client.post("/v1/mask?model=secret", files={"file": ("secret.png", data)})
         assert "secret.png" not in answer.text
         client.post("/v1/mask", files={"file": ("secret.png", data)})
+    form = b"--x\r\nContent-Disposition: form-data; name=secret\x1c; filename=secret.png\r\n\r\nsecret\r\n--x--\r\n"
+    client.post("/v1/mask", content=form, headers={"content-type": "multipart/form-data; boundary=x"})
     assert "secret" not in "".join(capfd.readouterr())
     assert "secret" not in client.get("/metrics").text
 
