@@ -22,7 +22,15 @@ from sodeploy.errors import UserError
 BACKLOG = 2048  # connections that the system holds until they are taken
 _KEEP_ALIVE_S = 75  # longer than the usual 60 of a proxy before it, which must be the one to close
 _SO_ATTACH_FILTER = 26  # of Linux, asm-generic/socket.h
-_RETURN = 0x06  # BPF_RET | BPF_K of linux/filter.h: keep that many bytes of the packet, 0 here
+# Classic BPF (linux/filter.h), which sees a packet from its TCP header on: one with the flag SYN is dropped. The other
+# packets of a handshake that has begun pass, and connections that it leads to inherit the filter without harm.
+_DROP_SYN = (
+    (0x30, 0, 0, 13),  # load the byte of the flags
+    (0x45, 0, 1, 0x02),  # SYN set: the next line, else the one after it
+    (0x06, 0, 0, 0),  # keep nothing
+    (0x06, 0, 0, 0xFFFFFFFF),  # keep all
+)
+_HANDSHAKE_S = 0.1  # for handshakes that had begun before
 
 
 @contextlib.contextmanager
@@ -54,8 +62,8 @@ def listening_socket(host: str, port: int) -> Iterator[socket.socket]:
 def drop_new_connections(listening: socket.socket) -> None:
     """Let the system drop the packets that open further connections. Linux alone can; elsewhere nothing changes."""
     if sys.platform == "linux":
-        drop_all = ctypes.create_string_buffer(struct.pack("HBBI", _RETURN, 0, 0, 0))
-        program = struct.pack("HP", 1, ctypes.addressof(drop_all))
+        lines = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in _DROP_SYN))
+        program = struct.pack("HP", len(_DROP_SYN), ctypes.addressof(lines))
         with contextlib.suppress(OSError):
             listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
@@ -67,7 +75,7 @@ class Server(uvicorn.Server):
         """
         Args:
             alone: no other process has the socket.
-            drain_s: seconds that open connections have for one more request.
+            drain_s: a fifth of the seconds that open connections have for one more request.
         """
         super().__init__(config)
         self._alone, self._drain_s = alone, drain_s
@@ -76,10 +84,11 @@ class Server(uvicorn.Server):
         for listening in sockets or []:
             if self._alone:
                 drop_new_connections(listening)
+                await asyncio.sleep(_HANDSHAKE_S)
             await self._take_waiting(listening)
         for server in self.servers:
             server.close()
-        end = time.monotonic() + self._drain_s
+        end = time.monotonic() + 5 * self._drain_s  # on a busy machine a request that was sent is read late
         while self.server_state.connections and time.monotonic() < end:  # each closes with its next answer
             await asyncio.sleep(0.05)
         await super().shutdown(sockets)
