@@ -20,7 +20,6 @@ from sodeploy import command_line, terminal
 from sodeploy.artifacts import atomic_write, write_manifest
 from sodeploy.calib_data.images import read_image, write_picture
 from sodeploy.errors import UserError
-from sodeploy.export import upgrade
 from sodeploy.export.foreign import Choices, Foreign, flat_graph, open_foreign, understand
 from sodeploy.export.image_options import Colour, DivideBy, Interpolation, Mean, Std, Stretch, image_fields
 from sodeploy.export.number_options import HELP, NumbersCommand, parse_size
@@ -38,6 +37,7 @@ from sodeploy.export.parity import (
     runner,
 )
 from sodeploy.export.simplify import simplify
+from sodeploy.runtime import onnx_floats
 from sodeploy.runtime.composition import compose
 from sodeploy.runtime.contract import PRECISION_KEY, Contract, annotate, embed
 from sodeploy.runtime.engine_operators import unknown_to_engines
@@ -195,7 +195,7 @@ def _require_explained(
     batches: list[np.ndarray],
 ) -> None:
     """Raise unless the file differs from its own weights in float32 by what its rounding explains."""
-    kinds = upgrade.other_floats(foreign.model)
+    kinds = onnx_floats.other_floats(foreign.model)
     exact, narrow = of(foreign.widened), of(foreign.original)
     if not all(np.isfinite(narrow(batch)).all() for batch in batches):
         foreign.remarks.append(f"in {kinds[0]} the file itself gives NaN or infinite values; in float32 it does not")

@@ -29,6 +29,7 @@ from sodeploy.export.original import COMMON_SIZES, Refused
 from sodeploy.export.output_form import OutputForm, output_form
 from sodeploy.export.output_range import Origin, origin_of
 from sodeploy.export.simplify import simplify
+from sodeploy.runtime import onnx_floats
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.engine_operators import unknown_to_engines
 from sodeploy.runtime.onnx_session import start_session
@@ -90,7 +91,7 @@ def diagnose(path: str | Path, data: Dataset, size: tuple[int, int] | None = Non
     model = foreign.model
     producer = " ".join(text for text in (model.producer_name, model.producer_version) if text) or "unknown"
     found.say("file", f"{path}: opset {upgrade.opset_of(model)}, IR {foreign.given_ir}, made by {producer}")
-    floats = upgrade.other_floats(model)
+    floats = onnx_floats.other_floats(model)
     weights = sum(int(np.prod(tensor.dims)) for tensor in model.graph.initializer)
     found.say("weights", f"{weights / 1e6:.2f} million numbers, {', '.join(floats) or 'float32'}")
     value = model.graph.input[0]

@@ -17,6 +17,7 @@ from sodeploy.export.original import Original, Refused, batch_that_works, remedy
 from sodeploy.export.output_form import OutputForm, adapt_output, is_hard, output_form
 from sodeploy.export.output_range import origin_of
 from sodeploy.export.parity import Shape, inputs
+from sodeploy.runtime import onnx_floats
 from sodeploy.runtime.contract import LARGEST_INPUT
 from sodeploy.runtime.onnx_file import all_nodes, one_line, read_model
 
@@ -66,11 +67,11 @@ def open_foreign(path: str | Path) -> Foreign:
     in_memory = free_dims(given)
     form = adapters.input_form(given, path)
     model, remarks = normal_form(given, path)
-    floats = upgrade.other_floats(model)
+    floats = onnx_floats.other_floats(model)
     # A file in training mode does not compute what it will when it is deployed.
     in_memory |= any("training mode" in remark for remark in remarks)
     wide = copy.deepcopy(model)
-    upgrade.to_float32(wide)
+    onnx_floats.to_float32(wide)
     try:
         original = Original(model if in_memory else path, form)
         widened = Original(wide, form) if floats else original
@@ -259,8 +260,8 @@ def flat_graph(foreign: Foreign, understood: Understood, dynamic_size: bool) -> 
     rank = len(understood.form.layout)
     graph.output[0].CopyFrom(onnx.helper.make_tensor_value_info(understood.output, understood.kind, [None] * rank))
     foreign.remarks.extend(flatten(model, foreign.path))
+    onnx_floats.to_float32(model)  # before the opset: older ones have no bf16 for most operators
     model = upgrade.set_opset(model, foreign.path)
-    upgrade.to_float32(model)
     kind = onnx.TensorProto.FLOAT if understood.form.is_float else understood.kind
     model.graph.output[0].type.tensor_type.elem_type = kind
     adapt_output(model, understood.form, understood.output)

@@ -1,6 +1,5 @@
 """An older or newer opset, and other float types -> float32 in an opset that all our engines read."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +9,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sodeploy.errors import UserError
 from sodeploy.export.normal_form import STANDARD
-from sodeploy.runtime.onnx_file import all_nodes, graphs, one_line
+from sodeploy.runtime.onnx_file import one_line
 
 OLDEST_OPSET = 17
 NEWEST_OPSET = 21  # onnxruntime 1.20 reads no newer
 _LOWEST_OPSET = 7  # what onnx's converter and onnxruntime begin with
 _FLOAT = TensorProto.FLOAT
-_OTHER_FLOATS = (TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision", "stash_type")
 # Operators newer than NEWEST_OPSET that ONNX itself defines by older ones.
 _DEFINED_BY_OTHERS = (("", "Attention"), ("", "RMSNormalization"), ("", "RotaryEmbedding"), ("", "Swish"))
 
@@ -100,35 +97,6 @@ def _written_out(model: onnx.ModelProto, source: str | Path) -> onnx.ModelProto:
         ) from None
 
 
-def other_floats(model: onnx.ModelProto) -> list[str]:
-    """The float types besides float32 that the graph stores, takes or casts to: float16, bfloat16, double."""
-    found = {tensor.data_type for tensor in _tensors(model)}
-    found |= {value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
-    for node in all_nodes(model):  # a Cast makes them of float32
-        found |= {attribute.i for attribute in node.attribute if attribute.name in _TYPE_ATTRIBUTES}
-    return [TensorProto.DataType.Name(kind).lower() for kind in _OTHER_FLOATS if kind in found]
-
-
-def to_float32(model: onnx.ModelProto) -> None:
-    """Make every fp16, bf16 and double tensor of the model fp32; the values stay, but for the digits of a double."""
-    for graph in graphs(model.graph):
-        for value in (*graph.input, *graph.output):
-            if value.type.tensor_type.elem_type in _OTHER_FLOATS:
-                value.type.tensor_type.elem_type = _FLOAT
-        del graph.value_info[:]
-    for function in model.functions:
-        del function.value_info[:]
-    for tensor in _tensors(model):
-        if tensor.data_type in _OTHER_FLOATS:
-            with np.errstate(over="ignore"):
-                values = numpy_helper.to_array(tensor).astype(np.float32)
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    for node in all_nodes(model):
-        for attribute in node.attribute:
-            if attribute.name in _TYPE_ATTRIBUTES and attribute.i in _OTHER_FLOATS:
-                attribute.i = _FLOAT
-
-
 def drop_idle_casts(model: onnx.ModelProto) -> None:
     """Drop casts of a float32 tensor to float32, which `to_float32` leaves; they would stand between a layer and its
     activation."""
@@ -142,14 +110,3 @@ def drop_idle_casts(model: onnx.ModelProto) -> None:
         if node.op_type == "Cast" and node.input[0] in floats and node.attribute[0].i == _FLOAT:
             node.op_type = "Identity"
             del node.attribute[:]
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every constant, also those in attributes."""
-    for graph in graphs(model.graph):
-        yield from graph.initializer
-    for node in all_nodes(model):
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors

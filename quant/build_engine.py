@@ -20,6 +20,11 @@ and, with --int8,
     out/u2netp.int8.openvino.onnx   for OpenVINO on a CPU
     out/u2netp.int8.sim.onnx    the engine's int8 as fake quantization: its accuracy without a GPU
 
+and, with --bf16, for a network whose values go beyond fp16,
+
+    out/u2netp.bf16.onnx        for TensorRT and TensorRT-RTX
+    out/u2netp.bf16.sim.onnx    the roundings of that graph, in fp32
+
 and an engine per precision where a builder is installed. Every file but the search's has a manifest beside it.
 
     python quant/build_engine.py out/u2netp.onnx --int8 --calib DATA --eval OTHER --max-drop s=0.002,mae=0.001
@@ -31,10 +36,10 @@ It also writes
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import onnx
 import typer
@@ -53,6 +58,8 @@ from sodeploy.quant.calib_cache import plan_from_cache
 from sodeploy.quant.calibration.inspect_graph import some
 from sodeploy.quant.calibration.methods import DEFAULT, METHODS, Method
 from sodeploy.quant.calibration.observer import calibrate
+from sodeploy.quant.emit.float_types import FP16_ALONE, FloatName
+from sodeploy.quant.emit.rewriter import GraphPrecision
 from sodeploy.quant.emit.targets import TARGETS, targets_of
 from sodeploy.quant.engines.shapes import Profile, checked_profile, parse_profile
 from sodeploy.quant.graph import Network, load_network
@@ -109,7 +116,7 @@ class Built:
     statistics: Path | None = None
     search: Path | None = None
     graphs: dict[str, Path] = field(default_factory=dict)
-    engines: dict[Literal["fp16", "int8"], Path] = field(default_factory=dict)
+    engines: dict[GraphPrecision, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,13 +139,14 @@ def build(
     engines: bool = True,
     shapes: Profile | None = None,
     cpu: CpuKind = "any",
+    floats: Collection[FloatName] = FP16_ALONE,
 ) -> Built:
-    """Write the fp16 graphs and, given a source of ranges, the int8 graphs; then the engines.
+    """Write the float graphs and, given a source of ranges, the int8 graphs; then the engines.
 
     Args:
         model: float32 ONNX with a contract.
         source: where the ranges come from: `Images`, `Counted`, `Cache` or `Edited`; a data set, or what `open_dataset`
-            takes, stands for its `Images`; None for fp16 alone.
+            takes, stands for its `Images`; None for floats alone.
         method: how ranges are read from counts.
         within: search the plan with the fewest layers above int8 that keeps the loss within a budget. Not with `Cache`
             or `Edited`.
@@ -146,6 +154,7 @@ def build(
         shapes: input shapes that an engine takes, for a network with dynamic shapes.
         cpu: the x86 CPUs that the graph for onnxruntime is made for. `vnni` keeps all weight steps, but saturates on a
             CPU without VNNI. An edited plan states it itself.
+        floats: precisions of the float graphs: fp16, bf16 or both.
 
     Raises:
         UserError: bad input, named in the message; files that were finished before stay.
@@ -166,9 +175,9 @@ def build(
     with locked(output_dir):
         file = network.path
         network = network_for(source, network, base)
-        planned = _plan(source, network, base, method, within, cpu)
+        planned = _plan(source, network, base, method, within, cpu, "bf16" in floats)
         prover = Prover(onnx.load(file), network, _proving_images(source))
-        written = write_graphs(network, planned.plan, planned.file, base, prover)
+        written = write_graphs(network, planned.plan, planned.file, base, prover, targets_of(planned.plan, floats))
         made = _build_engines(written, base, shapes, prover) if engines else {}
     _report_refused(written)
     return Built(
@@ -229,7 +238,7 @@ def _report_refused(written: Written) -> None:
     remedy = "set the layers that lose most to fp16 (plan edit), or report this with the file"
     for line in written.refused:
         terminal.warn(f"not written: {line}; {remedy}")
-    for precision in ("fp16", "int8"):
+    for precision in ("fp16", "bf16", "int8"):
         asked = [line for line in written.refused if f".{precision}" in line]
         if asked and not any(name.startswith(precision) for name in written.files):
             raise UserError(f"no {precision} graph was written: {asked[0]}; {remedy}")
@@ -242,7 +251,13 @@ def _proving_images(source: Source | None) -> list[Sample]:
 
 
 def _plan(
-    source: Source | None, network: Network, base: Path, method: Method, within: Within | None, cpu: CpuKind
+    source: Source | None,
+    network: Network,
+    base: Path,
+    method: Method,
+    within: Within | None,
+    cpu: CpuKind,
+    bf16: bool,
 ) -> _Planned:
     """The plan to follow, written beside `base` unless a file holds it already."""
     if isinstance(source, Edited):
@@ -274,14 +289,14 @@ def _plan(
         _save(plan, path, inputs, f"ranges by {method} from {len(evidence.statistics.images)} images")
         planned = _Planned(plan, path, counted)
     else:
-        return _without_int8(network, beside(base, ".fp16.plan.json"))
+        return _without_int8(network, beside(base, ".fp16.plan.json"), bf16)
     if evidence is not None and (moved := drift(planned.plan, evidence.statistics)) is not None:
         terminal.note(str(moved))
     return planned
 
 
-def _without_int8(network: Network, path: Path) -> _Planned:
-    """A plan of fp16 with the nodes in fp32 that fp16 would change; it is written only if there are any.
+def _without_int8(network: Network, path: Path, bf16: bool) -> _Planned:
+    """A plan of floats with the nodes in fp32 that fp16 would change; it is written only if there are any.
 
     There are no calibration images. Constants are known, and activations are counted on drawn scenes.
     """
@@ -291,15 +306,16 @@ def _without_int8(network: Network, path: Path) -> _Planned:
         return _Planned(plan)
     save_plan(plan, path)
     write_manifest(path, {"model": network.path}, activations_from=_SCENES)
-    terminal.note(
-        f"wrote {path}: {len(layers)} nodes stay in fp32, {next(iter(layers.values())).reason}; bf16, which would hold "
-        "them, is not written"
-    )
+    held = sum(layer.bf16 is True for layer in layers.values())
+    remedy = "" if bf16 or not held else f"; --bf16 writes a graph that has {held} of them in bf16"
+    terminal.note(f"wrote {path}: {len(layers)} nodes stay in fp32, {next(iter(layers.values())).reason}{remedy}")
     return _Planned(plan, path)
 
 
 def _save(plan: Plan, path: Path, inputs: dict[str, Path], origin: str, **facts: Any) -> None:
-    discard_graphs(_base_of(path), targets_of(plan))  # a kill from here on leaves no graph of another plan
+    discard_graphs(
+        _base_of(path), targets_of(plan, ("fp16", "bf16"))
+    )  # a kill from here on leaves no graph of another plan
     save_plan(plan, path)
     write_manifest(path, inputs, **_method_of(plan), **facts)
     terminal.note(f"wrote {path}: {len(plan.nodes('int8'))} of {len(plan.layers)} layers int8, {origin}")
@@ -371,6 +387,9 @@ def main(
     output_dir: Annotated[Path, typer.Option(help="folder for all files of the build")] = Path("out"),
     int8: Annotated[bool, typer.Option("--int8", help="int8 too; needs --calib, --plan or --calib-cache")] = False,
     fp16: Annotated[bool, typer.Option("--fp16", help="fp16 alone; --int8 makes it too, to compare with")] = False,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="bf16: float32's range with 8 bits, where values go beyond fp16")
+    ] = False,
     calib: Annotated[
         list[str] | None, typer.Option(help="images to calibrate on: folder, list or synthetic:calib[:N]; repeatable")
     ] = None,
@@ -421,6 +440,7 @@ def main(
             source = Counted(statistics, dataset, adaptive_rounding)
         elif dataset is not None:
             source = Images(dataset, equalize, adaptive_rounding)
+    floats: list[FloatName] = ["fp16"] if fp16 or int8 else []
     built = build(
         model,
         output_dir,
@@ -430,6 +450,7 @@ def main(
         engines=engines,
         shapes=parse_profile(shapes) if shapes else None,
         cpu=cpu,
+        floats=[*floats, "bf16"] if bf16 else floats,
     )
     if "int8.cpu" in built.graphs and cpu == "any" and plan is None:
         terminal.note(f"{built.graphs['int8.cpu']} is for any x86 CPU; --cpu vnni keeps finer weights where VNNI is")

@@ -25,6 +25,7 @@ from sodeploy.quant.emit.targets import Target
 from sodeploy.quant.graph import Network, channel_axis
 from sodeploy.quant.int8 import STEPS, UINT8_STEPS, dequantize_weight, fp16_scale
 from sodeploy.quant.planning.plan import Plan
+from sodeploy.runtime.onnx_floats import other_floats, to_float32
 from sodeploy.runtime.onnx_session import session_options, start_session
 from sodeploy.runtime.openvino_session import runner_of
 from sodeploy.runtime.processing import to_saliency
@@ -32,15 +33,15 @@ from sodeploy.runtime.session import HARMFUL_OPTIMIZERS, installed_engines, open
 
 IMAGES = 4
 _LARGE = 512 * 512  # pixels of an input; above, half as many images are run
-_HEALTHY_DB = {"fp16": 30.0, "int8": 15.0}  # of a map; below, the layers are looked at one by one
-_WORTHLESS_DB = {"fp16": 10.0, "int8": 0.0}  # no such graph gets its name, whatever the plan explains
+_HEALTHY_DB = {"fp16": 30.0, "bf16": 15.0, "int8": 15.0}  # of a map; below, the layers are looked at one by one
+_WORTHLESS_DB = {"fp16": 10.0, "bf16": 0.0, "int8": 0.0}  # no such graph gets its name, whatever the plan explains
 _UNEXPLAINED_DB = 10.0  # more noise than the plan explains
 _WORST_LAYER_DB = 20.0  # of a layer by itself; no unexplained noise above matters
-_FP16_LAYER_DB = 50.0  # of a layer in fp16 by itself
+_FLOAT_LAYER_DB = {"fp16": 50.0, "bf16": 32.0, "int8": 50.0}  # of a layer in a short float by itself, in these graphs
 _WORSE_THAN_SIMULATION_DB = 6.0
 _NEGLIGIBLE = 1e-3  # of the float32 map's spread: a map that varies less is constant
 
-_IN_FP32 = "onnxruntime's CPU computes fp16 in float32; the simulation shows the roundings of this graph"
+_IN_FP32 = "onnxruntime's CPU computes fp16 and bf16 in float32; the simulation shows the roundings of this graph"
 _WITHOUT_OPENVINO = "OpenVINO is not installed; onnxruntime ran its graph"
 
 
@@ -101,6 +102,9 @@ class Prover:
         Raises:
             Disproved: the graph is not fit for use.
         """
+        if "bfloat16" in other_floats(graph):  # which no CPU kernel reads
+            graph = copy.deepcopy(graph)
+            to_float32(graph)
         if target.measured_in == "openvino" and "openvino" in installed_engines():
             proof = replace(self.compare(_run_in_openvino(graph, target), "it"), engine="openvino")
         else:
@@ -114,7 +118,8 @@ class Prover:
         own = {f"int8.{name}": decisions.weight_steps for name, decisions in plan.targets.items()}
         steps = own.get(target.name, STEPS)
         uint8 = target.name in own
-        for name, measured, explained in _layers(self._network, plan, graph, self._inputs[0], steps, uint8):
+        by_itself = _FLOAT_LAYER_DB[target.precision]
+        for name, measured, explained in _layers(self._network, plan, graph, self._inputs[0], steps, uint8, by_itself):
             if measured < min(explained - _UNEXPLAINED_DB, _WORST_LAYER_DB):
                 raise Disproved(
                     f"its map has {proof.sqnr_db:.1f} dB to float32, and layer {name} by itself {measured:.1f} dB "
@@ -209,7 +214,13 @@ def _run_in_openvino(graph: onnx.ModelProto, target: Target) -> Callable[[np.nda
 
 
 def _layers(
-    network: Network, plan: Plan, graph: onnx.ModelProto, image: np.ndarray, weight_steps: int, uint8: bool
+    network: Network,
+    plan: Plan,
+    graph: onnx.ModelProto,
+    image: np.ndarray,
+    weight_steps: int,
+    uint8: bool,
+    float_layer_db: float,
 ) -> Iterator[tuple[str, float, float]]:
     """(layer, its dB by itself in the graph, the dB that the plan explains) for every layer with weights."""
     made = {name for node in graph.graph.node for name in node.output} | {network.input}
@@ -228,7 +239,7 @@ def _layers(
         wanted = _run(_alone(network, node))(x).astype(np.float64)
         noise = float(np.mean(np.square(y - wanted)))
         measured = _decibels(wanted, noise)
-        explained = _FP16_LAYER_DB
+        explained = float_layer_db
         if node.name in plan.nodes("int8"):
             explained = _decibels(wanted, _explained(network, node, plan, x, weight_steps, uint8))
         yield node.name, measured, explained

@@ -10,13 +10,13 @@ import onnx
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, manifest_path, write_manifest
 from sodeploy.quant.emit.checks import Unreadable
-from sodeploy.quant.emit.targets import Target, targets_of
+from sodeploy.quant.emit.targets import Target
 from sodeploy.quant.graph import Network
 from sodeploy.quant.planning.plan import Plan
 from sodeploy.quant.proof import Disproved, Proof, Prover, worse_than_simulated
 from sodeploy.quant.sources import beside
 
-_SIMULATION_OF = {"fp16": "fp16.sim", "int8.trt": "int8.sim"}
+_SIMULATION_OF = {"fp16": "fp16.sim", "bf16": "bf16.sim", "int8.trt": "int8.sim"}
 
 
 @dataclass
@@ -34,8 +34,10 @@ class Written:
     refused: list[str] = field(default_factory=list)
 
 
-def write_graphs(network: Network, plan: Plan, plan_file: Path | None, base: Path, prover: Prover) -> Written:
-    """Write every graph of the plan that its proof holds for.
+def write_graphs(
+    network: Network, plan: Plan, plan_file: Path | None, base: Path, prover: Prover, targets: Sequence[Target]
+) -> Written:
+    """Write every one of the graphs that its proof holds for.
 
     The good graphs get their names together, once all are made. A graph that is refused leaves no file of an earlier
     build under its name either.
@@ -43,7 +45,7 @@ def write_graphs(network: Network, plan: Plan, plan_file: Path | None, base: Pat
     Raises:
         UserError: an engine would refuse a graph; nothing is written.
     """
-    graphs = [(target, target.emit(network, plan)) for target in targets_of(plan)]
+    graphs = [(target, target.emit(network, plan)) for target in targets]
     written, fit = Written(), []
     for target, graph in graphs:
         onnx.checker.check_model(graph)

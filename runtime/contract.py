@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 METADATA_KEY = "sodeploy.contract"
-PRECISION_KEY = "sodeploy.precision"  # fp32 | fp16 | int8; absent: fp32
+PRECISION_KEY = "sodeploy.precision"  # fp32 | fp16 | bf16 | int8; absent: fp32
 DIALECT_KEY = "sodeploy.dialect"  # of a quantized graph: tensorrt | cpu | openvino | simulation
 CPU_KEY = "sodeploy.cpu"  # of a graph for onnxruntime on a CPU: any | vnni, the CPUs that compute it right
 CALIBRATION_KEY = "sodeploy.calibration"  # JSON: calibration method and images of a quantized graph

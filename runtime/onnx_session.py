@@ -23,7 +23,10 @@ _REMEDIES = (
         "install a newer onnxruntime, or adopt it",
     ),
     ("No Op registered|not a registered function", "it has an operator that onnxruntime lacks: export it without that"),
-    ("NOT_IMPLEMENTED|Could not find an implementation", "export it with float32 numbers"),
+    (
+        "NOT_IMPLEMENTED|Could not find an implementation",
+        "export it with float32 numbers, or take the .bf16.sim.onnx beside a .bf16.onnx",
+    ),
     ("External data path|Absolute path not allowed", "lay its data beside it, and name it by its name alone"),
     ("external data|cannot get file size|No such file", "lay the file that holds its weights beside it"),
 )

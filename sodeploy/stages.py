@@ -152,11 +152,11 @@ STAGES = {
     ),
     "build_engine": Stage(
         "quant.build_engine",
-        "ONNX -> plan, fp16 and int8 graphs, engines",
+        "ONNX -> plan, fp16, bf16 and int8 graphs, engines",
         ("out/u2netp.onnx --int8 --calib out/calib.txt --output-dir out",),
         ("quant", "cpu"),
         needs=(
-            Need(("--int8", "--fp16")),
+            Need(("--int8", "--fp16", "--bf16")),
             Need(("--calib", "--statistics", "--plan", "--calib-cache"), when="--int8"),
             Need(("--eval",), when="--max-drop"),
             Need(("--max-drop",), when="--eval"),

@@ -1,21 +1,25 @@
-"""The nodes that go on in fp32 in every fp16 graph, whatever the plan says: fp16 is not their type."""
+"""The nodes that go on in fp32 in every fp16 or bf16 graph, whatever the plan says: the short type is not theirs."""
 
 import onnx
 
+from sodeploy.quant.emit.float_types import FloatType
 from sodeploy.quant.normalize import STANDARD
 from sodeploy.runtime.onnx_file import reads, subgraphs
 
+# Inputs that an operator takes in float32 only, whatever the type of its data.
+FLOAT32_INPUTS = {"Resize": (1, 2)}
 _SIZES = ("Shape", "Size")
 
 
-def fp32_only(model: onnx.ModelProto) -> set[str]:
-    """Names of the nodes that compute in fp32.
+def fp32_only(model: onnx.ModelProto, body: FloatType) -> set[str]:
+    """Names of the nodes that compute in fp32 where the rest computes in `body`.
 
     A node with a subgraph (If, Loop, Scan) keeps the types of its subgraph. An operator that ONNX does not define for
-    fp16, or that ONNX does not define at all, keeps its own. Numbers that depend on the size of the image alone, but
-    not on its content, are sizes and coordinates: fp16 counts in steps of 2 from 2048 on.
+    `body`, that ONNX does not define at all, or that engines refuse in `body`, keeps its own. Numbers that depend on
+    the size of the image alone, but not on its content, are sizes and coordinates: fp16 counts in steps of 2 from 2048
+    on, bf16 from 256 on.
     """
-    opset = next(entry.version for entry in model.opset_import if entry.domain in STANDARD)
+    opset = max(body.opset, next(entry.version for entry in model.opset_import if entry.domain in STANDARD))
     of_image = {tensor.name for tensor in model.graph.input}
     of_size: set[str] = set()  # and of nothing else
     kept = set()
@@ -28,7 +32,7 @@ def fp32_only(model: onnx.ModelProto) -> set[str]:
         elif not of_size.isdisjoint(read):
             of_size |= set(node.output)
             kept.add(node.name)
-        if any(subgraphs(node)) or not _has_fp16(node, opset):
+        if any(subgraphs(node)) or node.op_type in body.refused or not _is_defined(node, opset, body):
             kept.add(node.name)
     return kept
 
@@ -53,15 +57,15 @@ def rename_captured(node: onnx.NodeProto, names: dict[str, str]) -> None:
                 output.name = given
 
 
-def _has_fp16(node: onnx.NodeProto, opset: int) -> bool:
-    """Whether ONNX defines an operator for fp16 wherever it takes or gives floats."""
+def _is_defined(node: onnx.NodeProto, opset: int, body: FloatType) -> bool:
+    """Whether ONNX defines an operator for `body` wherever it takes or gives floats."""
     if node.domain not in STANDARD or not onnx.defs.has(node.op_type, ""):
         return False
     schema = onnx.defs.get_schema(node.op_type, opset)
     types = {constraint.type_param_str: set(constraint.allowed_type_strs) for constraint in schema.type_constraints}
-    used = {formal.type_str for formal in (*schema.inputs, *schema.outputs)}
+    apart = FLOAT32_INPUTS.get(node.op_type, ())
+    inputs = [formal for index, formal in enumerate(schema.inputs) if index not in apart]
+    used = {formal.type_str for formal in (*inputs, *schema.outputs)}
     return all(
-        "tensor(float16)" in allowed or "tensor(float)" not in allowed
-        for name, allowed in types.items()
-        if name in used
+        body.text in allowed or "tensor(float)" not in allowed for name, allowed in types.items() if name in used
     )

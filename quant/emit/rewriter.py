@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -9,9 +10,11 @@ from onnx import helper, numpy_helper
 
 from sodeploy.quant.graph import Network, channel_axis
 from sodeploy.quant.int8 import STEPS, quantize_weight, scales_of
-from sodeploy.quant.planning.plan import Layer, Plan, Precision
+from sodeploy.quant.planning.plan import Layer, Plan
 from sodeploy.runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY, annotate
 from sodeploy.runtime.onnx_file import reads
+
+GraphPrecision = Literal["fp16", "bf16", "int8"]  # the lowest in a graph
 
 
 class Rewriter:
@@ -109,7 +112,7 @@ def set_bias(node: onnx.NodeProto, name: str) -> None:
 
 
 def label(
-    model: onnx.ModelProto, precision: Precision, dialect: str | None = None, plan: Plan | None = None
+    model: onnx.ModelProto, precision: GraphPrecision, dialect: str | None = None, plan: Plan | None = None
 ) -> onnx.ModelProto:
     """Write precision, dialect, calibration method and the digests of the calibration images into the metadata."""
     facts: dict[str, str] = {PRECISION_KEY: precision}

@@ -1,15 +1,17 @@
 """The graphs that a build writes. A graph for another engine is a file beside this one and an entry in `TARGETS`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import onnx
 
+from sodeploy.quant.emit.bf16 import emit_bf16, emit_bf16_simulation
 from sodeploy.quant.emit.checks import cpu_warnings, openvino_warnings, tensorrt_warnings
 from sodeploy.quant.emit.cpu import emit_cpu, emit_openvino
+from sodeploy.quant.emit.float_types import FP16_ALONE, FloatName
 from sodeploy.quant.emit.fp16 import emit_fp16, emit_fp16_simulation
+from sodeploy.quant.emit.rewriter import GraphPrecision
 from sodeploy.quant.emit.tensorrt import emit_simulation, emit_tensorrt
 from sodeploy.quant.graph import Network
 from sodeploy.quant.planning.plan import Plan
@@ -37,7 +39,7 @@ class Target:
     """
 
     name: str
-    precision: Literal["fp16", "int8"]
+    precision: GraphPrecision
     runs_on: str
     emit: Callable[[Network, Plan], onnx.ModelProto]
     check: Callable[[onnx.ModelProto, Path], list[str]] = _nothing_to_check
@@ -59,6 +61,14 @@ TARGETS = (
         emit_fp16_simulation,
         measured_in="onnxruntime",
     ),
+    Target("bf16", "bf16", "TensorRT, TensorRT-RTX", emit_bf16, engine=True),
+    Target(
+        "bf16.sim",
+        "bf16",
+        "any CPU, to measure bf16's accuracy",
+        emit_bf16_simulation,
+        measured_in="onnxruntime",
+    ),
     Target("int8.trt", "int8", "TensorRT, TensorRT-RTX", emit_tensorrt, tensorrt_warnings, engine=True),
     Target("int8.cpu", "int8", "onnxruntime on a CPU", emit_cpu, cpu_warnings, measured_in="onnxruntime"),
     Target("int8.openvino", "int8", "OpenVINO on a CPU", emit_openvino, openvino_warnings, measured_in="openvino"),
@@ -68,6 +78,7 @@ TARGETS = (
 )
 
 
-def targets_of(plan: Plan) -> list[Target]:
-    """The graphs that can be written of a plan: those with int8 only where it has ranges."""
-    return [target for target in TARGETS if target.precision != "int8" or plan.calibration is not None]
+def targets_of(plan: Plan, floats: Collection[FloatName] = FP16_ALONE) -> list[Target]:
+    """The graphs to write of a plan: those of the float precisions asked for, and int8 where the plan has ranges."""
+    wanted = {*floats, "int8"} if plan.calibration is not None else {*floats}
+    return [target for target in TARGETS if target.precision in wanted]

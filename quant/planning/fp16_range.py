@@ -6,6 +6,7 @@ at both ends, for constants and for what calibration images made of them.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -25,6 +26,13 @@ _NORMALIZING = ("InstanceNormalization", "BatchNormalization", "GroupNormalizati
 _NOT_ROUNDED = {"Resize": (1, 2)}
 
 
+class _Problem(NamedTuple):
+    """What fp16 cannot hold, and whether bf16 holds it: it has float32's range, but 8 bits."""
+
+    reason: str
+    bf16: bool
+
+
 def beyond_fp16(network: Network, statistics: Statistics | None) -> dict[str, Layer]:
     """An fp32 entry, with its reason, for every node that fp16 would change.
 
@@ -36,12 +44,13 @@ def beyond_fp16(network: Network, statistics: Statistics | None) -> dict[str, La
     for node in network.nodes:
         reason = _problem_of_constants(network, node)
         if reason is not None and network.is_weighted(node):
-            problems.setdefault(node.output[0], f"the layer's {reason.removeprefix('its ')}")
-        if reason is None:
-            touched = (*node.input, *node.output, network.scope(node))
-            reason = next((problems[name] for name in touched if name in problems), None)
-        if reason is not None:
-            layers[node.name] = Layer(op=node.op_type, precision="fp32", reason=reason)
+            problems.setdefault(node.output[0], _Problem(f"the layer's {reason.removeprefix('its ')}", bf16=True))
+        own = [] if reason is None else [_Problem(reason, bf16=True)]
+        touched = (*node.input, *node.output, network.scope(node))
+        found = [*own, *(problems[name] for name in touched if name in problems)]
+        if found:
+            in_bf16 = all(problem.bf16 for problem in found) or None
+            layers[node.name] = Layer(op=node.op_type, precision="fp32", reason=found[0].reason, bf16=in_bf16)
     return layers
 
 
@@ -68,26 +77,30 @@ _SQUARES, _NOISE = _tables()
 assert len(_SQUARES) == BINS
 
 
-def _problems_of_tensors(network: Network, statistics: Statistics) -> dict[str, str]:
+def _problems_of_tensors(network: Network, statistics: Statistics) -> dict[str, _Problem]:
     """Tensor -> what fp16 cannot hold of it, as calibration saw it."""
-    problems: dict[str, str] = {}
+    problems: dict[str, _Problem] = {}
     for name, histogram in statistics.histograms.items():
         if histogram.maximum > _HEADROOM:
-            problems[name] = f"values reach {histogram.maximum:.3g} in calibration; fp16 ends at {LARGEST_FP16:.0f}"
+            reason = f"values reach {histogram.maximum:.3g} in calibration; fp16 ends at {LARGEST_FP16:.0f}"
+            problems[name] = _Problem(reason, bf16=True)
         elif histogram.maximum and fp16_decibels(histogram) < _LEAST_DB:
-            problems[name] = (
+            reason = (
                 f"values end at {histogram.maximum:.3g} in calibration; fp16 loses bits below {SMALLEST_NORMAL:.3g}"
             )
+            problems[name] = _Problem(reason, bf16=True)
     for node in network.nodes:
         result = statistics.histograms.get(node.output[0])
         if node.op_type in ("Add", "Sub") and result is not None and result.maximum:
             for name in node.input:
                 read = statistics.histograms.get(name)
                 if read is not None and read.maximum > _CANCELLED * result.maximum:
-                    problems[name] = f"values of {read.maximum:.3g} cancel to {result.maximum:.3g} in {node.name}"
+                    reason = f"values of {read.maximum:.3g} cancel to {result.maximum:.3g} in {node.name}"
+                    problems[name] = _Problem(reason, bf16=False)
     for node in network.nodes:
         if node.op_type in (*PASSING, "Concat"):
-            found = next((problems[name] for name in node.input if name in problems), None)
+            read_here = [problems[name] for name in node.input if name in problems]
+            found = min(read_here, key=lambda problem: problem.bf16, default=None)
             if found is not None:
                 problems |= dict.fromkeys((name for name in node.output if name in network.float_tensors), found)
         elif network.scope(node) in problems:

@@ -98,6 +98,9 @@ class Layer(_Strict):
     op: str
     precision: Precision
     reason: str
+    bf16: bool | None = Field(
+        default=None, description="true: fp32 only for fp16's range, so that the bf16 graph has the node in bf16"
+    )
     weight_scales: list[float] | None = None
     bias_correction: list[float] | None = None
     input_correction: list[float] | None = None
@@ -196,6 +199,10 @@ class Plan(_Strict):
     def range_of(self) -> dict[str, Range]:
         """tensor -> its range."""
         return {tensor: shared for shared in self.ranges for tensor in shared.tensors}
+
+    def needs_fp32(self) -> set[str]:
+        """Names of the nodes in fp32 that bf16 would change too."""
+        return {name for name in self.nodes("fp32") if not self.layers[name].bf16}
 
     def nodes(self, precision: Precision) -> set[str]:
         """Names of the nodes that run in `precision`."""

@@ -48,7 +48,7 @@ class Complexity:
 
     params: int
     macs: int  # for one image at the contract's size
-    weights: str  # how its weights are used: fp32 | fp16 | int8, the smallest that any has
+    weights: str  # how its weights are used: fp32 | fp16 | bf16 | int8, the smallest that any has
 
 
 def complexity(path: str | Path, contract: Contract) -> Complexity:
@@ -110,6 +110,7 @@ def _params(graph: "onnx.GraphProto") -> tuple[int, str]:
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     used: dict[str, int] = {}
     precisions = set()
+    short = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16"}
     for node in graph.node:
         for index in _WEIGHT_INPUTS.get(node.op_type, ()):
             name = node.input[index] if index < len(node.input) else ""
@@ -123,9 +124,9 @@ def _params(graph: "onnx.GraphProto") -> tuple[int, str]:
             if shape:
                 used[name] = prod(shape)
                 if node.op_type in _MULTIPLYING and index == 1:
-                    half = name in initializers and initializers[name].data_type == onnx.TensorProto.FLOAT16
-                    precisions.add("int8" if "DequantizeLinear" in passed else "fp16" if half else "fp32")
-    return sum(used.values()), next((name for name in ("int8", "fp16") if name in precisions), "fp32")
+                    element = initializers[name].data_type if name in initializers else onnx.TensorProto.FLOAT
+                    precisions.add("int8" if "DequantizeLinear" in passed else short.get(element, "fp32"))
+    return sum(used.values()), next((name for name in ("int8", "fp16", "bf16") if name in precisions), "fp32")
 
 
 def _constant_shape(node: "onnx.NodeProto | None") -> list[int]:

@@ -15,7 +15,7 @@ from sodeploy.runtime.measure.budget import Budget, Verdict, in_words
 from sodeploy.runtime.measure.differences import FEWEST_IMAGES
 
 FEWEST = 6  # images that a median has a 95 % interval on: all above it, or all below, has a chance of 2 / 2^6
-_PRECISIONS = ("fp32", "fp16", "int8")  # the first of two that are equally fast is preferred
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8")  # the first of two that are equally fast is preferred
 
 
 @dataclass(frozen=True, eq=False)

@@ -146,3 +146,17 @@ def run() -> Callable[[onnx.ModelProto, np.ndarray], np.ndarray]:
         return np.asarray(session.run(None, {session.get_inputs()[0].name: image})[0])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def large(unet_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Network:
+    """The U-shaped network with a layer, c, that reaches 1e6; d and the head scale it back."""
+    model = onnx.load(unet_file)
+    factors = {"c.weight": 1e6, "c.bias": 1e6, "d.weight": 1e-3, "head.weight": 1e-3}
+    for tensor in model.graph.initializer:
+        if tensor.name in factors:
+            values = numpy_helper.to_array(tensor) * np.float32(factors[tensor.name])
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    path = tmp_path_factory.mktemp("large") / "large.onnx"
+    onnx.save(model, path)
+    return load_network(path)

@@ -29,7 +29,8 @@ def test_every_graph_is_described_where_a_user_looks() -> None:
 
 def test_a_plan_without_ranges_has_no_int8_graph(unet: Network, plan: Plan) -> None:
     assert {target.precision for target in targets_of(Plan.without_int8(unet))} == {"fp16"}
-    assert targets_of(plan) == list(TARGETS)
+    assert {target.precision for target in targets_of(plan)} == {"fp16", "int8"}
+    assert targets_of(plan, ("fp16", "bf16")) == list(TARGETS)
 
 
 def test_a_plan_keeps_its_decisions(unet: Network, plan: Plan, tmp_path: Path) -> None:
