@@ -127,7 +127,7 @@ def test_examples_can_be_run(stage: str) -> None:
     ("stage", "words", "missing"),
     [
         ("build_engine", ["--int8"], "MODEL; --calib, --statistics, --plan or --calib-cache"),
-        ("build_engine", [], "MODEL; --int8 or --fp16"),
+        ("build_engine", [], "MODEL; --int8, --fp16 or --bf16"),
         ("build_engine", ["a.onnx", "--fp16", "--eval", "DATA"], "--max-drop"),
         ("build_engine", ["a.onnx", "--fp16", "--max-drop", "s=0.1"], "--eval"),
         ("calibrate", ["a.onnx", "--output", "a.npz"], "--calib"),
