@@ -3,7 +3,9 @@
 `TYPES` is the table of them: a new type costs one entry. `sodeploy.runtime.composition` puts the pixels together.
 """
 
+import importlib.util
 import re
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from sodeploy import terminal
 from sodeploy.errors import UserError
 from sodeploy.runtime.composition import Style, compose, defocused, over
 from sodeploy.runtime.media.frame import Frame
@@ -173,8 +176,6 @@ def foreground(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    from pymatting import estimate_foreground_ml
-
     soft = (alpha > 0) & (alpha < 255)
     if not soft.any():
         return image
@@ -185,7 +186,7 @@ def foreground(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     )
     scale = np.float32(1 / 255)
     with _estimating:
-        estimated = estimate_foreground_ml(image[box] * scale, alpha[box] * scale)
+        estimated = load_estimation()(image[box] * scale, alpha[box] * scale)
     colors = image.copy()
     np.copyto(colors[box], np.rint(np.clip(estimated, 0, 1) * 255).astype(np.uint8), where=soft[box][..., None])
     return colors
@@ -197,13 +198,21 @@ def require_estimation() -> None:
     Raises:
         UserError: that is so; the message is the pip command.
     """
-    try:
-        import pymatting  # noqa: F401
-    except ImportError:
+    if importlib.util.find_spec("pymatting") is None:
         raise UserError(
             "clean edges of a cut-out need pymatting: pip install 'sodeploy[matting]'; or keep the image's own colors "
             "at the edge: --edges keep"
-        ) from None
+        )
+
+
+def load_estimation() -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """The function that estimates colors. pymatting compiles itself when it is first imported, for about a minute."""
+    if "pymatting" not in sys.modules:
+        terminal.note("loading pymatting, which takes a minute the first time")
+    from pymatting import estimate_foreground_ml
+
+    estimate: Callable[[np.ndarray, np.ndarray], np.ndarray] = estimate_foreground_ml
+    return estimate
 
 
 def _on_color(cut: _Cut, look: Look) -> np.ndarray:

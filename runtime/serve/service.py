@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 from sodeploy import terminal
 from sodeploy.errors import UserError
 from sodeploy.runtime.errors import DeviceLost
-from sodeploy.runtime.media.pictures import require_estimation
+from sodeploy.runtime.media.pictures import load_estimation, require_estimation
 from sodeploy.runtime.serve.batching import Batcher, Opened
 from sodeploy.runtime.serve.limits import PixelBudget, Places
 from sodeploy.runtime.serve.measures import Measures
@@ -64,6 +64,7 @@ class Service:
         name, loop = "", asyncio.get_running_loop()
         try:
             require_estimation()
+            await loop.run_in_executor(None, load_estimation)  # may take a minute, in which /healthz answers
             for name, batcher in self._batchers.items():
                 batcher.start()
                 self.opened[name] = await asyncio.wrap_future(batcher.opened)
