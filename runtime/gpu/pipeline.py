@@ -179,6 +179,7 @@ class Lane:
                 raise
             except DeviceError as error:
                 self._drain()
+                self._largest = 0  # a smaller batch may not fail
                 return [error] * len(images)
             except UserError as error:  # there is no room for so many, or one of the images cannot be processed
                 self._drain()

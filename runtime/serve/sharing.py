@@ -54,11 +54,12 @@ def serve_by_workers(work: Work, settings: Settings, listening: socket.socket) -
             while not asked:
                 connection.wait([worker.sentinel for worker in workers], _LOOK_EVERY_S)
                 for place, worker in enumerate(workers):
-                    if worker.exitcode == START_FAILED:
+                    status = worker.exitcode
+                    if status == START_FAILED:
                         reason = failure_file.read_text() if failure_file.is_file() else "a worker does not start"
                         raise UserError(reason)
-                    if worker.exitcode is not None and not asked:
-                        terminal.warn(f"a worker ended with status {worker.exitcode}; another one starts")
+                    if status is not None and not asked:
+                        terminal.warn(f"a worker ended with status {status}; another one starts")
                         time.sleep(_RESTART_AFTER_S)
                         workers[place] = start()
         finally:

