@@ -171,7 +171,7 @@ def table(measured: Sequence[Measured], counts: Sequence[int]) -> Table:
         rows.append([one.tool, *costs, *("" if value is None else f"{value:.3f}" for value in (each, outside))])
     header = ["", *(f"{what}, {n}" for n in counts for what in ("s", "MiB")), "s per image", "outside the network"]
     caption = (
-        "s: of the whole process for so many images, with its start; MiB: its peak memory; s per image: of one more "
+        "s: seconds of the whole process, start included; MiB: its peak memory; s per image: seconds for one more "
         "image; outside the network: s per image less the time of the network alone in onnxruntime"
     )
     return Table("Cut-outs of photographs, on the CPU", header, rows, caption=caption)

@@ -1,4 +1,4 @@
-"""What planning costs beside plain inference: the calibration pass, the whole build, the layer report.
+"""The cost of planning beside plain inference: the calibration pass, the whole build, the layer report.
 
     python benchmarks/calibration_time.py out/u2netp.onnx --calib CALIB [--limit 100] [--json record.json]
 

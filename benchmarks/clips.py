@@ -63,10 +63,10 @@ def save_clip(
     Args:
         layout: FFmpeg's name of the channels of the sound, such as "stereo" or "5.1".
         image: the number of a frame to its picture, (H, W, 3) uint8 RGB.
-        times_ms: of the frames, in milliseconds; `rate` tells them by default.
+        times_ms: the times of the frames in milliseconds; from `rate` by default.
         pixels: FFmpeg's name of the pixel format.
-        preset: of an encoder that has presets.
-        fields: of the video's codec context.
+        preset: FFmpeg's name of the encoder's preset; the encoder must have presets.
+        fields: attributes to set on the video's codec context, by name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     container: Any

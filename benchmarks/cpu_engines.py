@@ -93,7 +93,7 @@ def compare(
 
 
 def session_cost(model: Path, engine: EngineName, threads: int) -> dict[str, Any]:
-    """Start-up and memory of a session in a process of its own; its first map is that of a gray image."""
+    """Start-up and memory of a session in a process of its own; its first input is a gray image."""
     found: dict[str, Any] = {"model": str(model), "engine": engine}
     with tempfile.TemporaryDirectory() as folder:
         environment = {"XDG_CACHE_HOME": folder}
@@ -166,7 +166,7 @@ def _rounded(value: float | None, digits: int) -> str:
 
 def main(
     model: Annotated[list[Path] | None, typer.Option(help="float32 ONNX with a contract; repeatable")] = None,
-    data: Annotated[str, typer.Option(help="images and masks, others than those of calibration")] = "synthetic:eval",
+    data: Annotated[str, typer.Option(help="images and masks, none of which calibrated a model")] = "synthetic:eval",
     limit: Annotated[int | None, typer.Option(min=1, help="only the first N images")] = None,
     threads: Annotated[str, typer.Option(help="numbers of CPU threads, with a comma between")] = "1,2",
     engines: Annotated[str, typer.Option(help="engines; those that are installed by default")] = "",

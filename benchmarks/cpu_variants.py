@@ -3,7 +3,7 @@
     python benchmarks/cpu_variants.py out/u2netp.onnx out/u2netp.plan.json --data EVAL [--target openvino] [--limit 100]
 
 Every variant is the plan with one decision changed (`sodeploy.quant.planning.targets`), written to the output folder
-and measured by the bench in the engine of its target. The tables are those of the bench.
+and measured by the bench in the engine of its target. It prints the bench's tables.
 """
 
 from collections.abc import Iterator

@@ -25,6 +25,7 @@ import numpy as np
 import onnx
 import typer
 from cpu_engines import taking
+from environments import python_of
 from process_cost import CommandFailed, Cost, measure
 from quantize_as import masks_of
 
@@ -98,7 +99,9 @@ def compare(
     """
     folder.mkdir(parents=True, exist_ok=True)
     own = {tool.partition("-")[0] for tool in rivals} & REQUIREMENTS.keys()
-    pythons = {tool: python_of(tool, environments / tool, folder) for tool in sorted(own)}
+    pythons = {
+        tool: python_of(environments / tool, REQUIREMENTS[tool], folder / f"{tool}.install.log") for tool in sorted(own)
+    }
     engines = [engine for engine in installed_engines() if engine != "openvino-bf16"]
     networks = []
     for path in models:
@@ -193,24 +196,6 @@ def calibration_alone(network: Network, calib: str, folder: Path) -> dict[str, A
         "tensors": len(statistics.histograms),
         "kl_seconds": time.perf_counter() - start,
     }
-
-
-def python_of(tool: str, environment: Path, folder: Path) -> str | CommandFailed:
-    """The interpreter of an environment with exactly what a tool's requirements ask for, or why there is none."""
-    python, stamp = environment / "bin" / "python", environment / ".requirements.sha256"
-    requirements = REQUIREMENTS[tool]
-    wanted = sha256(requirements)
-    if not stamp.exists() or stamp.read_text() != wanted:
-        terminal.note(f"installing {requirements.name} into {environment} ...")
-        environment.parent.mkdir(parents=True, exist_ok=True)
-        log = folder / f"{tool}.install.log"
-        try:
-            measure([sys.executable, "-m", "venv", "--clear", environment], log)
-            measure([python, "-m", "pip", "install", "--quiet", "-r", requirements], log)
-        except CommandFailed as failure:
-            return failure
-        write_text(stamp, wanted)
-    return str(python)
 
 
 def _measured(what: str, command: list[str | Path], log: Path) -> Cost:

@@ -168,7 +168,6 @@ class BindingsDevice(Device):
                 self._driver.cuMemFreeHost(address)
 
     def _release(self) -> None:
-        self._closed = False  # page-locked memory may still be freed, until the context goes
         with self.current():
             for free in self._pinned:
                 free()
@@ -178,7 +177,6 @@ class BindingsDevice(Device):
                 self._driver.cuStreamDestroy(stream)
             for module in self._modules:
                 self._driver.cuModuleUnload(module)
-        self._closed = True
         self._driver.cuDevicePrimaryCtxRelease(self._device)
 
 

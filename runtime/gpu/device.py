@@ -241,8 +241,10 @@ class Device(abc.ABC):
     def close(self) -> None:
         """Let the primary context go; memory, streams and kernels of this object must not be used any more."""
         if not self._closed:
-            self._closed = True
-            self._release()
+            try:
+                self._release()
+            finally:
+                self._closed = True
 
     def __enter__(self) -> "Device":
         return self

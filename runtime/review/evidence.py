@@ -9,7 +9,7 @@ from sodeploy.calib_data import Sample
 from sodeploy.runtime.measure.metrics import METRICS, Pair, Scores, score
 from sodeploy.runtime.measure.record import BenchRecord
 from sodeploy.runtime.measure.under_test import ModelUnderTest
-from sodeploy.runtime.review.regions import region_shares, regional_losses
+from sodeploy.runtime.review.regions import region_shares, regional_losses, regions_of
 
 EXAMPLES = 4  # images of each kind
 
@@ -129,10 +129,11 @@ def examine(name: str, maps: Sequence[np.ndarray], mask: np.ndarray, keys: Seque
         keys: the metrics.
     """
     stretched = [Pair(saliency, mask).stretched for saliency in maps]
-    foreground = stretched[0][1]
-    losses = [regional_losses(stretched[0][0], saliency, foreground) for saliency, _ in stretched]
+    baseline, foreground = stretched[0]
+    regions = regions_of(foreground)
+    losses = [regional_losses(baseline, saliency, foreground, regions) for saliency, _ in stretched]
     scores = [score(saliency, mask, keys) for saliency in maps]
-    return ImageEvidence(name, scores, np.stack(losses), region_shares(foreground))
+    return ImageEvidence(name, scores, np.stack(losses), region_shares(regions))
 
 
 def example_metric(keys: Sequence[str]) -> str:

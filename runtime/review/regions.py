@@ -39,24 +39,25 @@ def regions_of(foreground: np.ndarray) -> np.ndarray:
     return found
 
 
-def regional_losses(baseline: np.ndarray, other: np.ndarray, foreground: np.ndarray) -> np.ndarray:
+def regional_losses(baseline: np.ndarray, other: np.ndarray, foreground: np.ndarray, regions: np.ndarray) -> np.ndarray:
     """How much of MAE(other) - MAE(baseline) lies in each region.
 
     Args:
         baseline, other: (H, W) float saliency maps in [0, 1].
         foreground: (H, W) bool.
+        regions: of `regions_of` for `foreground`.
 
     Returns:
         (len(REGIONS),) float64; the sum is the difference of the two MAE.
     """
     truth = foreground.astype(np.float64)
     worse = np.abs(other - truth) - np.abs(baseline - truth)
-    return np.bincount(regions_of(foreground).ravel(), worse.ravel(), len(REGIONS)) / foreground.size
+    return np.bincount(regions.ravel(), worse.ravel(), len(REGIONS)) / regions.size
 
 
-def region_shares(foreground: np.ndarray) -> np.ndarray:
+def region_shares(regions: np.ndarray) -> np.ndarray:
     """(len(REGIONS),) share of the image's pixels in each region."""
-    return np.bincount(regions_of(foreground).ravel(), minlength=len(REGIONS)) / foreground.size
+    return np.bincount(regions.ravel(), minlength=len(REGIONS)) / regions.size
 
 
 def _grown(mask: np.ndarray, radius: int) -> np.ndarray:

@@ -50,11 +50,11 @@ def test_each_pixel_belongs_to_one_region() -> None:
 def test_the_parts_add_up_to_the_change_of_mae() -> None:
     rng, mask = np.random.default_rng(0), scene()
     before, after = rng.random((2, 200, 200))
-    parts = regional_losses(before, after, mask)
+    parts = regional_losses(before, after, mask, regions_of(mask))
     assert parts.sum() == pytest.approx(np.abs(after - mask).mean() - np.abs(before - mask).mean(), abs=1e-12)
     wrong_dot = mask.astype(float)
     wrong_dot[10:14, 10:14] = 0
-    parts = regional_losses(mask.astype(float), wrong_dot, mask)
+    parts = regional_losses(mask.astype(float), wrong_dot, mask, regions_of(mask))
     assert dict(zip(NAMES, parts, strict=True)) == pytest.approx(
         dict.fromkeys(NAMES, 0.0) | {"small objects": 16 / 40000}
     )
