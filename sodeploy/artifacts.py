@@ -117,17 +117,25 @@ def check_output_folder(folder: str | Path, output: str | Path | None = None) ->
     """
     folder = Path(folder)
     for place in (folder, *folder.parents):
-        if place.is_dir():
+        kind = _kind(place)  # asked once: another thread may make the folder meanwhile
+        if kind == "a folder":
             if not os.access(place, os.W_OK | os.X_OK):
                 raise UserError(
                     f"{output or folder} cannot be written: {place} is read-only for this user; choose another output"
                 )
             return
-        if place.exists() or place.is_symlink():
-            kind = "a file" if place.exists() else "a link that leads nowhere"
+        if kind:
             raise UserError(
                 f"{output or folder} cannot be written: {place} is {kind}, not a folder; choose another output"
             )
+
+
+def _kind(path: Path) -> str:
+    """The kind of a path, as a text such as "a file"; empty where there is nothing."""
+    try:
+        return "a folder" if stat.S_ISDIR(path.stat().st_mode) else "a file"
+    except OSError:
+        return "a link that leads nowhere" if path.is_symlink() else ""
 
 
 def check_apart(outputs: Iterable[str | Path], inputs: Iterable[str | Path]) -> None:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,20 @@ def test_a_text_never_takes_the_place_of_a_picture(tmp_path: Path) -> None:
         check_outputs("bench", ["model.onnx", "--data", str(tmp_path), "--json", str(tmp_path / "mask.png")])
     check_outputs("bench", ["model.onnx", "--json", str(tmp_path / "new.json")])
     assert (tmp_path / "mask.png").read_bytes() == b"a mask"
+
+
+def test_threads_make_one_folder_together(tmp_path: Path) -> None:
+    def write(index: int) -> None:
+        artifacts.write_text(tmp_path / f"{index // 4}" / f"{index}", "content")
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as writers:
+            list(writers.map(write, range(2000)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(list(tmp_path.rglob("*"))) == 2500
 
 
 def test_a_link_is_written_through(tmp_path: Path) -> None:
