@@ -40,9 +40,11 @@ class Report:
         self.counts: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
         self.peak_mib = 0.0
+        self.seconds = 0.0  # of reading, without the time that the valid files took to make
         if file.exists():
             kept = json.loads(file.read_text())
-            self.counts, self.faults, self.peak_mib = Counter(kept["counts"]), Counter(kept["faults"]), kept["peak_mib"]
+            self.counts, self.faults = Counter(kept["counts"]), Counter(kept["faults"])
+            self.peak_mib, self.seconds = kept["peak_mib"], kept["seconds"]
 
     @property
     def files(self) -> int:
@@ -50,7 +52,12 @@ class Report:
 
     def save(self) -> None:
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        facts = {"counts": self.counts, "faults": self.faults, "peak_mib": max(self.peak_mib, own)}
+        facts = {
+            "counts": self.counts,
+            "faults": self.faults,
+            "peak_mib": max(self.peak_mib, own),
+            "seconds": self.seconds,
+        }
         self.file.write_text(json.dumps(facts))
 
 
@@ -71,17 +78,19 @@ def try_one(seed: Seed, spoiled: Path, report: Report) -> str | None:
         where = traceback.extract_tb(error.__traceback__)[-1]
         fault = f"{type(error).__name__} in {Path(where.filename).name}, line {where.lineno}: {error}"
     faulthandler.cancel_dump_traceback_later()
-    if time.monotonic() - started > _HANG_S:
+    took = time.monotonic() - started
+    report.seconds += took
+    if took > _HANG_S:
         report.counts["hangs"] += 1
-        fault = fault or f"took {time.monotonic() - started:.0f} s"
+        fault = fault or f"took {took:.0f} s"
     return fault and f"{seed.path.name}: {fault}"[:200]
 
 
-def run_kind(kind: str, until: float, files: int, chance: random.Random, report: Report, folder: Path) -> None:
+def run_kind(kind: str, seconds: float, files: int, chance: random.Random, report: Report, folder: Path) -> None:
     """Try spoiled files of one kind until the time or the number is reached."""
     seeds = make_seeds(folder / f"{os.getpid()}", [kind])
     contents = [seed.path.read_bytes() for seed in seeds]
-    while time.time() < until and report.files < files:
+    while report.seconds < seconds and report.files < files:
         index = chance.randrange(len(seeds))
         seed = seeds[index]
         spoiled = seed.path.with_name(f"spoiled-{seed.path.name}")
@@ -99,12 +108,11 @@ def run_kind(kind: str, until: float, files: int, chance: random.Random, report:
 
 def watch_kind(kind: str, seconds: float, files: int, seed: int, keep: Path) -> Report:
     """Run a kind in processes of its own: another one after each crash."""
-    until = time.time() + seconds
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         for start in range(_STARTS):
             options: dict[str, Any] = {
-                "--kind": kind, "--until": until, "--files": files, "--seed": seed + start, "--folder": folder
+                "--kind": kind, "--seconds": seconds, "--files": files, "--seed": seed + start, "--folder": folder
             }  # fmt: skip
             command = [sys.executable, __file__, *(str(part) for pair in options.items() for part in pair)]
             status = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -132,12 +140,12 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, default=Path("build/fuzz"), help="folder for files at fault")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND")
     parser.add_argument("--kind", help=argparse.SUPPRESS)
-    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.kind:
         report = Report(chosen.folder / "report.json")
-        run_kind(chosen.kind, chosen.until, chosen.files, random.Random(chosen.seed), report, chosen.folder)
+        run_kind(chosen.kind, chosen.seconds, chosen.files, random.Random(chosen.seed), report, chosen.folder)
         return 0
     total: Counter[str] = Counter()
     peak = 0.0
