@@ -21,24 +21,28 @@ import cv2
 import numpy as np
 import typer
 
-from sodeploy import artifacts, command_line, stages, terminal
+from sodeploy import artifacts, command_line, terminal
 from sodeploy.calib_data import Dataset, Sample, open_dataset, open_datasets
 from sodeploy.calib_data.mask_sets import check_masks
 from sodeploy.calib_data.options import RootOption
 from sodeploy.calib_data.sources import Source
 from sodeploy.errors import UserError
-from sodeploy.runtime.contract import DIALECT_KEY
 from sodeploy.runtime.cpu import processor_name
-from sodeploy.runtime.gpu.device import open_device
 from sodeploy.runtime.gpu.driver import current_gpu, gpu_state
 from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.measure import metrics
 from sodeploy.runtime.measure.budget import Budget, parse_budget
+from sodeploy.runtime.measure.opening import (
+    announce_stand_ins,
+    count_calibration_images,
+    open_models,
+    refuse_overlap,
+)
 from sodeploy.runtime.measure.options import MetricsOption
 from sodeploy.runtime.measure.record import BenchRecord, GpuStates, to_json
-from sodeploy.runtime.measure.report import bench_tables, labels, show, to_markdown
+from sodeploy.runtime.measure.report import bench_tables, show, to_markdown
 from sodeploy.runtime.measure.rows import advice_on, row_of
-from sodeploy.runtime.measure.runners import CpuRunner, GpuRunner
+from sodeploy.runtime.measure.runners import GpuRunner
 from sodeploy.runtime.measure.throughput import throughput
 from sodeploy.runtime.measure.under_test import ModelUnderTest
 from sodeploy.runtime.review.evidence import EvidenceLog, ImageEvidence, examine
@@ -103,11 +107,11 @@ def bench(
     check_masks(dataset, dataset.name)
     threads = threads or usable_cores()
     with contextlib.ExitStack() as stack:
-        tested = _open(models, on_gpu, threads, engines, dataset[0], stack)
-        _count_calibration_images(tested, dataset)
+        tested = open_models(models, on_gpu, threads, engines, dataset[0], stack)
+        count_calibration_images(tested, dataset)
         if not allow_overlap:
-            _refuse_overlap(tested, dataset)
-        _announce_stand_ins(tested)
+            refuse_overlap(tested, dataset)
+        announce_stand_ins(tested)
         mapped = stack.enter_context(metrics.parallel_map(workers))
         before = gpu_state() if any(on_gpu) else {}
         _measure(tested, dataset, threads, partial(_scores, mapped, _with_budget(keys, budget), log))
@@ -130,48 +134,6 @@ def bench(
         if log is not None:
             log.finish(record, tested, [sample for sample in dataset if sample.name not in left_out])
     return record
-
-
-def _open(
-    models: Sequence[str | Path],
-    on_gpu: Sequence[bool],
-    threads: int,
-    engines: Sequence[EngineName],
-    first: Sample,
-    stack: contextlib.ExitStack,
-) -> list[ModelUnderTest]:
-    """Each model, ready to run, on a CPU once for each engine that it can be measured in."""
-    gpu = stack.enter_context(open_device()) if any(on_gpu) else None
-    if gpu is not None:
-        stack.enter_context(gpu.current())
-    tested = []
-    for model, name, there in zip(map(str, models), labels(list(map(str, models))), on_gpu, strict=True):
-        if gpu is None or not there:
-            for engine in _engines_for(Path(model), engines):
-                own_name = name if len(engines) == 1 else f"{name} in {engine}"
-                runner = stack.enter_context(CpuRunner(Path(model), threads, engine))
-                tested.append(ModelUnderTest(model, runner, own_name))
-            continue
-        before = gpu.memory()[0]
-        one = ModelUnderTest(model, stack.enter_context(GpuRunner(Path(model), gpu)), name)
-        one.warm_up(first.image(), first.name)  # onnxruntime takes its memory when it first runs
-        one.own_memory_mib = (before - gpu.memory()[0]) / 2**20
-        tested.append(one)
-    return tested
-
-
-def _engines_for(model: Path, engines: Sequence[EngineName]) -> list[EngineName]:
-    """The engines among `engines` that a graph is made for, or all of them; one for a stand-in for a GPU."""
-    if len(engines) == 1:
-        return list(engines)
-    from sodeploy.runtime.onnx_file import read_model
-
-    metadata = {entry.key: entry.value for entry in read_model(model).metadata_props}
-    dialect = metadata.get(DIALECT_KEY, "")
-    if dialect in ("simulation", "tensorrt"):  # its accuracy is wanted, in whatever engine
-        return list(engines[:1])
-    made_for = {"cpu": "onnxruntime", "openvino": "openvino"}.get(dialect, "")
-    return [engine for engine in engines if engine.startswith(made_for)] or list(engines)
 
 
 def _measure(
@@ -257,36 +219,6 @@ def _examine(sample: Sample, maps: list[np.ndarray], keys: Sequence[str]) -> Ima
 def _score(sample: Sample, maps: list[np.ndarray], keys: Sequence[str]) -> list[metrics.Scores]:
     mask = sample.mask()
     return [metrics.score(saliency, mask, keys, curves=False) for saliency in maps]
-
-
-def _announce_stand_ins(tested: Sequence[ModelUnderTest]) -> None:
-    """Warn about graphs for a GPU on a CPU: onnxruntime runs them in other arithmetic without a word."""
-    for model in tested:
-        if model.stand_in not in ("", "simulates an engine"):
-            simulation = Path(model.path).stem.removesuffix(".trt") + ".sim.onnx"
-            terminal.warn(
-                f"{model.path} {model.stand_in}, so its accuracy differs from that of an engine; measure {simulation} "
-                f"instead, which {stages.command('build_engine')} writes"
-            )
-
-
-def _count_calibration_images(tested: Sequence[ModelUnderTest], dataset: Dataset) -> None:
-    """Fill in on how many of the images each model was calibrated."""
-    if not any(model.calibration_digests for model in tested):
-        return
-    digests = [sample.digest() for sample in terminal.progress(dataset, "comparing with the calibration images")]
-    for model in tested:
-        if theirs := model.calibration_digests:
-            model.calibrated_on = sum(digest in theirs for digest in digests)
-
-
-def _refuse_overlap(tested: Sequence[ModelUnderTest], dataset: Dataset) -> None:
-    for model in tested:
-        if model.calibrated_on:
-            raise UserError(
-                f"{model.path} was calibrated on {model.calibrated_on} of the {len(dataset)} images of {dataset.name}, "
-                "which flatters it; evaluate on other images, or insist with --allow-overlap"
-            )
 
 
 def _hardware(devices: set[str]) -> str:
