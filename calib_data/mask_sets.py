@@ -9,20 +9,15 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from sodeploy import terminal
+from sodeploy.calib_data.dataset import Dataset
 from sodeploy.calib_data.mask_reading import FOREGROUND, understand_mask
+from sodeploy.calib_data.sources import Source, open_dataset
 from sodeploy.errors import UserError
 from sodeploy.workers import usable_cores
 
 _INVERTED = 0.75  # of the border: an object that fills more of it is rare, a background seldom fills less
 _LOOKED_AT = 8  # images of a set, evenly chosen
 _EXTREME = 16  # grey levels from black and from white that a mask's pixels have, also after JPEG
-
-
-class _Pictured(Protocol):
-    @property
-    def name(self) -> str: ...
-
-    def image(self) -> np.ndarray: ...
 
 
 class _Masked(Protocol):
@@ -60,23 +55,28 @@ def check_masks(samples: Iterable[_Masked], data: str) -> None:
         )
 
 
-def check_images(samples: Iterable[_Pictured], data: str) -> None:
-    """Refuse a set whose images are masks: nearly all pixels of each that is looked at are black or white.
+def open_photographs(
+    source: Source | Sequence[Source], root: str | Path | None = None, limit: int | None = None
+) -> Dataset:
+    """Open images to calibrate on; a folder of masks is refused. A few of the images are read.
 
     Args:
-        samples: of these, a few are read.
-        data: name of the set.
+        source: as `open_dataset` takes it; masks beside the images are left alone.
+        root: as of `open_dataset`.
+        limit: take only the first N images; all of them by default.
 
     Raises:
-        UserError: that is so, or one of them cannot be read.
+        UserError: as `open_dataset`; nearly all pixels of each image read are black or white, as a mask's are; or an
+            image cannot be read.
     """
-    known = list(samples)
-    chosen = known[:: max(1, len(known) // _LOOKED_AT)][:_LOOKED_AT]
+    dataset = open_dataset(source, masks=False, root=root).first(limit)
+    chosen = dataset.samples[:: max(1, len(dataset) // _LOOKED_AT)][:_LOOKED_AT]
     if chosen and all(_is_mask(sample.image()) for sample in chosen):
         raise UserError(
-            f"{data}: its images are black and white alone, as masks are (e.g. {chosen[0].name}); give the folder of "
-            "the photographs"
+            f"{dataset.name}: its images are black and white alone, as masks are (e.g. {chosen[0].name}); give the "
+            "folder of the photographs"
         )
+    return dataset
 
 
 def _is_mask(image: np.ndarray) -> bool:

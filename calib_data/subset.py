@@ -22,6 +22,7 @@ import typer
 
 from sodeploy import artifacts, command_line, terminal
 from sodeploy.calib_data.dataset import Dataset, FileSample
+from sodeploy.calib_data.mask_sets import open_photographs
 from sodeploy.calib_data.options import RootOption
 from sodeploy.calib_data.sources import Source, open_dataset
 from sodeploy.errors import UserError
@@ -43,7 +44,7 @@ def write_subset(
         raise UserError(f"{output} must end with .txt to be opened as a data set; give for example --output calib.txt")
     if count < 1:
         raise UserError(f"--count {count} chooses nothing; give 1 or more")
-    dataset = open_dataset(data, masks=False)
+    dataset = open_photographs(data)
     excluded = open_dataset(exclude, masks=False) if exclude else None
     files = _candidates(dataset, excluded)
     if len(files) < count:

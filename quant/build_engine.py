@@ -46,9 +46,9 @@ import typer
 
 from sodeploy import command_line, terminal
 from sodeploy.artifacts import locked, manifest_path, write_manifest
-from sodeploy.calib_data import Dataset, Sample, open_dataset
+from sodeploy.calib_data import Dataset, Sample, open_dataset, open_photographs
 from sodeploy.calib_data.layouts import image_files
-from sodeploy.calib_data.mask_sets import check_images, check_masks
+from sodeploy.calib_data.mask_sets import check_masks
 from sodeploy.calib_data.options import RootOption
 from sodeploy.errors import UserError
 from sodeploy.quant import engine
@@ -160,7 +160,7 @@ def build(
         UserError: bad input, named in the message; files that were finished before stay.
     """
     if isinstance(source, str | Path | Dataset):
-        source = Images(open_dataset(source, masks=False))
+        source = Images(open_photographs(source))
     if within is not None and isinstance(source, Cache | Edited):
         raise UserError("--max-drop makes a plan of its own, from images: give --calib instead")
     if cpu != "any" and isinstance(source, Edited):
@@ -428,10 +428,7 @@ def main(
     source: Source | None = None
     if int8:
         _require_one_source([name for name, value in given.items() if value], budget)
-        dataset = open_dataset(calib, masks=False, root=root) if calib else None
-        if dataset is not None:
-            dataset = dataset.first(limit)
-            check_images(dataset, str(calib))
+        dataset = open_photographs(calib, root, limit) if calib else None
         if plan is not None:
             source = Edited(plan)
         elif calib_cache is not None:

@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from sodeploy.artifacts import write_manifest
-from sodeploy.calib_data import Sample, open_dataset
+from sodeploy.calib_data import Sample, open_photographs
 from sodeploy.calib_data.options import RootOption
 from sodeploy.command_line import run
 from sodeploy.errors import UserError
@@ -52,7 +52,7 @@ def main(
     else:
         if len(files) > 1 or not calib:
             raise UserError("give one ONNX file and --calib DATA, or files of statistics and --merge")
-        images: Iterable[Sample] = open_dataset(calib, masks=False, root=root)
+        images: Iterable[Sample] = open_photographs(calib, root)
         statistics = gather(load_network(files[0]), select_shard(images, shard) if shard else images, output)
     note(f"wrote {output}: {len(statistics.images)} images, {len(statistics.histograms)} tensors")
 

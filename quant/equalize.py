@@ -25,7 +25,7 @@ from onnx import numpy_helper
 
 from sodeploy import command_line, terminal
 from sodeploy.artifacts import atomic_write, write_manifest
-from sodeploy.calib_data import Sample, open_dataset
+from sodeploy.calib_data import Sample, open_photographs
 from sodeploy.calib_data.options import RootOption
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.inspect_graph import as_input, opened, per_channel, side_by_side, some
@@ -243,7 +243,7 @@ def main(
     root: RootOption = None,
 ) -> None:
     """Bring the channels of every tensor to one magnitude; the network computes the same."""
-    write_equalized(load_network(model), open_dataset(calib, masks=False, root=root), output)
+    write_equalized(load_network(model), open_photographs(calib, root), output)
     terminal.note(f"wrote {output}")
 
 

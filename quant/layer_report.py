@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sodeploy import command_line, terminal
 from sodeploy.artifacts import write_text
-from sodeploy.calib_data import Dataset, Sample, open_dataset
+from sodeploy.calib_data import Sample, open_photographs
 from sodeploy.calib_data.options import RootOption
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.inspect_graph import as_input, opened, side_by_side
@@ -266,8 +266,8 @@ def main(
 ) -> None:
     """Print what each int8 layer of a plan costs, the costliest first."""
     network = load_network(model)
-    dataset: Dataset = open_dataset(data, masks=False, root=root)
-    report = layer_report(network, load_plan(plan, network), dataset.first(limit).samples)
+    images = open_photographs(data, root, limit)
+    report = layer_report(network, load_plan(plan, network), images.samples)
     if json_file is not None:
         write_text(json_file, to_json(report))
     show([table(report)])

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from sodeploy import artifacts, command_line, terminal
-from sodeploy.calib_data import open_dataset, open_datasets
+from sodeploy.calib_data import open_dataset, open_datasets, open_photographs
 from sodeploy.errors import UserError, first_few
 from sodeploy.experiment import Experiment, Journal, Train, digest_of_path, listing, load_experiment
 from sodeploy.experiment_summary import SUMMARY, differences_of, write_summary
@@ -165,7 +165,7 @@ def _build(run: Run) -> None:
     if wanted.method is not None and wanted.method not in METHODS:
         raise UserError(f"{run.source}: build.method {wanted.method} is not one of {', '.join(METHODS)}")
     root, model = run.experiment.root, _onnx(run)
-    calib = open_dataset(wanted.calib, masks=False, root=root) if wanted.int8 and wanted.calib else None
+    calib = open_photographs(wanted.calib, root) if wanted.int8 and wanted.calib else None
     evaluation = open_dataset(wanted.eval, root=root) if wanted.eval else None
     inputs = {
         "model": artifacts.sha256(model),

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from sodeploy.artifacts import write_manifest
-from sodeploy.calib_data import Sample, open_dataset
+from sodeploy.calib_data import Sample, open_photographs
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.histogram import Counted, MagnitudeHistogram, count
 from sodeploy.quant.calibration.inspect_graph import as_input, distinct, per_channel, side_by_side
@@ -47,7 +47,7 @@ def calibrate(
 
     Args:
         network: a float32 network, or its ONNX file.
-        images: samples, or a data set as `open_dataset` takes it; masks are not read.
+        images: samples, or a data set as `open_photographs` takes it.
         statistics: counts of an earlier, interrupted run over some of the same images, to be completed.
         checkpoint: called with the statistics so far, of whole images only: every 20 seconds, and at the end.
 
@@ -58,7 +58,7 @@ def calibrate(
         UserError: no image; a value in the network is NaN or infinite (image and tensor named).
     """
     network = network if isinstance(network, Network) else load_network(network)
-    images = open_dataset(images, masks=False) if isinstance(images, str | Path) else images
+    images = open_photographs(images) if isinstance(images, str | Path) else images
     statistics = statistics or Statistics(network.digest)
     samples = {digest: image for digest, image in distinct(images).items() if digest not in statistics.images}
     observer = Observer(network)

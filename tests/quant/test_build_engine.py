@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,10 @@ import onnx
 import pytest
 
 from sodeploy.artifacts import read_manifest
-from sodeploy.calib_data import Dataset, open_dataset
+from sodeploy.calib_data import Dataset, open_dataset, subset
 from sodeploy.errors import UserError
-from sodeploy.quant import build_engine
+from sodeploy.quant import build_engine, equalize
+from sodeploy.quant import calibrate as calibrate_stage
 from sodeploy.quant.calibration import observer as observer_module
 from sodeploy.quant.calibration.observer import calibrate, gather
 from sodeploy.quant.calibration.statistics import load_statistics
@@ -256,16 +258,27 @@ def test_a_folder_of_images_is_no_place_for_a_build(unet_file: Path, images: Pat
     assert sorted(images.iterdir()) == before
 
 
-def test_masks_are_not_calibrated_on(unet_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stage",
+    [
+        lambda model, masks, out: build_engine.main(model, out, int8=True, calib=masks),
+        lambda model, masks, out: build_engine.build(model, out, masks[0]),
+        lambda model, masks, out: calibrate_stage.main([model], out, calib=masks),
+        lambda model, masks, out: equalize.main(model, masks, out),
+        lambda model, masks, out: subset.main(masks, out.with_suffix(".txt"), count=2),
+    ],
+    ids=["build", "build()", "calibrate", "equalize", "subset"],
+)
+def test_masks_are_not_calibrated_on(unet_file: Path, tmp_path: Path, stage: Callable[..., None]) -> None:
     masks = tmp_path / "masks"
     masks.mkdir()
     for index in range(3):
         mask = np.zeros((40, 40), np.uint8)
         mask[8:30, 10 : 20 + index] = 255
         cv2.imwrite(str(masks / f"{index}.png"), mask)
-    with pytest.raises(UserError, match="black and white alone, as masks are"):
-        build_engine.main(unet_file, tmp_path / "out", int8=True, calib=str(masks))
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(UserError, match="masks: its images are black and white alone, as masks are"):
+        stage(unet_file, [str(masks)], tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["masks"]
 
 
 def test_a_dynamic_graph_without_shapes_is_refused_before_anything_is_written(
