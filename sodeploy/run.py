@@ -22,6 +22,7 @@ from sodeploy.errors import UserError, first_few
 from sodeploy.experiment import Experiment, Journal, Train, digest_of_path, listing, load_experiment
 from sodeploy.experiment_summary import SUMMARY, differences_of, write_summary
 from sodeploy.runtime.evaluate import Outputs, evaluate, publish
+from sodeploy.runtime.gpu.driver import driver_problem
 from sodeploy.runtime.maps import holds_maps_of, require_all, write_maps
 from sodeploy.runtime.session import EngineName
 
@@ -191,6 +192,15 @@ def _build(run: Run) -> None:
     run.step("build", inputs, work)
 
 
+# What a precision is tested by: its engine where one was built and can run, else the graph for a CPU.
+_STANDS_FOR = {"fp16": ("fp16.engine", "fp16.sim"), "int8": ("int8.engine", "int8.cpu")}
+
+
+def _runs(role: str) -> bool:
+    """Whether this machine can run it: TensorRT-RTX builds engines without a GPU too."""
+    return not role.endswith(".engine") or driver_problem() is None
+
+
 def _models(run: Run) -> dict[str, Path]:
     """The files that the experiment tests, by the names of the configuration."""
     built = run.made("build") if run.experiment.build is not None else {}
@@ -201,8 +211,7 @@ def _models(run: Run) -> dict[str, Path]:
         elif name == "fp32":
             found[name] = _onnx(run)
         else:
-            stands_for = {"fp16": ("fp16.engine", "fp16.sim"), "int8": ("int8.engine", "int8.cpu")}.get(name, (name,))
-            role = next((role for role in stands_for if role in built), None)
+            role = next((role for role in _STANDS_FOR.get(name, (name,)) if role in built and _runs(role)), None)
             if role is None:
                 graphs = ", ".join(role for role in built if role != "plan")
                 raise UserError(f"{run.source}: test.models: the build has no {name}; it has {graphs}")

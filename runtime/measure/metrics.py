@@ -1,10 +1,11 @@
 """The table of metrics, and the scores of images in all of them.
 
 The scores of salient-object detection come from PySODMetrics, so they equal the scores that papers report; the scores
-of fixation prediction (KLD, CC, SIM, AUC, EMD, NSS) come from saliency.py. We keep PySODMetrics' conventions: the
-saliency map is 8-bit and as large as the mask; before a metric is computed, the map is stretched to [0, 1] over its own
-minimum and maximum; a mask pixel is foreground where it is > 128; F uses beta² = 0.3, weighted F beta² = 1; curves have
-256 thresholds; a score over a set is the mean over its images; max F and max E are the maxima of the mean curves.
+of fixation prediction (KLD, CC, SIM, AUC, EMD, NSS) come from saliency.py, and the errors of mattes (SAD, MSE, Grad,
+Conn) from matting.py. We keep PySODMetrics' conventions: the saliency map is 8-bit and as large as the mask; before a
+metric is computed, the map is stretched to [0, 1] over its own minimum and maximum; a mask pixel is foreground where it
+is > 128; F uses beta² = 0.3, weighted F beta² = 1; curves have 256 thresholds; a score over a set is the mean over its
+images; max F and max E are the maxima of the mean curves. Mattes are compared as they are.
 
 A new metric is one entry in `METRICS`; nothing else lists metrics, their labels or their directions. Nine of them are
 computed by default, the others where a command is asked for them.
@@ -19,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from sodeploy.errors import UserError
+from sodeploy.runtime.measure import matting
 from sodeploy.runtime.measure import saliency as fixation
 from sodeploy.workers import parallel_map as parallel_map
 from sodeploy.workers import usable_cores as usable_cores
@@ -159,6 +161,10 @@ AUC_JUDD = PerImage("auc_judd", lambda pair: fixation.auc_judd(pair.saliency, pa
 AUC_BORJI = PerImage("auc_borji", lambda pair: fixation.auc_borji(pair.saliency, pair.foreground))
 EMD = PerImage("emd", lambda pair: fixation.emd(pair.predicted_density, pair.density))
 NSS = PerImage("nss", lambda pair: fixation.nss(pair.stretched[0], pair.foreground))
+SAD = PerImage("sad", lambda pair: matting.sad(pair.saliency, pair.mask))
+MSE = PerImage("mse", lambda pair: matting.mse(pair.saliency, pair.mask))
+GRADIENT = PerImage("grad", lambda pair: matting.gradient_error(pair.saliency, pair.mask))
+CONNECTIVITY = PerImage("conn", lambda pair: matting.connectivity_error(pair.saliency, pair.mask))
 
 
 def _hce(pair: Pair) -> float:
@@ -180,7 +186,7 @@ def _multi_scale_iou(pair: Pair) -> float:
 # In the order of all tables. Sources: F, Achanta et al., CVPR 2009 (adaptive: at twice the mean of the map); weighted
 # F, Margolin et al., CVPR 2014; S, structure measure, Fan et al., ICCV 2017; E, enhanced alignment, Fan et al., IJCAI
 # 2018 (adaptive: at the same threshold as F); HCE, human correction effort, Qin et al., ECCV 2022; MSIoU, multi-scale
-# IoU, Ahmadzadeh et al., ICIP 2021; both IoU with the map binarized at half; the others: see saliency.py.
+# IoU, Ahmadzadeh et al., ICIP 2021; both IoU with the map binarized at half; the others: saliency.py and matting.py.
 METRICS = {
     metric.key: metric
     for metric in (
@@ -203,6 +209,10 @@ METRICS = {
         Metric("auc_borji", "AUC-Borji", AUC_BORJI, by_default=False),
         Metric("emd", "EMD", EMD, lower_is_better=True, by_default=False),
         Metric("nss", "NSS", NSS, by_default=False),
+        Metric("sad", "SAD", SAD, lower_is_better=True, by_default=False),
+        Metric("mse", "MSE", MSE, lower_is_better=True, by_default=False),
+        Metric("grad", "Grad", GRADIENT, lower_is_better=True, by_default=False, aliases=("gradient",)),
+        Metric("conn", "Conn", CONNECTIVITY, lower_is_better=True, by_default=False, aliases=("connectivity",)),
     )
 }
 

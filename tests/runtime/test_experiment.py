@@ -8,9 +8,10 @@ import pytest
 import typer
 
 from sodeploy import artifacts, command_line
+from sodeploy import run as experiments
 from sodeploy.errors import UserError
 from sodeploy.experiment import Journal, load_experiment
-from sodeploy.run import main, run_experiment
+from sodeploy.run import Run, main, run_experiment
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("py_sod_metrics")
@@ -140,6 +141,23 @@ def test_the_command(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "out" / "summary.md")
     with pytest.raises(UserError, match=r"--only test,xyz: xyz is no step; write some of train,export,build"):
         command(["--config", str(good), "--only", "test,xyz"], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    ("problem", "fp16", "int8"),
+    [(None, "fp16.engine", "int8.engine"), ("no NVIDIA driver is installed", "fp16.sim", "int8.cpu")],
+)
+def test_engines_are_tested_only_where_they_run(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, problem: str | None, fp16: str, int8: str
+) -> None:
+    monkeypatch.setattr(experiments, "driver_problem", lambda: problem)
+    built = {role: tmp_path / role for role in ("fp16.engine", "fp16.sim", "int8.engine", "int8.cpu", "int8.sim")}
+    for path in built.values():
+        path.touch()
+    journal = Journal(tmp_path)
+    journal.record("build", {}, built)
+    models = experiments._models(Run(config, load_experiment(config), tmp_path, journal))
+    assert (models["fp16"].name, models["int8"].name) == (fp16, int8)
 
 
 def test_the_journal(tmp_path: Path) -> None:
