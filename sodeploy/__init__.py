@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from sodeploy.runtime.contract import Contract as Contract
     from sodeploy.runtime.evaluate import evaluate as evaluate
     from sodeploy.runtime.infer import infer as infer
+    from sodeploy.runtime.label.label import label as label
     from sodeploy.runtime.measure.budget import parse_budget as parse_budget
     from sodeploy.runtime.model import Model as Model
     from sodeploy.runtime.model import cutout as cutout
@@ -82,6 +83,7 @@ _MODULES = {
     "equalize": "quant.equalize",
     "evaluate": "runtime.evaluate",
     "infer": "runtime.infer",
+    "label": "runtime.label.label",
     "layer_report": "quant.layer_report",
     "load": "runtime.model",
     "load_network": "quant.graph",

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Annotated, Any
 
@@ -50,6 +50,7 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if self.stage:
             args = [_renamed(word, STAGES[self.stage].renamed) for word in args]
+            args = _completed(args, STAGES[self.stage].bare)
         if not ctx.resilient_parsing:  # which is completion
             given = self.make_parser(ctx).parse_args(args=list(args))[0]
             parameters = self.get_params(ctx)
@@ -78,6 +79,15 @@ class Command(TyperCommand):
 def _renamed(word: str, renamed: Mapping[str, str]) -> str:
     option, equals, value = word.partition("=")
     return f"{renamed[option]}{equals}{value}" if option in renamed else word
+
+
+def _completed(words: Sequence[str], bare: Mapping[str, str]) -> list[str]:
+    """The words with a value behind each option that needs none and has none."""
+    following = [*words[1:], "-"]  # one more than words without any
+    return [
+        f"{word}={bare[word]}" if word in bare and after.startswith("-") else word
+        for word, after in zip(words, following, strict=False)
+    ]
 
 
 def _names(parameter: Any) -> list[str]:

@@ -42,6 +42,7 @@ class Stage(NamedTuple):
         needs: requirements that concern several options at once.
         aliases: other names that work and are not listed.
         renamed: older names of options, which work and are not listed, with the names of today.
+        bare: options that need no value behind them, with the value that is meant then.
         writes: the options that name outputs.
         folder: `--output` names a folder.
         in_place: an output may be an input, which stays whole until the new file is.
@@ -54,6 +55,7 @@ class Stage(NamedTuple):
     needs: tuple[Need, ...] = ()
     aliases: tuple[str, ...] = ()
     renamed: Mapping[str, str] = MappingProxyType({})
+    bare: Mapping[str, str] = MappingProxyType({})
     writes: tuple[str, ...] = ("--output",)
     folder: bool = False
     in_place: bool = False
@@ -83,6 +85,9 @@ EXTRA_OF = {
     "prometheus_client": "serve",
     "tritonclient": "triton",
     "grpc": "triton",
+    "ray": "ray",
+    "pandas": "ray",
+    "pyarrow": "ray",
 }
 
 STAGES = {
@@ -228,6 +233,17 @@ STAGES = {
         ),
         ("cpu", "serve"),
         writes=(),
+    ),
+    "label": Stage(
+        "runtime.label.label",
+        "very many images -> saliency maps or cut-outs, by workers on one machine or many",
+        (
+            "photos --model out/u2netp.onnx --output out/labels",
+            "shards --ray auto --model out/u2netp.onnx --output /shared/labels --plan 10000000",
+        ),
+        ("cpu", "matting", "ray"),
+        bare={"--ray": "here"},
+        folder=True,
     ),
     "triton_repository": Stage(
         "runtime.triton_server.triton_repository",

@@ -108,9 +108,19 @@ class _Killed(popen_fork.Popen):
         self.kill()
 
 
+_most_cores: int | None = None
+
+
+def limit_cores(most: int) -> None:
+    """Let this process use at most so many cores from now on, because others use the rest."""
+    global _most_cores
+    _most_cores = most
+
+
 def usable_cores() -> int:
     """The number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores if _most_cores is None else min(cores, _most_cores)
 
 
 def start_worker(parent: int) -> None:

@@ -33,6 +33,8 @@ NOT_QUICK = (
     "runtime/test_interrupted_infer.py",
     "runtime/test_pictures.py::test_the_edge_of_a_cut_out",
     "runtime/test_infer_videos.py",
+    "runtime/test_label.py::test_every_image",
+    "runtime/test_label.py::test_no_such_cluster",
     "runtime/test_metrics.py::test_other_processes_score",
     "runtime/test_openvino_session.py::test_infer_takes_the_engine",
     "runtime/test_serve_page.py",
