@@ -4,7 +4,8 @@
 
 For every layer: how well its input survives the plan's range and its weight the scales (signal to quantization noise),
 how much of the input is clipped, and how far the map moves when this layer alone is quantized. All of it is the
-simulation's arithmetic (quant/emit/tensorrt.py), on a few images.
+simulation's arithmetic (quant/emit/tensorrt.py), on a few images. Most layers' effect on the map is an estimate
+(quant/layer_errors.py); --exact measures all.
 """
 
 import copy
@@ -32,7 +33,7 @@ from sodeploy.quant.emit.rewriter import quantized_weight
 from sodeploy.quant.emit.tensorrt import emit_simulation, quantized_input
 from sodeploy.quant.graph import Network, load_network
 from sodeploy.quant.int8 import dequantize_weight
-from sodeploy.quant.layer_errors import layer_errors
+from sodeploy.quant.layer_errors import COSTLIEST, estimated_errors, exact_errors
 from sodeploy.quant.planning.input_error import append_error
 from sodeploy.quant.planning.plan import Layer, Plan, Range, load_plan
 from sodeploy.runtime.measure.report import Table, show
@@ -40,7 +41,6 @@ from sodeploy.runtime.processing import to_saliency
 from sodeploy.stages import command
 
 ENOUGH_IMAGES = 5  # of U2-Netp, by benchmarks/layer_order.py
-_SUGGESTED = 5
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class LayerCost:
             quantized.
         share: of the squares of `map_error`, in the sum over all layers.
         by_image: `map_error` in each image.
+        exact: False where `map_error` is an estimate.
     """
 
     node: str
@@ -71,6 +72,7 @@ class LayerCost:
     map_error: float
     share: float
     by_image: Sequence[float]
+    exact: bool
 
 
 @dataclass(frozen=True)
@@ -97,8 +99,11 @@ class _Stored:
     clipped: float = 0.0
 
 
-def layer_report(network: Network, plan: Plan, images: Sequence[Sample]) -> LayerReport:
+def layer_report(network: Network, plan: Plan, images: Sequence[Sample], exact: bool = False) -> LayerReport:
     """Measure every int8 layer of `plan` on `images`.
+
+    Args:
+        exact: estimate no layer's effect on the map.
 
     Raises:
         UserError: the plan has no int8 layer, there is no image, or the map is NaN or infinite without int8 already.
@@ -112,11 +117,8 @@ def layer_report(network: Network, plan: Plan, images: Sequence[Sample]) -> Laye
     reads = {name: nodes[name].input[quantized_input(network, nodes[name])] for name in int8}
     ranges = {tensor: plan.range_of()[tensor] for tensor in reads.values()}
     stored = _measure(network, ranges, images)
-    squares: dict[str, list[float]] = {name: [] for name in int8}
-    found = layer_errors(network, plan, int8, images)
-    for layer, square in terminal.progress(found, "quantizing each layer alone", total=len(int8) * len(images)):
-        squares[layer].append(square)
-    means = {name: float(np.mean(values)) for name, values in squares.items()}
+    errors = (exact_errors if exact else estimated_errors)(network, plan, int8, images)
+    means = {name: error.mean() for name, error in errors.items()}
     total = sum(means.values())
     rows = [
         LayerCost(
@@ -130,7 +132,8 @@ def layer_report(network: Network, plan: Plan, images: Sequence[Sample]) -> Laye
             weight_sqnr=_weight_sqnr(network, nodes[name], plan.layers[name]),
             map_error=math.sqrt(means[name]),
             share=means[name] / total if total else 0.0,
-            by_image=[math.sqrt(square) for square in squares[name]],
+            by_image=[math.sqrt(square) for square in errors[name].squares],
+            exact=errors[name].exact,
         )
         for name in int8
     ]
@@ -150,7 +153,7 @@ def table(report: LayerReport) -> Table:
             f"{row.clipped:.3%}",
             _shown(row.input_sqnr),
             "" if row.op == "Add" else _shown(row.weight_sqnr),
-            f"{row.map_error:.5f}",
+            f"{'' if row.exact else '~ '}{row.map_error:.5f}",
             f"{row.share:.1%}",
         ]
         for row in report.rows
@@ -160,7 +163,8 @@ def table(report: LayerReport) -> Table:
         ["layer", "op", "input", "amax", "shift", "clipped", "input dB", "weight dB", "map error", "share"],
         rows,
         text_columns=3,
-        caption=f"All layers together move the map by {report.map_error:.5f} (root mean square, of maps in [0, 1]).",
+        caption=f"All layers together move the map by {report.map_error:.5f} (root mean square, of maps in [0, 1])."
+        + ("" if all(row.exact for row in report.rows) else "\n~ an estimate"),
     )
 
 
@@ -172,7 +176,7 @@ def to_json(report: LayerReport) -> str:
 def suggestion(report: LayerReport, model: Path, plan: Path) -> str:
     """The command that sets the costliest layers to fp16: those that make half of the squared errors, 5 at most."""
     chosen: list[LayerCost] = []
-    for row in report.rows[:_SUGGESTED]:
+    for row in report.rows[:COSTLIEST]:
         if sum(one.share for one in chosen) < 0.5:
             chosen.append(row)
     settings = [part for row in chosen for part in ("--set", f"{row.node}=fp16")]
@@ -262,12 +266,13 @@ def main(
     ],
     root: RootOption = None,
     limit: Annotated[int, typer.Option(help="use only the first N images", metavar="N", min=1)] = ENOUGH_IMAGES,
+    exact: Annotated[bool, typer.Option("--exact", help="estimate no layer's effect on the map: slower")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")] = None,
 ) -> None:
     """Print what each int8 layer of a plan costs, the costliest first."""
     network = load_network(model)
     images = open_photographs(data, root, limit)
-    report = layer_report(network, load_plan(plan, network), images.samples)
+    report = layer_report(network, load_plan(plan, network), images.samples, exact)
     if json_file is not None:
         write_text(json_file, to_json(report))
     show([table(report)])

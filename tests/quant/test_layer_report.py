@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -38,6 +39,13 @@ def test_every_int8_layer_has_a_row_the_costliest_first(report: LayerReport, pla
     assert report.map_error < 3 * errors[0]
 
 
+def test_estimates_are_marked(report: LayerReport) -> None:
+    marked = table(LayerReport([replace(row, exact=False) for row in report.rows], report.map_error, report.images))
+    assert all(row[-2].startswith("~") for row in marked.rows)
+    assert "estimate" in marked.caption
+    assert not any(row[-2].startswith("~") for row in table(report).rows)
+
+
 @pytest.mark.parametrize("parts", [1, 4, 100])
 def test_running_what_changes_is_running_everything(
     unet: Network, plan: Plan, pictures: list, parts: int, monkeypatch: pytest.MonkeyPatch
@@ -52,9 +60,26 @@ def test_running_what_changes_is_running_everything(
             alone = plan.model_copy(update={"layers": {layer: plan.layers[layer]}})
             quantized = opened(with_fake_quantization(unet, alone, unet.model))
             whole.append((layer, np.square(quantized(image)[0] - reference(image)[0]).mean()))
-    found = list(layer_errors_module.layer_errors(unet, plan, layers, pictures[:2]))
-    assert [layer for layer, _ in found] == [layer for layer, _ in whole]
-    assert [square for _, square in found] == pytest.approx([square for _, square in whole], rel=1e-3)
+    found = layer_errors_module.exact_errors(unet, plan, layers, pictures[:2])
+    assert all(error.exact for error in found.values())
+    for layer, error in found.items():
+        assert error.squares == pytest.approx([square for name, square in whole if name == layer], rel=1e-3)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_estimates_scale_with_what_leaves_a_part_and_the_costliest_are_exact(
+    unet: Network, plan: Plan, pictures: list, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_errors_module, "_PARTS", parts)
+    monkeypatch.setattr(layer_errors_module, "COSTLIEST", 1)
+    layers = [node.name for node in unet.nodes if node.name in plan.nodes("int8")]
+    exact = layer_errors_module.exact_errors(unet, plan, layers, pictures[:2])
+    found = layer_errors_module.estimated_errors(unet, plan, layers, pictures[:2])
+    assert not all(error.exact for error in found.values())
+    assert max(found.values(), key=lambda error: error.mean()).exact
+    for layer, error in found.items():
+        ratios = np.divide(error.squares, exact[layer].squares)
+        assert np.all(ratios == 1) if error.exact else np.all((ratios > 1 / 4) & (ratios < 4))
 
 
 def test_the_map_error_is_the_one_of_all_images(report: LayerReport) -> None:
