@@ -46,6 +46,8 @@ from sodeploy.runtime.processing import predict
 from sodeploy.runtime.session import open_session
 from sodeploy.training.contracts import published_contract
 
+# Operators whose results differ from run to run.
+_CHANCE = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 _RAW_PIXELS: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255), "divide_by": "255"}
 
 
@@ -73,6 +75,7 @@ def adopt(model: str | Path, output: str | Path, preprocessing: dict[str, Any], 
     understood = understand(foreign, choices, prepare)
     flat = flat_graph(foreign, understood, choices.dynamic_size)
     graph = simplify(flat, str(model))
+    _require_no_chance(graph, model)
     contract = Contract(
         **preprocessing,
         input_name=foreign.form.name,
@@ -101,6 +104,15 @@ def adopt(model: str | Path, output: str | Path, preprocessing: dict[str, Any], 
     write_manifest(output, {"model": model}, contract=contract.model_dump(mode="json"), **facts)
     terminal.note(f"its contract: {contract_text(contract)}")
     return Path(output)
+
+
+def _require_no_chance(graph: onnx.ModelProto, source: str | Path) -> None:
+    """Refuse a graph whose map differs from run to run."""
+    if node := next((node for node in graph.graph.node if node.op_type in _CHANCE), None):
+        raise UserError(
+            f"{source}: node {node.name or node.output[0]} is a {node.op_type}, so the map differs from run to run; "
+            "export the network in evaluation mode, or without it"
+        )
 
 
 def contract_text(contract: Contract) -> str:

@@ -17,6 +17,7 @@ from sodeploy.export.original import Original, Refused, batch_that_works, remedy
 from sodeploy.export.output_form import OutputForm, adapt_output, is_hard, output_form
 from sodeploy.export.output_range import origin_of
 from sodeploy.export.parity import Shape, inputs
+from sodeploy.export.simplify import IR_VERSION
 from sodeploy.runtime import onnx_floats
 from sodeploy.runtime.contract import LARGEST_INPUT
 from sodeploy.runtime.onnx_file import all_nodes, one_line, read_model
@@ -64,7 +65,7 @@ def open_foreign(path: str | Path) -> Foreign:
     if any("QuantizeLinear" in kind or kind.startswith("QLinear") or kind.endswith("Integer") for kind in kinds):
         raise UserError(f"{path} is quantized; adopt the float model and quantize that with quant/build_engine.py")
     weights_are_no_inputs(given)
-    in_memory = free_dims(given)
+    in_memory = free_dims(given) or given.ir_version > IR_VERSION
     form = adapters.input_form(given, path)
     model, remarks = normal_form(given, path)
     floats = onnx_floats.other_floats(model)
@@ -73,13 +74,13 @@ def open_foreign(path: str | Path) -> Foreign:
     wide = copy.deepcopy(model)
     onnx_floats.to_float32(wide)
     try:
-        original = Original(model if in_memory else path, form)
-        widened = Original(wide, form) if floats else original
+        original = Original(model if in_memory else path, form, path)
+        widened = Original(wide, form, path) if floats else original
     except Refused as refused:
         if not floats or floats == ["float16"]:
             raise UserError(str(refused)) from None
         try:
-            original = widened = Original(wide, form)
+            original = widened = Original(wide, form, path)
         except Refused:
             raise UserError(str(refused)) from None
         remarks.append(f"onnxruntime does not run {floats[0]} everywhere; the same weights in float32 were compared")

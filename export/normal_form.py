@@ -17,12 +17,13 @@ from onnx import numpy_helper
 
 from sodeploy.errors import UserError
 from sodeploy.export.contrib import unfuse
+from sodeploy.export.simplify import IR_VERSION
 from sodeploy.runtime.onnx_file import all_nodes, graphs, one_line, reads
 
 STANDARD = ("", "ai.onnx")
 _LARGEST_DENSE = 2**30  # bytes
 _LARGEST_ITEM = 8  # bytes of a value
-_IR_VERSION = 8  # initializers need not be inputs, functions exist, and onnx's own converter works on it
+_LEAST_IR_VERSION = 8  # initializers need not be inputs, functions exist, and onnx's own converter works on it
 
 
 def normal_form(model: onnx.ModelProto, source: str | Path) -> tuple[onnx.ModelProto, list[str]]:
@@ -36,7 +37,7 @@ def normal_form(model: onnx.ModelProto, source: str | Path) -> tuple[onnx.ModelP
     """
     remarks: list[str] = []
     result = copy.deepcopy(model)
-    result.ir_version = max(result.ir_version, _IR_VERSION)
+    result.ir_version = min(max(result.ir_version, _LEAST_IR_VERSION), IR_VERSION)
     if count := store_dense(result, source):
         remarks.append(f"{count} sparse constants are stored dense; engines read no others")
     weights_are_no_inputs(result)

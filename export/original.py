@@ -27,20 +27,22 @@ class Refused(Exception):
 class Original:
     """A model without any of onnxruntime's optimizations. It takes (N, 3, H, W) float32 and gives its outputs."""
 
-    def __init__(self, model: onnx.ModelProto | Path, form: InputForm) -> None:
+    def __init__(self, model: onnx.ModelProto | Path, form: InputForm, path: Path) -> None:
         """Open a file, or a model that is in memory.
+
+        Args:
+            path: what an error calls the model.
 
         Raises:
             Refused: onnxruntime does not read it, for example because it has no kernel for an operator.
         """
         options = session_options()
-        options.log_severity_level = 4  # a run that fails is an answer, not an error to print
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         self.form = form
         try:
-            self._session = start_session(model, options)
+            self._session = start_session(model, options, name=path)
         except UserError as error:
-            raise Refused(one_line(error)) from None
+            raise Refused(str(error)) from None
         kind = self._session.get_inputs()[0].type
         if kind not in _TYPES:
             raise Refused(f"onnxruntime's Python cannot give it an input of type {kind}")

@@ -1,5 +1,6 @@
 """An older or newer opset, and other float types -> float32 in an opset that all our engines read."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ OLDEST_OPSET = 17
 NEWEST_OPSET = 21  # onnxruntime 1.20 reads no newer
 _LOWEST_OPSET = 7  # what onnx's converter and onnxruntime begin with
 _FLOAT = TensorProto.FLOAT
-# Operators newer than NEWEST_OPSET that ONNX itself defines by older ones.
-_DEFINED_BY_OTHERS = (("", "Attention"), ("", "RMSNormalization"), ("", "RotaryEmbedding"), ("", "Swish"))
+# Operators whose newest form only takes more types than the one of NEWEST_OPSET; onnx's converter cannot lower them.
+_ONLY_MORE_TYPES = ("GlobalMaxPool",)
+_SET_ASIDE = "sodeploy.set_aside"  # a domain that onnx's converter leaves alone
+# The operator in the messages of onnx's converter.
+_STUCK = re.compile(r"No Previous Version of (\w+)|No Adapter (?:From|To) Version \S+ for (\w+)|adapt_([a-z]+)_\d")
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -40,8 +44,7 @@ def set_opset(model: onnx.ModelProto, source: str | Path) -> onnx.ModelProto:
         raise UserError(f"{source} has opset {before}, {_LOWEST_OPSET} is the oldest that can be raised; "
                         "export it again with a newer opset")  # fmt: skip
     if before > NEWEST_OPSET:
-        if any((node.domain, node.op_type) in _DEFINED_BY_OTHERS for node in model.graph.node):
-            model = _written_out(model, source)
+        model = _written_out(model, source)
         return _converted(model, NEWEST_OPSET, source)
     resizing = [node for node in model.graph.node if node.op_type in ("Upsample", "Resize")] if before < 11 else []
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -73,28 +76,68 @@ def _set(node: onnx.NodeProto, name: str, value: str) -> None:
 
 
 def _converted(model: onnx.ModelProto, opset: int, source: str | Path) -> onnx.ModelProto:
+    before = opset_of(model)
+    if opset < before:
+        _set_aside(model, "", _SET_ASIDE)
     try:
-        return onnx.version_converter.convert_version(model, opset)
+        result = onnx.version_converter.convert_version(model, opset)
     except Exception as error:  # RuntimeError of C++, and others
-        way, advice = ("raised", "newer") if opset > opset_of(model) else ("lowered", "lower")
-        raise UserError(
-            f"{source}: opset {opset_of(model)} cannot be {way} to {opset} ({one_line(error)}); "
-            f"export it again with a {advice} opset"
-        ) from None
+        raise UserError(f"{source}: {_refusal(error, before, opset)}") from None
+    finally:
+        _set_aside(model, _SET_ASIDE, "")
+    _set_aside(result, _SET_ASIDE, "")
+    return result
+
+
+def _set_aside(model: onnx.ModelProto, domain: str, other: str) -> None:
+    """Move the operators `_ONLY_MORE_TYPES` from one domain to another."""
+    for node in model.graph.node:
+        if node.op_type in _ONLY_MORE_TYPES and node.domain == domain:
+            node.domain = other
+    for entry in [entry for entry in model.opset_import if entry.domain == _SET_ASIDE]:
+        model.opset_import.remove(entry)
+    if other:
+        model.opset_import.append(helper.make_opsetid(other, 1))
+
+
+def _refusal(error: Exception, before: int, opset: int) -> str:
+    """The converter's reason with the operator that it stopped at, and the next step."""
+    stuck = _STUCK.search(str(error))
+    kind = next(filter(None, stuck.groups())) if stuck else ""
+    lacking = f"its {kind.capitalize() if kind.islower() else kind} has no form in it" if kind else one_line(error)
+    if opset > before:
+        return f"opset {before} cannot be raised to {opset} ({lacking}); export it with a newer opset"
+    return (
+        f"opset {before} cannot be lowered to {opset}, which all engines read ({lacking}); export it with opset {opset}"
+        + (f", or without {kind}" if kind else "")
+    )
 
 
 def _written_out(model: onnx.ModelProto, source: str | Path) -> onnx.ModelProto:
-    """`model` with the operators that ONNX defines by others replaced by their definition."""
+    """`model` with the operators that NEWEST_OPSET lacks, and that ONNX defines by others, replaced by these."""
+    before = opset_of(model)
+    kinds = sorted({node.op_type for node in model.graph.node if _is_defined_by_others(node, before)})
+    if not kinds:
+        return model
     try:
         model = onnx.shape_inference.infer_shapes(model)
         return onnx.inliner.inline_selected_functions(
-            model, list(_DEFINED_BY_OTHERS), exclude=False, inline_schema_functions=True
+            model, [("", kind) for kind in kinds], exclude=False, inline_schema_functions=True
         )
     except Exception as error:  # RuntimeError of C++, and others
         raise UserError(
-            f"{source}: its operators of opset {opset_of(model)} cannot be written out ({one_line(error)}); "
-            f"export it with opset {NEWEST_OPSET} or lower"
+            f"{source}: its {', '.join(kinds)} of opset {before} cannot be written out in older operators "
+            f"({one_line(error)}); export it with opset {NEWEST_OPSET} or lower"
         ) from None
+
+
+def _is_defined_by_others(node: onnx.NodeProto, opset: int) -> bool:
+    if node.domain not in STANDARD or onnx.defs.has(node.op_type, NEWEST_OPSET, ""):
+        return False
+    if not onnx.defs.has(node.op_type, opset, ""):
+        return False
+    schema = onnx.defs.get_schema(node.op_type, opset, "")
+    return bool(schema.has_function or schema.has_context_dependent_function)
 
 
 def drop_idle_casts(model: onnx.ModelProto) -> None:

@@ -15,25 +15,38 @@ if TYPE_CHECKING:
 
 
 _DAMAGED = "it is damaged, or its graph contradicts itself: copy or export it again"
-# Texts in onnxruntime's reasons for refusing a file, and the next steps.
+_LACKING = r"onnxruntime has no operator \1"
+_WITHOUT = "export the network without it"
+# Patterns in onnxruntime's reasons for refusing a file, the reason in plain words ("" for its own), and the next step.
 _REMEDIES = (
-    ("needs more memory", "end other processes, or take a smaller network"),
+    ("needs more memory", "", "end other processes, or take a smaller network"),
     (
-        "Unsupported model IR|opset .*under development|only \\*guarantees\\*",
-        "install a newer onnxruntime, or adopt it",
+        r"Opset (\d+) is under development.* till opset (\d+)",
+        r"it has opset \1, and this onnxruntime reads opsets up to \2",
+        "install a newer onnxruntime, or export it with an older opset",
     ),
-    ("No Op registered|not a registered function", "it has an operator that onnxruntime lacks: export it without that"),
+    ("Unsupported model IR", "", "install a newer onnxruntime, or adopt it"),
+    (r"No Op registered for (\w+) with", _LACKING, _WITHOUT),
+    (r"([\w.]+:\w+)\(-?\d+\) is not a registered function", _LACKING, _WITHOUT),
     (
-        "NOT_IMPLEMENTED|Could not find an implementation",
+        r"Could not find an implementation for (\w+)\(\d+\) node with name '([^']*)'",
+        r"onnxruntime has no kernel for the numbers of its node \2 (\1)",
         "export it with float32 numbers, or take the .bf16.sim.onnx beside a .bf16.onnx",
     ),
-    ("External data path|Absolute path not allowed", "lay its data beside it, and name it by its name alone"),
-    ("external data|cannot get file size|No such file", "lay the file that holds its weights beside it"),
+    (
+        r"Exception during initialization: (?:\S+:\d+ )?(.*)",
+        r"a node of it is not as onnxruntime can run it: \1",
+        "export that part of the network in another way",
+    ),
+    ("External data path|Absolute path not allowed", "", "lay its data beside it, and name it by its name alone"),
+    ("external data|cannot get file size|No such file", "", "lay the file that holds its weights beside it"),
 )
+# Where in onnxruntime's source a reason comes from, and its number.
+_PLACES = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : |/onnxruntime_src/\S+ .*?\)(?: const)?(?: \[with .*?\])? ")
 
 
 def session_options(threads: int | None = None) -> "onnxruntime.SessionOptions":
-    """Options with onnxruntime's warnings off; its errors become exceptions.
+    """Options with onnxruntime's messages off; its errors become exceptions.
 
     Args:
         threads: CPU threads within one operator; one per core by default.
@@ -41,7 +54,7 @@ def session_options(threads: int | None = None) -> "onnxruntime.SessionOptions":
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # an error is printed beside the exception that it becomes
     options.intra_op_num_threads = threads or 0
     return options
 
@@ -81,12 +94,20 @@ def start_session(
         elif isinstance(error, MemoryError):
             reason = "it needs more memory than there is"
         elif type(error).__module__.startswith("onnxruntime"):
-            reason = one_line(error, 400)
+            reason = _PLACES.sub("", str(error))
         else:
             raise
         shown = name or (model if isinstance(model, Path) else "the graph")
-        remedy = next((remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason)), _DAMAGED)
+        reason, remedy = _explained(reason)
         if isinstance(model, Path) and (kind := kind_of_file(model)) is not None:
             remedy = kind.remedy or kind.of_model or "give an .onnx file"
             raise UserError(f"{shown} cannot be loaded: it is {kind.name}; {remedy}") from None
         raise UserError(f"{shown} cannot be loaded ({reason}); {remedy}") from None
+
+
+def _explained(reason: str) -> tuple[str, str]:
+    """A reason of onnxruntime in one line, in plain words where they are known, and the next step."""
+    for pattern, words, remedy in _REMEDIES:
+        if found := re.search(pattern, reason, re.DOTALL):
+            return one_line(found.expand(words) if words else reason, 400), remedy
+    return one_line(reason, 400), _DAMAGED

@@ -245,7 +245,7 @@ def _in_words(text: str) -> str:
         reason = [line.strip() for line in said.splitlines() if line.strip()][-1]
         return f"OpenVINO does not take its {operator} that makes {output} ({one_line(reason)}); {_ANOTHER_ENGINE}"
     if "Unable to read the model" in text:
-        return "OpenVINO cannot read it as an ONNX model; make the file anew, or copy it again"
+        return "OpenVINO cannot read it as an ONNX model: it is damaged or of another kind; copy or export it again"
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Exception from")]
     return f"OpenVINO refuses it ({one_line(lines[-1] if lines else text)}); {_ANOTHER_ENGINE}"
 

@@ -19,6 +19,7 @@ from sodeploy.stages import command
 from sodeploy.terminal import Step, report
 
 OLDEST_TENSORRT = (10, 8)
+_ELSEWHERE = "onnxruntime may run the file as it is"
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,13 @@ def compile_engine(name: Builder, onnx_path: Path, options: Options, timing_cach
         raise KeyboardInterrupt
     if plan is None:
         reason = logger.errors[-1] if logger.errors else "no reason given"
-        raise UserError(f"{name} cannot build {onnx_path}: {reason}")
+        remedy = (
+            "free memory, or allow kernels less of it: --workspace MIB"
+            if "memory" in reason.lower()
+            else f"set the nodes that it names to another precision ({command('plan')} edit), or export them in "
+            f"another form; {_ELSEWHERE}"
+        )
+        raise UserError(f"{name} cannot build {onnx_path}: {reason}; {remedy}")
 
     engine = bytes(memoryview(plan))
     return Compiled(
@@ -174,15 +181,15 @@ def _parser_error(parser: Any, onnx_path: Path, name: Builder) -> str:
     where = f" at node {error.node_name()} ({error.node_operator()})" if error.node_operator() else ""
     more = f" (and {parser.num_errors - 1} more)" if parser.num_errors > 1 else ""
     operator = error.node_operator()
-    if operator and not parser.supports_operator(operator):
+    # An operator may be known and need a plugin that is not there.
+    if operator and (not parser.supports_operator(operator) or "plugin" in reason.lower()):
         remedy = REMEDIES.get(operator, "export the network without it")
         return (
             f"{onnx_path}: {name} has no operator {operator} (node {error.node_name()}){more}; {remedy}, and adopt it "
             f"again: {command('adopt')}"
         )
-    return (
-        f"{name} cannot read {onnx_path}{where}: {reason}{more}; what the file holds: {command('doctor')} {onnx_path}"
-    )
+    remedy = f"export its {operator} in another form; {_ELSEWHERE}" if operator else _ELSEWHERE
+    return f"{name} cannot read {onnx_path}{where}: {reason}{more}; {remedy}"
 
 
 def _logger(name: Builder) -> Any:

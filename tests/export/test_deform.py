@@ -132,9 +132,15 @@ def test_rtx_compiles_it(tmp_path: Path, form: str) -> None:
     reason="tensorrt_rtx is not installed: pip install 'sodeploy[rtx]'",
 )
 def test_an_operator_that_the_engine_lacks_is_named(tmp_path: Path) -> None:
-    onnx.save(deformable(), tmp_path / "deform.onnx")
     from sodeploy.quant.engines.builder import Options, compile_engine
 
-    message = r"deform\.onnx: tensorrt_rtx has no operator DeformConv \(node deform\).*; give a fixed --size"
-    with pytest.raises(UserError, match=message):
-        compile_engine("tensorrt_rtx", tmp_path / "deform.onnx", Options("x", targets=["SM89"]))
+    needs_plugin = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[1, 4] x) => (int64[2, N] y) { [where] y = NonZero(x) }'
+    )
+    for model, message in (
+        (deformable(), r"deform\.onnx: tensorrt_rtx has no operator DeformConv \(node deform\).*; give a fixed --size"),
+        (needs_plugin, r"deform\.onnx: tensorrt_rtx has no operator NonZero \(node where\).*; export .* without it"),
+    ):
+        onnx.save(model, tmp_path / "deform.onnx")
+        with pytest.raises(UserError, match=message):
+            compile_engine("tensorrt_rtx", tmp_path / "deform.onnx", Options("x", targets=["SM89"]))

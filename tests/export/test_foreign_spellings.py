@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 from sodeploy.errors import UserError
 from sodeploy.export.adopt import adopt
+from sodeploy.runtime.onnx_session import start_session
 
 
 def resizing(opset: int, mode: str, scale: float) -> onnx.ModelProto:
@@ -145,3 +146,51 @@ def test_external_data(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"that can be read: .*weights"):
         adopt(tmp_path / "theirs.onnx", tmp_path / "other.onnx", PREPROCESSING)
     assert not (tmp_path / "other.onnx").exists()
+
+
+def test_an_operator_whose_newer_form_only_takes_more_types(tmp_path: Path) -> None:
+    body = [
+        helper.make_node("GlobalMaxPool", ["features"], ["most"]),
+        helper.make_node("Sub", ["features", "most"], ["below"]),
+        helper.make_node("Conv", ["below", "head"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["saliency"]),
+    ]
+    new = adopted(network(body, opset=22), tmp_path)
+    assert [(entry.domain, entry.version) for entry in new.opset_import] == [("", 21)]
+    np.testing.assert_allclose(plain(new, images()), plain(network(body, opset=22), images()), atol=1e-6)
+
+
+def test_a_format_newer_than_onnxruntime_reads(tmp_path: Path) -> None:
+    model = network()
+    model.ir_version = 14
+    new = adopted(model, tmp_path)
+    np.testing.assert_allclose(plain(new, images()), plain(network(), images()), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("body", "opset", "message"),
+    [
+        (
+            ["CumProd", "features", "axis"],
+            26,
+            "opset 26 cannot be lowered to 21.*its CumProd has no form in it.*without",
+        ),
+        (["Sharpen", "features"], 17, "onnxruntime has no operator Sharpen.; export the network without it"),
+        (["RandomNormalLike", "features"], 17, "node noise is a RandomNormalLike, so the map differs from run to run"),
+    ],
+)
+def test_an_operator_that_stands_in_the_way_is_named(tmp_path: Path, body: list[str], opset: int, message: str) -> None:
+    nodes = [
+        helper.make_node(body[0], body[1:], ["made"], name="noise"),
+        helper.make_node("Conv", ["made", "head"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["saliency"]),
+    ]
+    refused(network(nodes, {"axis": np.array(1)}, opset), tmp_path, message)
+
+
+def test_an_operator_that_a_session_lacks_is_named(tmp_path: Path) -> None:
+    model = network([helper.make_node("Warp", ["features"], ["saliency"], domain="my.own")])
+    model.opset_import.append(helper.make_opsetid("my.own", 1))
+    onnx.save(model, tmp_path / "own.onnx")
+    with pytest.raises(UserError, match=r"onnxruntime has no operator my\.own:Warp\); export the network without it"):
+        start_session(tmp_path / "own.onnx")

@@ -141,7 +141,9 @@ def test_what_cannot_be_had_is_said(save_model, arguments, message):
 
 def test_a_broken_file_is_one_line(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"no model")
-    with pytest.raises(UserError, match=r"x\.onnx: OpenVINO cannot read it as an ONNX model; make the file anew"):
+    with pytest.raises(
+        UserError, match=r"x\.onnx: OpenVINO cannot read it as an ONNX model: it is damaged or of another kind"
+    ):
         open_session(tmp_path / "x.onnx", engine="openvino")
 
 
