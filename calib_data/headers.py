@@ -5,11 +5,15 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _DEFLATED = 8 * 1032  # pixels of one bit, at the greatest compression that deflate has
 _PNG_NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _BMP_PLAIN, _BMP_BIT_FIELDS = 0, 3
+_SUBFILE, _WIDTH, _HEIGHT, _COMPRESSION, _SAMPLES = 254, 256, 257, 259, 277  # tags of a TIFF
+_NO_PAGE = 0b101  # bits of the tag "subfile": a smaller copy, a mask
+_MOST_PREVIEWS = 64
 GREY, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 3, 4, 6  # colour types of a PNG's header
 
 
@@ -21,6 +25,7 @@ class Header:
         kind: the format's name.
         width, height: pixels, before an EXIF orientation is applied.
         animated: the file holds more than one picture to be shown in turn.
+        paged: the file holds more than one page.
         alpha: the file may have an alpha channel.
         densest: the most pixels that one byte of the file can hold; None where its coding sets no bound.
     """
@@ -31,6 +36,7 @@ class Header:
     animated: bool = False
     alpha: bool = False
     densest: int | None = None
+    paged: bool = False
 
     @property
     def pixels(self) -> int:
@@ -161,9 +167,18 @@ def _webp(data: bytes) -> Header:
 
 
 def _tiff(data: bytes) -> Header:
-    """The first picture's size; the pages of a document are no animation."""
-    order = "<" if data[:2] == b"II" else ">"
+    """The first page's size, and whether there are more pages."""
+    order: Literal["<", ">"] = "<" if data[:2] == b"II" else ">"
     (offset,) = struct.unpack(f"{order}I", data[4:8])
+    found, following = _tiff_page(data, order, offset)
+    densest = {1: 8, 8: _DEFLATED, 32946: _DEFLATED}.get(found.get(_COMPRESSION, 1))
+    alpha = found.get(_SAMPLES, 1) in (2, 4)
+    paged = _has_page(data, order, following)
+    return Header("TIFF", found[_WIDTH], found[_HEIGHT], alpha=alpha, densest=densest, paged=paged)
+
+
+def _tiff_page(data: bytes, order: Literal["<", ">"], offset: int) -> tuple[dict[int, int], int]:
+    """The first value of each tag of the page at `offset`, and the offset of the next page; 0 for none."""
     (count,) = struct.unpack(f"{order}H", data[offset : offset + 2])
     found = {}
     for entry in range(min(count, 512)):
@@ -172,8 +187,20 @@ def _tiff(data: bytes) -> Header:
         found[tag] = struct.unpack(
             f"{order}H" if kind == 3 else f"{order}I", data[at + 8 : at + (10 if kind == 3 else 12)]
         )[0]
-    densest = {1: 8, 8: _DEFLATED, 32946: _DEFLATED}.get(found.get(259, 1))
-    return Header("TIFF", found[256], found[257], alpha=found.get(277, 1) in (2, 4), densest=densest)
+    end = offset + 2 + 12 * count
+    following = data[end : end + 4]
+    return found, struct.unpack(f"{order}I", following)[0] if len(following) == 4 else 0
+
+
+def _has_page(data: bytes, order: Literal["<", ">"], offset: int) -> bool:
+    """Whether a page follows from `offset` on. A preview or a mask of the first page is none."""
+    for _ in range(_MOST_PREVIEWS):
+        if not 0 < offset < len(data):
+            return False
+        found, offset = _tiff_page(data, order, offset)
+        if not found.get(_SUBFILE, 0) & _NO_PAGE:
+            return True
+    return False
 
 
 def _avif(data: bytes) -> Header:

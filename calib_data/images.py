@@ -67,7 +67,7 @@ def check_header(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) 
     """The header of an encoded image that may be decoded.
 
     Raises:
-        UserError: no image, too large, or an animation.
+        UserError: no image, too large, an animation, or a document of several pages.
     """
     try:
         header = read_header(data)
@@ -84,6 +84,8 @@ def check_header(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) 
         )
     if header.animated:
         raise UserError(f"{name} is an animated {header.kind}; save the picture that counts as a file of its own")
+    if header.paged:
+        raise UserError(f"{name} is a {header.kind} of several pages; save the page that counts as a file of its own")
     return header
 
 

@@ -1,4 +1,4 @@
-"""Options of command lines that name data sets; every stage that takes data has them."""
+"""Options of command lines that name data sets."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,3 +9,4 @@ RootOption = Annotated[
     Path | None,
     typer.Option("--root", help="folder of the data sets named (DUTS-TE,ECSSD), to which lists are relative too"),
 ]
+LimitOption = Annotated[int | None, typer.Option("--limit", help="use only the first N images", metavar="N", min=1)]

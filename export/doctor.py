@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sodeploy import command_line, terminal
 from sodeploy.calib_data import Dataset, open_dataset
 from sodeploy.calib_data.mask_sets import check_masks
-from sodeploy.calib_data.options import RootOption
+from sodeploy.calib_data.options import LimitOption, RootOption
 from sodeploy.errors import UserError, first_few
 from sodeploy.export import upgrade
 from sodeploy.export.foreign import Foreign, Understood, flat_graph, open_foreign, shape_text
@@ -281,7 +281,7 @@ def main(
         typer.Option(help="images and masks to try normalizations on: folder, list or synthetic:eval:N; repeatable"),
     ] = None,
     root: RootOption = None,
-    limit: Annotated[int, typer.Option(help="use the first N images", min=1)] = 4,
+    limit: LimitOption = 4,
     size: Annotated[str | None, typer.Option(help=HELP, metavar="H [W]")] = None,
 ) -> None:
     """Say what an ONNX file is, and how to adopt it."""

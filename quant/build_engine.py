@@ -49,7 +49,7 @@ from sodeploy.artifacts import locked, manifest_path, write_manifest
 from sodeploy.calib_data import Dataset, Sample, open_dataset, open_photographs
 from sodeploy.calib_data.layouts import image_files
 from sodeploy.calib_data.mask_sets import check_masks
-from sodeploy.calib_data.options import RootOption
+from sodeploy.calib_data.options import LimitOption, RootOption
 from sodeploy.errors import UserError
 from sodeploy.quant import engine
 from sodeploy.quant.budget.gate import require_disjoint, require_uncounted
@@ -393,7 +393,7 @@ def main(
     calib: Annotated[
         list[str] | None, typer.Option(help="images to calibrate on: folder, list or synthetic:calib[:N]; repeatable")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="calibrate on the first N images only", min=1)] = None,
+    limit: LimitOption = None,
     method: Annotated[str, typer.Option(help=f"how ranges are chosen: {', '.join(METHODS)}")] = DEFAULT,
     plan: Annotated[Path | None, typer.Option(help="follow this (edited) plan instead of calibrating")] = None,
     calib_cache: Annotated[

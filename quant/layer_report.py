@@ -25,7 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sodeploy import command_line, terminal
 from sodeploy.artifacts import write_text
 from sodeploy.calib_data import Sample, open_photographs
-from sodeploy.calib_data.options import RootOption
+from sodeploy.calib_data.options import LimitOption, RootOption
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration.inspect_graph import as_input, opened, side_by_side
 from sodeploy.quant.emit.fp16 import emit_fp16_simulation
@@ -265,7 +265,7 @@ def main(
         list[str], typer.Option(help="images to measure on: folder, list or synthetic:eval[:N]; repeatable")
     ],
     root: RootOption = None,
-    limit: Annotated[int, typer.Option(help="use only the first N images", metavar="N", min=1)] = ENOUGH_IMAGES,
+    limit: LimitOption = ENOUGH_IMAGES,
     exact: Annotated[bool, typer.Option("--exact", help="estimate no layer's effect on the map: slower")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="also write the figures to this file")] = None,
 ) -> None:

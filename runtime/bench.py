@@ -24,7 +24,7 @@ import typer
 from sodeploy import artifacts, command_line, terminal
 from sodeploy.calib_data import Dataset, Sample, open_dataset, open_datasets
 from sodeploy.calib_data.mask_sets import check_masks
-from sodeploy.calib_data.options import RootOption
+from sodeploy.calib_data.options import LimitOption, RootOption
 from sodeploy.calib_data.sources import Source
 from sodeploy.errors import UserError
 from sodeploy.runtime.cpu import processor_name
@@ -38,7 +38,7 @@ from sodeploy.runtime.measure.opening import (
     open_models,
     refuse_overlap,
 )
-from sodeploy.runtime.measure.options import MetricsOption
+from sodeploy.runtime.measure.options import MetricsOption, WorkersOption
 from sodeploy.runtime.measure.record import BenchRecord, GpuStates, to_json
 from sodeploy.runtime.measure.report import bench_tables, show, to_markdown
 from sodeploy.runtime.measure.rows import advice_on, row_of
@@ -233,10 +233,10 @@ def main(
         typer.Option(help="images with masks: a folder, a list or synthetic:eval; tables for each of several"),
     ],
     root: RootOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="use only the first so many images")] = None,
+    limit: LimitOption = None,
     device: Annotated[DeviceName, typer.Option(help="where ONNX models run; engines run on the GPU")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core by default")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="processes that score; one per core by default")] = None,
+    workers: WorkersOption = None,
     max_drop: Annotated[
         str | None, typer.Option(help="recommend a model that loses no more: s=0.002,mae=0.001")
     ] = None,

@@ -29,9 +29,11 @@ from sodeploy.runtime.measure import metrics
 from sodeploy.runtime.measure.curves import draw_curves, require_drawable
 from sodeploy.runtime.measure.evaluation_config import load_evaluation
 from sodeploy.runtime.measure.map_files import Truth, listed_pairs, maps_of, open_truths
-from sodeploy.runtime.measure.options import MetricsOption
+from sodeploy.runtime.measure.options import MetricsOption, WorkersOption
 from sodeploy.runtime.measure.record import EvaluationRecord, EvaluationRow, to_json
 from sodeploy.runtime.measure.report import evaluation_table, labels, show, to_markdown
+
+EVALUATION = "evaluation.json"  # in a folder of results
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,7 @@ def main(
         list[Path] | None, typer.Option(help="instead of --pred and --data: a list with a map and its mask per line")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="instead: a YAML file of methods, data sets and metrics")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="processes that score; one per core by default")] = None,
+    workers: WorkersOption = None,
     chosen: MetricsOption = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the record here; - for stdout")] = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="write the rows here")] = None,
@@ -243,14 +245,23 @@ class Outputs:
             return self
         return replace(
             self,
-            json=self.json or folder / "evaluation.json",
+            json=self.json or folder / EVALUATION,
             csv=self.csv or folder / "evaluation.csv",
             markdown=self.markdown or folder / "evaluation.md",
         )
 
 
 def publish(evaluations: Sequence[Evaluation], outputs: Outputs) -> None:
-    """Warn about maps that were resized or left out, show the table on stdout, and write the files."""
+    """Write the files, and show the table on stdout; JSON to "-" takes its place."""
+    record = write_outputs(evaluations, outputs)
+    if str(outputs.json) == "-":
+        typer.echo(to_json(record), nl=False)
+    else:
+        show([evaluation_table(record)])
+
+
+def write_outputs(evaluations: Sequence[Evaluation], outputs: Outputs) -> EvaluationRecord:
+    """Write the files, and warn about maps that were resized or left out; returns the record."""
     for dataset, left_out in {one.dataset: one.left_out for one in evaluations}.items():
         if left_out:
             terminal.warn(f"{dataset}: {metrics.left_out_in_words(left_out)}")
@@ -261,19 +272,15 @@ def publish(evaluations: Sequence[Evaluation], outputs: Outputs) -> None:
                 f"{one.method}: {count} of {one.dataset} did not have their mask's size and were resized to it"
             )
     record = to_record(evaluations)
-    table = evaluation_table(record)
     if outputs.json is not None and str(outputs.json) != "-":
         artifacts.write_text(outputs.json, to_json(record))
     if outputs.csv is not None:
         artifacts.write_text(outputs.csv, to_csv(record))
     if outputs.markdown is not None:
-        artifacts.write_text(outputs.markdown, to_markdown(table))
+        artifacts.write_text(outputs.markdown, to_markdown(evaluation_table(record)))
     if outputs.curves is not None:
         draw_curves([(one.dataset, one.method, one.scores) for one in evaluations], outputs.curves)
-    if str(outputs.json) == "-":
-        typer.echo(to_json(record), nl=False)
-    else:
-        show([table])
+    return record
 
 
 if __name__ == "__main__":

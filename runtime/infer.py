@@ -34,6 +34,7 @@ from sodeploy.runtime.media.pictures import SYNTAX, Look, parse_look
 from sodeploy.runtime.media.sources import find_source
 from sodeploy.runtime.media.still import SUFFIXES, Format, require_channels, still_suffix
 from sodeploy.runtime.media.targets import Targets, is_file_name, plan_targets
+from sodeploy.runtime.options import BatchOption, DeviceOption, EngineOption, NetworkOption
 from sodeploy.runtime.session import EngineName
 from sodeploy.runtime.triton_server.client import DEADLINE, TritonServer
 
@@ -235,9 +236,9 @@ def main(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace files that stand there already")] = False,
     shard: Annotated[str, typer.Option(help="K/N: only the K-th of N parts of the source, for N machines")] = "1/1",
     failures: Annotated[Path | None, typer.Option(help="write a list of the failures, .json or .csv")] = None,
-    device: Annotated[str, typer.Option(help="where to run: cpu, cuda, or cuda:1 for the second GPU")] = "cpu",
-    engine: Annotated[EngineName, typer.Option(help="runtime of an ONNX model on a CPU")] = "onnxruntime",
-    network: Annotated[str | None, typer.Option(help="of a checkpoint; by default the one that fits")] = None,
+    device: DeviceOption = "cpu",
+    engine: EngineOption = "onnxruntime",
+    network: NetworkOption = None,
     compile: Annotated[bool, typer.Option("--compile", help="a checkpoint: run it through torch.compile")] = False,
     patches: Annotated[bool, typer.Option("--patches", help="large images: merge overlapping patches")] = False,
     two_scales: Annotated[
@@ -250,9 +251,7 @@ def main(
     video_format: Annotated[
         VideoFormat | None, typer.Option(help="format of videos; mp4 by default, webm with transparency")
     ] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="cuda: images in one run of the network, chosen by its size by default", min=1)
-    ] = None,
+    batch: BatchOption = None,
     timeline: Annotated[
         Path | None, typer.Option(help="cuda: write a timeline for Perfetto or chrome://tracing")
     ] = None,

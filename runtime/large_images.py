@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from sodeploy import terminal
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.processing import postprocess, preprocess, probability
@@ -127,8 +128,9 @@ def _of_patches(
     patch, stride = (contract.height, contract.width), (contract.height // 2, contract.width // 2)
     tensor = preprocess(image, contract, size)
     columns = (size[1] - patch[1]) // stride[1] + 1
-    levels = (see(part[None])[0] for part in cut_patches(tensor, patch))
-    return merge_patches(levels, columns, size, stride)
+    rows = (size[0] - patch[0]) // stride[0] + 1
+    parts = terminal.progress(cut_patches(tensor, patch), "patches", rows * columns)
+    return merge_patches((see(part[None])[0] for part in parts), columns, size, stride)
 
 
 def _pyramids(outputs: np.ndarray, contract: Contract) -> list[Levels]:

@@ -16,11 +16,12 @@ import typer
 
 from sodeploy import artifacts, command_line, stages, terminal
 from sodeploy.calib_data import open_datasets
-from sodeploy.calib_data.options import RootOption
+from sodeploy.calib_data.options import LimitOption, RootOption
 from sodeploy.calib_data.sources import Source
 from sodeploy.errors import UserError, first_few
 from sodeploy.runtime.infer import infer
 from sodeploy.runtime.media.outcome import Outcome
+from sodeploy.runtime.options import BatchOption, DeviceOption, EngineOption, NetworkOption
 from sodeploy.runtime.session import EngineName
 
 RECORD = "maps.json"
@@ -130,11 +131,11 @@ def main(
     data: Annotated[list[str], typer.Option(help="data sets: folders, lists, or names under --root; repeatable")],
     output: Annotated[Path, typer.Option("--output", "-o", help="folder for the maps, in a folder for each data set")],
     root: RootOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="use only the first so many images of each")] = None,
-    network: Annotated[str | None, typer.Option(help="of a checkpoint; by default the one that fits")] = None,
-    device: Annotated[str, typer.Option(help="where to run: cpu, cuda, or cuda:1 for the second GPU")] = "cpu",
-    engine: Annotated[EngineName, typer.Option(help="runtime of an ONNX model on a CPU")] = "onnxruntime",
-    batch: Annotated[int | None, typer.Option(min=1, help="cuda: images in one run of the network")] = None,
+    limit: LimitOption = None,
+    network: NetworkOption = None,
+    device: DeviceOption = "cpu",
+    engine: EngineOption = "onnxruntime",
+    batch: BatchOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="make maps anew that stand there already")] = False,
 ) -> None:
     """Make the saliency maps of data sets."""

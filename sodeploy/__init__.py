@@ -39,11 +39,13 @@ if TYPE_CHECKING:
     from sodeploy.quant.sources import Counted as Counted
     from sodeploy.quant.sources import Edited as Edited
     from sodeploy.quant.sources import Images as Images
+    from sodeploy.run import run_experiment as run_experiment
     from sodeploy.runtime.bench import bench as bench
     from sodeploy.runtime.contract import Contract as Contract
     from sodeploy.runtime.evaluate import evaluate as evaluate
     from sodeploy.runtime.infer import infer as infer
     from sodeploy.runtime.label.label import label as label
+    from sodeploy.runtime.maps import write_maps as write_maps
     from sodeploy.runtime.measure.budget import parse_budget as parse_budget
     from sodeploy.runtime.model import Model as Model
     from sodeploy.runtime.model import cutout as cutout
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
     from sodeploy.runtime.session import open_session as open_session
     from sodeploy.terminal import on_progress as on_progress
     from sodeploy.training.train import train as train
+    from sodeploy.verify import verify as verify_files  # noqa: F401
 
 __version__ = "0.1.0"  # pyproject.toml reads it here
 
@@ -96,14 +99,18 @@ _MODULES = {
     "parse_budget": "runtime.measure.budget",
     "plan": "quant.planning.decide",
     "predict": "runtime.processing",
+    "run_experiment": "run",
     "save_plan": "quant.planning.plan",
     "to_onnx": "export.to_onnx",
     "train": "training.train",
+    "verify_files": "verify",
+    "write_maps": "runtime.maps",
     "write_picture": "calib_data.images",
     "write_subset": "calib_data.subset",
 }
-# Names that differ from those in the modules: `sodeploy.export` is a package already, and stages have other names.
-_NAMED_THERE = {"build_engine": "build", "plan": "make_plan", "to_onnx": "export"}
+# Names that differ from those in the modules: `sodeploy.export` and `sodeploy.verify` are modules already, and stages
+# have other names.
+_NAMED_THERE = {"build_engine": "build", "plan": "make_plan", "to_onnx": "export", "verify_files": "verify"}
 
 __all__ = ["__version__", *_MODULES]
 

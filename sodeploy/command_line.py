@@ -52,8 +52,9 @@ class Command(TyperCommand):
             args = [_renamed(word, STAGES[self.stage].renamed) for word in args]
             args = _completed(args, STAGES[self.stage].bare)
         if not ctx.resilient_parsing:  # which is completion
-            given = self.make_parser(ctx).parse_args(args=list(args))[0]
             parameters = self.get_params(ctx)
+            _check_dashes(args, {name for parameter in parameters for name in _names(parameter)})
+            given = self.make_parser(ctx).parse_args(args=list(args))[0]
             if not any(parameter.is_eager and given.get(parameter.name) for parameter in parameters):
                 if self.stage:
                     check_outputs(self.stage, args)
@@ -74,6 +75,19 @@ class Command(TyperCommand):
             if not shown:
                 lines.append(f"see {ctx.command_path} --help")
             terminal.fail("\n".join(lines), status=2)
+
+
+def _check_dashes(args: list[str], options: set[str]) -> None:
+    """Refuse the name of a file that would be read as options, and options that would be read as names of files."""
+    words = args[: args.index("--")] if "--" in args else args
+    for word in words:
+        if word.startswith("-") and word not in {*options, "-"} and os.path.lexists(word):
+            terminal.fail(f"{word} is a file, but is read as an option; write it as ./{word}", status=2)
+    for word in args[len(words) :]:
+        if word.partition("=")[0] in options and not os.path.lexists(word):
+            terminal.fail(
+                f"{word} stands behind --, where every word is the name of a file; put it before --", status=2
+            )
 
 
 def _renamed(word: str, renamed: Mapping[str, str]) -> str:

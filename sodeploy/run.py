@@ -21,9 +21,12 @@ from sodeploy.calib_data import open_dataset, open_datasets, open_photographs
 from sodeploy.errors import UserError, first_few
 from sodeploy.experiment import Experiment, Journal, Train, digest_of_path, listing, load_experiment
 from sodeploy.experiment_summary import SUMMARY, differences_of, write_summary
-from sodeploy.runtime.evaluate import Outputs, evaluate, publish
+from sodeploy.runtime.evaluate import EVALUATION, Outputs, evaluate, write_outputs
 from sodeploy.runtime.gpu.driver import driver_problem
 from sodeploy.runtime.maps import holds_maps_of, require_all, write_maps
+from sodeploy.runtime.measure.options import WorkersOption
+from sodeploy.runtime.measure.record import read_evaluation
+from sodeploy.runtime.measure.report import evaluation_table, show
 from sodeploy.runtime.session import EngineName
 
 STEPS = ("train", "export", "build", "test", "eval", "report")
@@ -64,8 +67,7 @@ class Run:
             self.done[name] = "skipped"
             terminal.note(f"{name}: skipped, {self.output} holds it")
             return
-        terminal.notes.rule(style="dim")
-        terminal.note(name)
+        terminal.note(f"{name}: begins")
         self.journal.record(name, inputs, work())
         self.done[name] = "done"
 
@@ -260,7 +262,7 @@ def _eval(run: Run) -> None:
     def work() -> dict[str, Path]:
         evaluations = evaluate(maps, datasets, run.workers, keys=wanted.metrics, curves=wanted.curves)
         outputs = Outputs(curves=run.output / "curves.png" if wanted.curves else None).in_folder(run.output)
-        publish(evaluations, outputs)
+        write_outputs(evaluations, outputs)
         differences = run.output / "differences.json"
         artifacts.write_text(differences, json.dumps(differences_of(evaluations), indent=2) + "\n")
         found = {name: path for name, path in asdict(outputs).items() if path is not None}
@@ -297,7 +299,7 @@ def parse_steps(text: str) -> tuple[str, ...]:
 def main(
     config: Annotated[list[Path], typer.Option(help="the YAML file of an experiment; repeatable")],
     only: Annotated[str | None, typer.Option(help=f"only these steps: {','.join(STEPS)}")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="processes that score; one per core by default")] = None,
+    workers: WorkersOption = None,
 ) -> None:
     """Do experiments, each described by a file."""
     steps = parse_steps(only) if only is not None else STEPS
@@ -313,6 +315,8 @@ def main(
             terminal.warn(str(error))
             failed.append(f"{path}: {error}")
             continue
+        if "eval" in steps:
+            show([evaluation_table(read_evaluation(summary.with_name(EVALUATION)))])
         if "report" in steps:
             terminal.results.print(str(summary), markup=False, soft_wrap=True)
     if failed:

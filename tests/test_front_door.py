@@ -16,6 +16,7 @@ import typer
 import sodeploy
 from sodeploy import command_line, stages
 from sodeploy.__main__ import group
+from sodeploy.errors import UserError
 from sodeploy.stages import STAGES, command, stage_named
 
 ROOMS = ("calib_data", "runtime", "quant", "training", "export", "sodeploy")
@@ -97,6 +98,24 @@ def test_stages_are_completed_by_the_shell() -> None:
     )
     assert done.stdout.split() == ["evaluate"]
     assert "--show-completion" in front_door("-h").stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["-dash.jpg", "--model", "a.onnx"], "-dash.jpg is a file, but is read as an option; write it as ./-dash.jpg"),
+        (["--", "-dash.jpg", "--model", "a.onnx"], "--model stands behind --, where every word is the name of a file"),
+        (["--model", "a.onnx", "--", "-dash.jpg"], "a.onnx does not exist"),
+    ],
+)
+def test_a_file_whose_name_begins_with_a_dash(
+    words: list[str], answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-dash.jpg").touch()
+    with pytest.raises((SystemExit, UserError)) as caught:
+        stage_command("infer")(words, prog_name="sodeploy infer")
+    assert answer in capsys.readouterr().err + str(caught.value)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -19,7 +19,7 @@ from sodeploy.runtime.contract import Contract
 HEAVY = {"torch", "onnx", "onnxruntime", "numba", "pycuda", "tensorrt", "matplotlib", "openvino"}
 MAY_LOAD = {
     "open_session, Contract, predict, open_dataset, UserError, parse_budget": set(),
-    "load, cutout, infer, evaluate, write_subset": set(),
+    "load, cutout, infer, evaluate, write_subset, write_maps, run_experiment, verify_files": set(),
     "bench": {"onnx"},
     "load_plan, save_plan, make_plan, plan, build_engine, emit, calibrate, load_statistics": {"onnx", "numba"},
 }
@@ -137,9 +137,15 @@ def write_photo(path: Path, seed: int = 0, **options: Any) -> np.ndarray:
     return pixels
 
 
+EXPERIMENT = """
+{output: out/mine, model: out/net.onnx, test: {data: "synthetic:eval:4:64", models: [fp32]}, eval: {curves: false}}
+"""
+
+
 def test_the_examples_of_the_documentation_run_and_are_silent(repository: Path, tmp_path: Path) -> None:
     examples = re.findall(r"```python\n(.*?)```", (repository / "docs" / "python.md").read_text(), re.DOTALL)
-    assert len(examples) == 5
+    assert len(examples) == 6
+    (tmp_path / "mine.yaml").write_text(EXPERIMENT)
     write_network(tmp_path / "out" / "net.onnx")
     write_photo(tmp_path / "photo.jpg")
     for seed in (1, 2):
@@ -152,7 +158,9 @@ assert len(list(Path("masks").iterdir())) == 2
     done = run("\n".join([*examples, checks]), tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["net", "net.int8.cpu", "fp16", "refused:"]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [
+        "net", "net.int8.cpu", "fp16", "net", "summary.md", "refused:"
+    ]  # fmt: skip
     assert (tmp_path / "cutout.png").is_file()
 
 

@@ -1,4 +1,4 @@
-"""The option of command lines that chooses metrics."""
+"""Options of command lines that score maps."""
 
 from typing import Annotated
 
@@ -6,4 +6,7 @@ import typer
 
 MetricsOption = Annotated[
     str | None, typer.Option("--metrics", help="metrics in the order of tables, S,MAE,...; all; nine by default")
+]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", help="processes that score; one per core by default", min=1)
 ]

@@ -22,7 +22,7 @@ from sodeploy.runtime.media.reading import read_frame
 
 _AROUND = 32  # pixels of the background around an object that the estimate of its colors sees
 _estimating = threading.Lock()  # it uses all cores, and one of numba's ways to do so ends the process if two threads do
-_COLOR = re.compile(r"#?([0-9a-fA-F]{2})([0-9a-fA-F]{2})([0-9a-fA-F]{2})")
+_COLOR = re.compile(r"#?([0-9a-fA-F]{6}|[0-9a-fA-F]{3})")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def parse_look(text: str, threshold: float | None = None, estimated: bool = True
     if name == "color":
         if not (match := _COLOR.fullmatch(argument)):
             raise UserError(f"--type {text}: {argument} is no color; write it as #RRGGBB, for example color:#FF8800")
-        red, green, blue = (int(part, 16) for part in match.groups())
+        digits = match[1] if len(match[1]) == 6 else "".join(digit * 2 for digit in match[1])  # #F80, as in CSS
+        red, green, blue = bytes.fromhex(digits)
         color = red, green, blue
     if name == "image":
         backdrop = read_frame(argument, whole=False).image

@@ -16,8 +16,8 @@ import typer
 from sodeploy import command_line, terminal
 from sodeploy.errors import UserError
 from sodeploy.runtime.infer import parse_device
+from sodeploy.runtime.options import DeviceOption, EngineOption
 from sodeploy.runtime.serve.settings import Settings, parse_models, read_keys
-from sodeploy.runtime.session import EngineName
 from sodeploy.workers import usable_cores
 
 
@@ -85,8 +85,8 @@ def main(
     ],
     host: Annotated[str, typer.Option(help="address to listen on; 0.0.0.0 for all of this machine")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on; 0 for any free one", min=0, max=65535)] = 8000,
-    engine: Annotated[EngineName, typer.Option(help="runtime of an ONNX model on a CPU")] = "onnxruntime",
-    device: Annotated[str, typer.Option(help="where to run: cpu, cuda, or cuda:1 for the second GPU")] = "cpu",
+    engine: EngineOption = "onnxruntime",
+    device: DeviceOption = "cpu",
     batch: Annotated[int, typer.Option(help="pictures in one run of the network, at most", min=1, max=256)] = 8,
     window_ms: Annotated[
         float, typer.Option(help="milliseconds that a run waits for more pictures", min=0, max=1000)

@@ -225,7 +225,10 @@ class VideoWriter:
             copied = source.codec_context.codec.canonical_name in CONTAINERS[self._format].copied
             self._sounds[source.index] = _Sound(self._sound_stream(source, copied), copied)
         if picture.shape[:2] != (height, width):
-            note(f"{self._source.path}: the video is {width} x {height}; H.264 takes even sizes, the edge is repeated")
+            note(
+                f"{self._source.path} is {picture.shape[1]} x {picture.shape[0]}, its output {width} x {height}: H.264 "
+                "takes even sizes, so the edge is repeated"
+            )
 
     def _sound_stream(self, source: Any, copied: bool) -> Any:
         assert self._container is not None

@@ -93,6 +93,7 @@ def test_a_color_and_a_picture_behind(tmp_path: Path) -> None:
     nothing = np.zeros((20, 30), np.uint8)
     frame = Frame(np.zeros((20, 30, 3), np.uint8))
     assert (make_picture(frame, nothing, parse_look("color:#102030")) == [16, 32, 48]).all()
+    assert parse_look("color:#Fa0").color == (255, 170, 0)  # the short form of CSS
     cv2.imwrite(str(tmp_path / "b.png"), np.full((10, 10, 3), (3, 2, 1), np.uint8))
     assert (make_picture(frame, nothing, parse_look(f"image:{tmp_path / 'b.png'}")) == [1, 2, 3]).all()
     wide = np.arange(100, dtype=np.uint8)[None, :, None].repeat(10, 0).repeat(3, 2)

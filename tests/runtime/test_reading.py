@@ -115,12 +115,14 @@ def test_files_that_are_no_image_or_too_large(tmp_path: Path, monkeypatch: pytes
     jpeg = saved(red(), "JPEG")
     frames = [red(), red("L").convert("RGB")]
     animated = saved(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    pages = saved(frames[0], "TIFF", save_all=True, append_images=frames[1:])
     monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
     for name, data, reason in [
         ("text.jpg", b"Dear reader,", "broken or no image"),
         ("empty.png", b"", "is an empty file"),
         ("huge.png", png_of(30000, 30000), "is 30000 x 30000 pixels, 900 megapixels; the limit is 179"),
         ("moving.gif", animated, "is an animated GIF; save the picture that counts as a file of its own"),
+        ("pages.tif", pages, "is a TIFF of several pages; save the page that counts as a file of its own"),
     ]:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(UserError, match=rf"{name} {reason}|{name} is {reason}"):
@@ -129,3 +131,12 @@ def test_files_that_are_no_image_or_too_large(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "cut.jpg").write_bytes(jpeg[: len(jpeg) // 2])
     with pytest.raises(UserError, match=r"cut.jpg is broken"):
         read_frame(tmp_path / "cut.jpg")
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_a_preview_in_a_tiff_is_no_page(tmp_path: Path, compression: str) -> None:
+    preview = red("RGB", (6, 4))
+    preview.encoderinfo = {"tiffinfo": {254: 1}}  # the tag for a smaller copy of the page before
+    data = saved(red(), "TIFF", save_all=True, append_images=[preview], compression=compression)
+    (tmp_path / "a.tif").write_bytes(data)
+    assert read_frame(tmp_path / "a.tif").size == (40, 60)

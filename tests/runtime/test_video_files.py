@@ -144,12 +144,17 @@ def test_a_turned_video_is_upright(tmp_path: Path, turn: str) -> None:
 
 @pytest.mark.parametrize("format", CONTAINERS)
 @pytest.mark.parametrize("size", [(47, 64), (48, 63), (47, 63)])
-def test_odd_sizes(tmp_path: Path, format: VideoFormat, size: tuple[int, int]) -> None:
+def test_odd_sizes(
+    tmp_path: Path, format: VideoFormat, size: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "sodeploy")
     save_clip(tmp_path / "a.mkv", 3, codec="ffv1", pixels="bgr0", sound=None, image=lambda n: square(n, *size))
     copy(tmp_path / "a.mkv", tmp_path / f"out.{format}")
     made = content(tmp_path / f"out.{format}").images[2]
     padded = (size[0] + size[0] % 2, size[1] + size[1] % 2) if codec_for(format, False).multiple == 2 else size
     assert made.shape[:2] == padded
+    told = [f"{tmp_path / 'a.mkv'} is {size[1]} x {size[0]}, its output {padded[1]} x {padded[0]}"]
+    assert [text.partition(":")[0] for text in caplog.messages] == (told if padded != size else [])
     assert distance(made[: size[0], : size[1]], square(2, *size)) < 6
     if padded[0] > size[0]:
         assert distance(made[-1:], made[-2:-1]) < 4  # repeated, not black

@@ -8,6 +8,7 @@ import torch
 from fill import golden_input
 from golden_values import Golden
 
+from sodeploy import terminal
 from sodeploy.errors import UserError
 from sodeploy.runtime import pyramid
 from sodeploy.runtime.contract import Contract
@@ -128,7 +129,11 @@ def test_a_network_that_sees_each_pixel_alone_gives_the_same_map_in_patches() ->
     """But for what a patch's mirrored border changes in its pyramid."""
     image = np.full((160, 120, 3), 60, np.uint8)
     image[50:90, 30:70] = 200
+    steps: list[terminal.Step] = []
+    before = terminal.on_progress(steps.append)
     made = predict_large(image, contract(), grey, LargeImages(patches=True))
+    terminal.on_progress(before)
+    assert (steps[0].label, steps[-1].done, steps[-1].total) == ("patches", steps[0].total, steps[0].total)
     assert np.abs(made.astype(int) - image[..., 0]).mean() < 2
 
 
