@@ -35,6 +35,7 @@ from sodeploy.runtime.media.pictures import SYNTAX, parse_look
 from sodeploy.runtime.media.sources import find_source
 from sodeploy.runtime.media.still import Format, still_suffix
 from sodeploy.runtime.media.targets import plan_targets
+from sodeploy.runtime.options import EngineOption
 from sodeploy.runtime.session import EngineName
 
 HERE = "here"
@@ -303,7 +304,7 @@ def main(
         str | None, typer.Option(help="Parquet: column of the names; the number of the row by default")
     ] = None,
     device: Annotated[str, typer.Option(help="where to run: cpu, or cuda")] = "cpu",
-    engine: Annotated[EngineName, typer.Option(help="runtime of an ONNX model on a CPU")] = "onnxruntime",
+    engine: EngineOption = "onnxruntime",
     network: Annotated[str | None, typer.Option(help="of a checkpoint; by default the one that fits")] = None,
     batch: Annotated[
         int | None, typer.Option(help="cuda: images in one run of the network, chosen by its size by default", min=1)
