@@ -83,7 +83,7 @@ audit: $(STAMP) .venv-audit/.installed
 	$(AUDIT)/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
 		--output-format JSON --output-file out/sbom.cdx.json
 	$(AUDIT)/hadolint docker/Dockerfile
-	$(AUDIT)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml
+	$(AUDIT)/check-jsonschema --builtin-schema vendor.compose-spec docker/compose.yaml docker/compose.keys.yaml
 	$(AUDIT)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(AUDIT)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 

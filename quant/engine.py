@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
 
+import onnx
 import typer
 
 from sodeploy import command_line, stages, terminal
@@ -181,6 +182,8 @@ def build(
         calibration=graph.calibration,
         builder=builder,
         builder_version=trt.__version__,
+        input_dtype=graph.input_dtype,
+        output_dtype=graph.output_dtype,
         targets=built_for,
         gpu=gpu_name,
         any_newer_gpu=hardware_compatible,
@@ -213,6 +216,8 @@ class _Graph(NamedTuple):
     precision: str
     calibration: dict[str, Any] | None
     dims: list[int | None]  # of its input; None: dynamic
+    input_dtype: str  # a name of numpy, which the engine keeps
+    output_dtype: str
     slow: list[str]  # what may be slow in it
 
 
@@ -223,14 +228,21 @@ def _read_graph(path: Path) -> _Graph:
     if metadata.get(DIALECT_KEY, "tensorrt") != "tensorrt":
         raise UserError(f"{path} is quantized for {metadata[DIALECT_KEY]}; give the .int8.trt.onnx made with it")
     check_tensorrt(model, path)
-    for tensor in model.graph.input:
-        if tensor.name == contract.input_name:
-            dims = tensor.type.tensor_type.shape.dim
-            shape = [dim.dim_value or None for dim in dims]
-            calibration = calibration_of(metadata, path) or None
-            return _Graph(contract, metadata.get(PRECISION_KEY, "fp32"), calibration, shape, unequal_scales(model))
-    raise UserError(
-        f"{path} has no input {contract.input_name}, which its contract names; see {stages.command('adopt')} --help"
+    tensors = {tensor.name: tensor.type.tensor_type for tensor in (*model.graph.input, *model.graph.output)}
+    for kind, name in (("input", contract.input_name), ("output", contract.output_name)):
+        if name not in tensors:
+            raise UserError(
+                f"{path} has no {kind} {name}, which its contract names; see {stages.command('adopt')} --help"
+            )
+    image, saliency = tensors[contract.input_name], tensors[contract.output_name]
+    return _Graph(
+        contract,
+        metadata.get(PRECISION_KEY, "fp32"),
+        calibration_of(metadata, path) or None,
+        [dim.dim_value or None for dim in image.shape.dim],
+        onnx.helper.tensor_dtype_to_np_dtype(image.elem_type).name,
+        onnx.helper.tensor_dtype_to_np_dtype(saliency.elem_type).name,
+        unequal_scales(model),
     )
 
 

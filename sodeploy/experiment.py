@@ -89,6 +89,9 @@ class Eval(Section):
 
     metrics: MetricKeys | None = Field(default=None, description="metrics in the order of tables; nine by default")
     curves: bool = Field(default=True, description="draw precision-recall and F curves; needs the extra report")
+    page: bool = Field(
+        default=True, description="write report.html, for which the models run once more; needs the extra report"
+    )
 
 
 class Experiment(Section):

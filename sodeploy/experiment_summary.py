@@ -13,7 +13,7 @@ from sodeploy.runtime.measure.metrics import METRICS
 from sodeploy.runtime.measure.record import Difference, read_evaluation
 from sodeploy.runtime.measure.report import Table, evaluation_table, interval, to_markdown
 
-SUMMARY, SUMMARY_JSON = "summary.md", "summary.json"
+SUMMARY, SUMMARY_JSON, PAGE = "summary.md", "summary.json", "report.html"
 
 
 def differences_of(evaluations: Sequence[Evaluation]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -69,6 +69,8 @@ def write_summary(
         Table("Steps", ["step", "state", "files"], steps, text_columns=3),
     ]
     lines = [f"# {output.name}\n", f"Made by `sodeploy run --config {config}`.\n", *map(to_markdown, tables)]
+    if "page" in files["report"]:
+        lines.append(f"[The report]({PAGE}): losses, times, and the images that lost most.\n")
     if "curves" in files["eval"]:
         lines.append(f"![precision-recall and F curves]({Path(files['eval']['curves']).name})\n")
     artifacts.write_text(output / SUMMARY, "\n".join(lines))

@@ -20,7 +20,7 @@ from sodeploy import artifacts, command_line, terminal
 from sodeploy.calib_data import open_dataset, open_datasets, open_photographs
 from sodeploy.errors import UserError, first_few
 from sodeploy.experiment import Experiment, Journal, Train, digest_of_path, listing, load_experiment
-from sodeploy.experiment_summary import SUMMARY, differences_of, write_summary
+from sodeploy.experiment_summary import PAGE, SUMMARY, differences_of, write_summary
 from sodeploy.runtime.evaluate import EVALUATION, Outputs, evaluate, write_outputs
 from sodeploy.runtime.gpu.driver import driver_problem
 from sodeploy.runtime.maps import holds_maps_of, require_all, write_maps
@@ -272,11 +272,53 @@ def _eval(run: Run) -> None:
 
 
 def _report(run: Run) -> None:
-    """Write the summary; it is quick and always done."""
+    """Write the page, unless it is current, and the summary, which is quick and always done."""
     run.made("eval")
+    if run.experiment.eval.page:
+        _page(run)
     run.done["report"] = "done"
-    files = {step: _files(run, step) for step in STEPS[:-1]}
+    files = {step: _files(run, step) for step in STEPS}
     write_summary(run.source, run.experiment, run.output, run.done, files)
+
+
+def _page(run: Run) -> None:
+    """Write the report for people. The models run once more, in turn, because the page shows their times too."""
+    from sodeploy.runtime.bench import bench
+    from sodeploy.runtime.review.evidence import EvidenceLog
+    from sodeploy.runtime.review.page import Extras, require_page, write_page
+
+    root, wanted = run.experiment.root, run.experiment.eval
+    models = {name: path for name, path in _models(run).items() if name != "checkpoint"}
+    if not models:
+        return
+    require_page()
+    datasets = [one.first(run.experiment.test.limit) for one in open_datasets(run.experiment.test.data, root=root)]
+    plan = run.made("build").get("plan") if run.experiment.build is not None else None
+    inputs = {
+        "models": {name: artifacts.sha256(path) for name, path in models.items()},
+        "data": [listing(one) for one in datasets],
+        "plan": artifacts.sha256(plan) if plan else None,
+        "metrics": wanted.metrics,
+    }
+    in_openvino = any(path.name.endswith(".openvino.onnx") for path in models.values())
+    engines: tuple[EngineName, ...] = ("onnxruntime", "openvino") if in_openvino else ("onnxruntime",)
+
+    def work() -> dict[str, Path]:
+        logs = [EvidenceLog() for _ in datasets]
+        for dataset, log in zip(datasets, logs, strict=True):
+            bench(
+                list(models.values()),
+                dataset,
+                workers=run.workers,
+                allow_overlap=True,  # the page says so
+                engines=engines,
+                keys=wanted.metrics,
+                log=log,
+            )
+        write_page([log.evidence for log in logs], run.output / PAGE, extras=Extras(plan))
+        return {"page": run.output / PAGE}
+
+    run.step("report", inputs, work)
 
 
 def _files(run: Run, step: str) -> dict[str, str]:

@@ -279,6 +279,21 @@ class TestCompose:
             assert service["cap_drop"] == ["ALL"]
             assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
+    def test_prometheus_has_the_key_of_the_service(self, services: dict[str, Any]) -> None:
+        added = yaml.safe_load((FOLDER / "compose.keys.yaml").read_text())
+        assert set(added["services"]) == set(services)
+        prometheus = added["services"].pop("prometheus")
+        for name, service in added["services"].items():
+            assert service["command"][: len(services[name]["command"])] == services[name]["command"]
+            option, file = service["command"][len(services[name]["command"]) :]
+            assert (option, Path(file).name) == ("--api-key-file", service["secrets"][0])
+        (volume,) = prometheus["volumes"]
+        assert volume.split(":")[1:] == services["prometheus"]["volumes"][0].split(":")[1:]
+        (job,) = yaml.safe_load((FOLDER / volume.split(":")[0]).read_text())["scrape_configs"]
+        assert job.pop("authorization") == {"credentials_file": f"/run/secrets/{prometheus['secrets'][0]}"}
+        assert [job] == yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+        assert set(added["secrets"]) == {"api_keys", "metrics_key"}
+
 
 class TestImageCheck:
     def test_without_the_tools_it_is_skipped(self, repository: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from sodeploy.stages import command
 from sodeploy.terminal import warn
 
 Builder = Literal["tensorrt", "tensorrt_rtx"]
+FloatName = Literal["float32", "float16"]
 INSTALL = {"tensorrt": "pip install 'sodeploy[tensorrt]'", "tensorrt_rtx": "pip install 'sodeploy[rtx]'"}
 
 
@@ -31,6 +32,7 @@ class EngineRecord(BaseModel):
         rebuild: the command that builds it again.
         calibration: what its int8 ranges were measured on, as its graph said
         (`sodeploy.runtime.contract.CALIBRATION_KEY`).
+        input_dtype, output_dtype: names of numpy; None in a record of an older sodeploy.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,6 +48,8 @@ class EngineRecord(BaseModel):
     any_newer_version: bool
     rebuild: str
     calibration: dict[str, Any] | None = None
+    input_dtype: FloatName | None = None
+    output_dtype: FloatName | None = None
 
 
 def read_record(engine: str | Path) -> EngineRecord:

@@ -120,10 +120,12 @@ def _of_engines(name: str, paths: Sequence[Path], serving: Serving) -> Served:
                 f"{path} is an engine of TensorRT-RTX, which Triton has no back end for; build one by "
                 "--builder tensorrt on the GPU that serves, or give the ONNX file"
             )
+        if record.input_dtype is None or record.output_dtype is None:
+            raise UserError(f"{path}: its manifest has no types of input and output; build it again: {record.rebuild}")
         first = first or record
-        if (record.contract, record.precision) != (first.contract, first.precision):
+        if _interface(record) != _interface(first):
             raise UserError(
-                f"{name}: {paths[0]} and {path} differ in contract or precision; give each a name of its own"
+                f"{name}: {paths[0]} and {path} differ in contract, precision or types; give each a name of its own"
             )
         for target in ["", *record.targets] if record.any_newer_gpu else record.targets:
             file = "model.plan" if not target else f"model_{target}.plan"
@@ -142,13 +144,18 @@ def _of_engines(name: str, paths: Sequence[Path], serving: Serving) -> Served:
         first.contract,
         first.precision,
         capabilities,
-        "TYPE_FP32",
-        "TYPE_FP32",
+        _float_type(np.dtype(first.input_dtype).type),
+        _float_type(np.dtype(first.output_dtype).type),
         batching,
         serving.instances,
         True,
     )
     return Served(network, sources)
+
+
+def _interface(record: EngineRecord) -> tuple[object, ...]:
+    """The facts in which engines of one name agree."""
+    return record.contract, record.precision, record.input_dtype, record.output_dtype
 
 
 def _batching(name: str, contract: Contract, serving: Serving, most: int, best: int | None) -> Batching | None:

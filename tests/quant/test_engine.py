@@ -61,6 +61,7 @@ def test_record_says_what_was_built_and_how_to_build_it_again(tmp_path: Path) ->
     record = read_record(built.path)
     assert (record.builder, record.builder_version) == ("tensorrt_rtx", built.builder_version)
     assert (record.precision, record.targets, record.gpu) == ("int8", ("sm89",), None)
+    assert (record.input_dtype, record.output_dtype) == ("float32", "float32")
     assert record.contract.stretch
     assert record.calibration == calibration
     first = built.path.read_bytes()

@@ -47,7 +47,7 @@ output: HERE/out
 model: HERE/tiny.onnx
 build: {calib: "synthetic:calib:4:40", engines: false}
 test: {data: ["synthetic:eval:20:40", "synthetic:val:3:40"], models: [fp32, fp16, int8, int8.sim]}
-eval: {metrics: [S, mae], curves: false}
+eval: {metrics: [S, mae], curves: false, page: false}
 """
 
 
@@ -84,6 +84,25 @@ def test_an_experiment_of_an_onnx_file(config: Path, tmp_path: Path) -> None:
     assert again["build"] == "done"
 
 
+def test_the_page_for_people(config: Path, tmp_path: Path) -> None:
+    config.write_text(
+        config.read_text().replace(", page: false", "").replace("synthetic:eval:20:40", "synthetic:eval:2:40")
+    )
+    summary = run_experiment(config, workers=1)
+    assert "(report.html)" in summary.read_text()
+    page = tmp_path / "out" / "report.html"
+    text = page.read_text()
+    for words in ("synthetic:eval:2:40", "synthetic:val:3:40", "tiny.int8.cpu", "tiny.int8.sim", "tiny.plan.json"):
+        assert words in text
+    assert "report.html" in json.loads(summary.with_name("summary.json").read_text())["files"]["report"]["page"]
+    made = page.stat().st_mtime_ns
+    assert states(run_experiment(config, workers=1))["report"] == "done"
+    assert page.stat().st_mtime_ns == made  # it was current
+    page.write_text("spoiled")
+    run_experiment(config, ("report",), 1)
+    assert page.read_text() != "spoiled"
+
+
 def test_steps_that_are_not_selected_must_have_been_done(config: Path) -> None:
     with pytest.raises(UserError, match=r"mine\.yaml: the step build has not been done, or its outputs are gone"):
         run_experiment(config, ("test", "eval"))
@@ -96,7 +115,7 @@ def test_training_and_the_checkpoint_itself(tmp_path: Path) -> None:
         output: HERE/out
         train: {config: HERE/small.yaml, set: {steps: 2, optimizer.lr: 0.01}}
         test: {data: "synthetic:val:2:40", models: [checkpoint, fp32]}
-        eval: {curves: false}
+        eval: {curves: false, page: false}
     """
     config = write(tmp_path / "mine.yaml", text)
     summary = run_experiment(config, workers=1)

@@ -24,7 +24,7 @@ from sodeploy.errors import UserError
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.infer import infer
 from sodeploy.runtime.triton_server.client import TritonServer, TritonSession, parse_address
-from sodeploy.runtime.triton_server.model_config import parse_config
+from sodeploy.runtime.triton_server.model_config import parse_config, type_name
 from sodeploy.runtime.triton_server.served import Serving, parse_models
 from sodeploy.runtime.triton_server.triton_repository import write_repository
 from sodeploy.verify import verify
@@ -114,6 +114,14 @@ class TestRepository:
         assert config_of(tmp_path / "out", "net").default_model_filename == "model.plan"
         assert config_of(tmp_path / "out", "net").cc_model_filenames["8.9"] == "model_sm89.plan"
 
+    def test_an_engines_types_are_those_of_its_manifest(self, make_contract: MakeContract, tmp_path: Path) -> None:
+        one = engine(tmp_path / "half.engine", make_contract(batch=None), input_dtype="float16")
+        write_repository({"net": [one]}, tmp_path / "out")
+        config = config_of(tmp_path / "out", "net")
+        assert (type_name(config.input[0]), type_name(config.output[0])) == ("TYPE_FP16", "TYPE_FP32")
+        assert config.model_warmup[0].inputs["image"].data_type == schema.DataType.Value("TYPE_FP16")
+        assert config_of(tmp_path / "out", "net_mask").parameters["sodeploy.input_type"].string_value == "TYPE_FP16"
+
     def test_weights_of_another_file_are_put_into_the_model(self, save_model: SaveModel, tmp_path: Path) -> None:
         model = onnx.load(save_model())
         source = tmp_path / "apart.onnx"
@@ -174,7 +182,9 @@ class TestRepository:
         ("facts", "told"),
         [
             ({}, "are both for sm89"),
-            ({"targets": ["sm86"], "precision": "fp16"}, "differ in contract or precision"),
+            ({"targets": ["sm86"], "precision": "fp16"}, "differ in contract, precision or types"),
+            ({"targets": ["sm86"], "output_dtype": "float16"}, "differ in contract, precision or types"),
+            ({"output_dtype": None}, "has no types of input and output; build it again"),
             ({"targets": ["next"]}, "no compute capability"),
             ({"builder": "tensorrt_rtx"}, "no back end"),
             ({"targets": ["sm86"], "profile": {"max": 3}}, "has no batch"),
@@ -218,6 +228,8 @@ def engine(path: Path, contract: Contract, **facts: Any) -> Path:
     record = {
         "precision": "int8",
         "builder": "tensorrt",
+        "input_dtype": "float32",
+        "output_dtype": "float32",
         "builder_version": "10.16.1",
         "targets": ["sm89"],
         "gpu": "NVIDIA L4",
