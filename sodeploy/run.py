@@ -278,6 +278,8 @@ def _report(run: Run) -> None:
         _page(run)
     run.done["report"] = "done"
     files = {step: _files(run, step) for step in STEPS}
+    if not run.experiment.eval.page:
+        files["report"] = {}  # a page of an earlier run may be of other models
     write_summary(run.source, run.experiment, run.output, run.done, files)
 
 
