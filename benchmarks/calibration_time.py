@@ -22,6 +22,7 @@ from sodeploy import command_line, terminal
 from sodeploy.artifacts import sha256, write_text
 from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
+from sodeploy.quant.equalize import needs_equalization
 from sodeploy.quant.graph import load_network
 from sodeploy.runtime.contract import contract_of
 from sodeploy.runtime.cpu import processor_name
@@ -40,6 +41,8 @@ def works(model: Path, calib: str, limit: int, folder: Path) -> dict[str, list[s
     quant, python = HERE.parent / "quant", sys.executable
     images = ["--calib", calib]
     built = folder / "built"
+    equalized = needs_equalization(load_network(model))  # then the plan is for what the build made of the model
+    planned = built / f"{model.stem}.equalized.onnx" if equalized else model
     return {
         INFERENCE: [python, __file__, model, *images, "--limit", str(limit), "--only-inference"],
         "calibration": [python, __file__, model, *images, "--limit", str(limit), "--only-calibration"],
@@ -48,7 +51,7 @@ def works(model: Path, calib: str, limit: int, folder: Path) -> dict[str, list[s
             *("--no-engines", "--output-dir", built),
         ],
         f"layers, {_REPORTED} image": [
-            *(python, quant / "layer_report.py", model, built / f"{model.stem}.plan.json", "--data", calib),
+            *(python, quant / "layer_report.py", planned, built / f"{model.stem}.plan.json", "--data", calib),
             *("--limit", str(_REPORTED)),
         ],
     }

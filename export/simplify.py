@@ -30,6 +30,7 @@ def simplify(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
     absorb_batch_norms(model)
     if _fix_resize_sizes(model):
         model = _simplified(model, source)  # drops what computed those sizes
+    _drop_pools_of_one_pixel(model)
     _constants_to_initializers(model)
     _name_nodes(model)
     rewrite_deformable(model)
@@ -74,11 +75,7 @@ def _fix_resize_sizes(model: onnx.ModelProto) -> bool:
     but TensorRT-RTX 1.7 refuses them where the batch is dynamic.) Only scales that float32 holds exactly are used:
     another could miss the size by one.
     """
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {
-        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim]
-        for info in (*inferred.value_info, *inferred.input, *inferred.output)
-    }
+    shapes = _shapes(model)
     constants = {tensor.name for tensor in model.graph.initializer}
     changed = False
     for node in model.graph.node:
@@ -95,6 +92,31 @@ def _fix_resize_sizes(model: onnx.ModelProto) -> bool:
         node.input[2:] = [name]
         changed = True
     return changed
+
+
+def _drop_pools_of_one_pixel(model: onnx.ModelProto) -> None:
+    """Drop each MaxPool from one pixel to one pixel.
+
+    It changes nothing, and OpenVINO refuses a kernel that is larger than its input. Such pools are at the bottom of a
+    U-Net of small size whose pools round sizes up.
+    """
+    shapes, graph = _shapes(model), model.graph
+    results = {output.name for output in graph.output}
+    for node in [node for node in graph.node if node.op_type == "MaxPool" and len(node.output) == 1]:
+        before, after = (shapes.get(name, [])[2:] for name in (node.input[0], node.output[0]))
+        if before and before == after and set(before) == {1} and node.output[0] not in results:
+            for reader in graph.node:
+                reader.input[:] = [node.input[0] if name == node.output[0] else name for name in reader.input]
+            graph.node.remove(node)
+
+
+def _shapes(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Tensor -> its shape, 0 for an open dimension."""
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    return {
+        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        for info in (*inferred.value_info, *inferred.input, *inferred.output)
+    }
 
 
 def _constants_to_initializers(model: onnx.ModelProto) -> None:

@@ -26,6 +26,7 @@ _LACKING = re.compile(r"(?:No conversion rule found for operations|not support t
 _VERSION = re.compile(r"-\d+\b")  # of an operator set, behind an operator's name
 # A node that OpenVINO cannot take as it stands: operator, name of its output, and the reason, which ends the paragraph.
 _REFUSED = re.compile(r"<Node\((\w+)\): ([^>]*)>'?:(.+?)(?:\n\s*\n|\nSummary|\Z)", re.DOTALL)
+_BEHIND = "rank has to be known"
 _LAYERS = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")  # OpenVINO's names
 
 
@@ -240,8 +241,9 @@ def _in_words(text: str) -> str:
     """The reason in OpenVINO's message, and the remedy."""
     if lacking := _LACKING.search(text):
         return f"OpenVINO lacks {_VERSION.sub('', lacking.group(1)).strip()}; {_ANOTHER_ENGINE}"
-    if refused := _REFUSED.search(text):
-        operator, output, said = refused.groups()
+    if refused := _REFUSED.findall(text):
+        # OpenVINO names last nodes first; those behind the one it refuses have inputs of unknown rank.
+        operator, output, said = next((one for one in refused if _BEHIND not in one[2]), refused[0])
         reason = [line.strip() for line in said.splitlines() if line.strip()][-1]
         return f"OpenVINO does not take its {operator} that makes {output} ({one_line(reason)}); {_ANOTHER_ENGINE}"
     if "Unable to read the model" in text:

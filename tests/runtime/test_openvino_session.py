@@ -212,3 +212,16 @@ def test_infer_takes_the_engine(repository, save_model, tmp_path):
         subprocess.run(command, check=True, capture_output=True)
         maps[engine] = cv2.imread(str(tmp_path / engine / "a.png"), cv2.IMREAD_GRAYSCALE).astype(int)
     assert np.abs(maps["openvino"] - maps["onnxruntime"]).max() <= 1
+
+
+def test_the_operator_that_is_refused_is_named_and_not_the_ones_behind_it(save_model):
+    path = save_model()
+    model = onnx.load(path)
+    reader = next(node for node in model.graph.node if model.graph.input[0].name in node.input)
+    name = model.graph.input[0].name
+    pool = helper.make_node("MaxPool", [name], ["pooled"], "pool", kernel_shape=[99, 99], strides=[2, 2])
+    reader.input[:] = ["pooled" if one == name else one for one in reader.input]
+    model.graph.node.insert(0, pool)
+    onnx.save(model, path)
+    with pytest.raises(UserError, match="OpenVINO does not take its MaxPool that makes pooled"):
+        OpenVinoSession(path, threads=1)
