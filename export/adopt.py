@@ -41,13 +41,11 @@ from sodeploy.runtime import onnx_floats
 from sodeploy.runtime.composition import compose
 from sodeploy.runtime.contract import PRECISION_KEY, Contract, annotate, embed
 from sodeploy.runtime.engine_operators import unknown_to_engines
-from sodeploy.runtime.onnx_file import one_line
+from sodeploy.runtime.onnx_file import RANDOM_OPERATORS, one_line
 from sodeploy.runtime.processing import predict
 from sodeploy.runtime.session import open_session
 from sodeploy.training.contracts import published_contract
 
-# Operators whose results differ from run to run.
-_CHANCE = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 _RAW_PIXELS: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255), "divide_by": "255"}
 
 
@@ -108,7 +106,7 @@ def adopt(model: str | Path, output: str | Path, preprocessing: dict[str, Any], 
 
 def _require_no_chance(graph: onnx.ModelProto, source: str | Path) -> None:
     """Refuse a graph whose map differs from run to run."""
-    if node := next((node for node in graph.graph.node if node.op_type in _CHANCE), None):
+    if node := next((node for node in graph.graph.node if node.op_type in RANDOM_OPERATORS), None):
         raise UserError(
             f"{source}: node {node.name or node.output[0]} is a {node.op_type}, so the map differs from run to run; "
             "export the network in evaluation mode, or without it"

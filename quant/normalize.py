@@ -10,11 +10,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from sodeploy.runtime.onnx_file import reads, subgraphs
+from sodeploy.runtime.onnx_file import RANDOM_OPERATORS, reads, subgraphs
 
 STANDARD = ("", "ai.onnx")
 
-_RANDOM = ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 _LARGEST_FOLDED = 2**26  # bytes; a larger constant stays computed, so that the file does not grow by it
 
 
@@ -67,7 +66,7 @@ def fold_constants(model: onnx.ModelProto) -> None:
 
 
 def _is_foldable(node: onnx.NodeProto) -> bool:
-    return node.domain in STANDARD and node.op_type not in _RANDOM and not any(subgraphs(node))
+    return node.domain in STANDARD and node.op_type not in RANDOM_OPERATORS and not any(subgraphs(node))
 
 
 def _computed(model: onnx.ModelProto, nodes: list[onnx.NodeProto], outputs: list[str]) -> dict[str, np.ndarray] | None:

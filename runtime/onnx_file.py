@@ -11,6 +11,15 @@ from sodeploy.artifacts import require_file
 from sodeploy.errors import UserError
 from sodeploy.file_kinds import kind_of_file
 
+# Their results differ from run to run.
+RANDOM_OPERATORS = (
+    "Bernoulli",
+    "Multinomial",
+    "RandomNormal",
+    "RandomNormalLike",
+    "RandomUniform",
+    "RandomUniformLike",
+)
 # Bits of one element. Four-bit types are packed, and strings have no fixed size.
 _BITS = {
     TensorProto.FLOAT: 32, TensorProto.DOUBLE: 64, TensorProto.FLOAT16: 16, TensorProto.BFLOAT16: 16,

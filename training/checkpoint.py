@@ -12,10 +12,19 @@ import torch
 from sodeploy import artifacts, terminal
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import parse_contract
-from sodeploy.training.checkpoint_file import broken, foreign_objects, is_safetensors, not_plain, require_checkpoint
+from sodeploy.training.checkpoint_file import (
+    broken,
+    foreign_objects,
+    is_safetensors,
+    not_plain,
+    require_checkpoint,
+    unreadable_pickle,
+)
 from sodeploy.training.fitting import Weights, few, fit, state_dicts
 from sodeploy.training.models.network import SaliencyNetwork
 from sodeploy.training.signatures import networks_fitting
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def load_checkpoint(path: str | Path, network: SaliencyNetwork) -> None:
@@ -32,7 +41,7 @@ def load_checkpoint(path: str | Path, network: SaliencyNetwork) -> None:
     own = network.state_dict()
     own_name = next(iter(networks_fitting(own)), type(network).__name__)
     found = fit(read_checkpoint(path), own, own_name, path)
-    _require_values(found.weights, path)
+    _require_values(found.weights, own, path)
     if found.leftovers:
         terminal.note(
             f"{path}: left out {len(found.leftovers)} tensors that are not of the network: {few(found.leftovers)}"
@@ -68,7 +77,7 @@ def read_checkpoint(path: str | Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not re.search("unsupported (global|class)|GLOBAL", str(error), re.IGNORECASE):
-            raise broken(path) from None
+            raise unreadable_pickle(path) from None
         raise foreign_objects(path) from None
     except ImportError:  # of a module that torch needs
         raise
@@ -124,10 +133,15 @@ def write_checkpoint(content: Any, path: str | Path) -> None:
             raise OSError(cause.errno, cause.strerror, str(path)) from None
 
 
-def _require_values(weights: Weights, path: str | Path) -> None:
+def _require_values(weights: Weights, own: Weights, path: str | Path) -> None:
     for key, tensor in weights.items():
         name = artifacts.one_line(key)
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
             raise not_plain(path, name)
+        if own[key].is_floating_point() and tensor.dtype not in _FLOATS:
+            raise UserError(
+                f"{path}: {name} is {str(tensor.dtype).removeprefix('torch.')}, where the network has float32; give "
+                "the weights from before they were quantized, in float32, float16 or bfloat16"
+            )
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {name} has values that are NaN or infinite; take an earlier checkpoint")

@@ -15,6 +15,8 @@ _SAVE_WEIGHTS = (
     "torch.save(c.state_dict(), NEW) of a network, torch.save(c['state_dict'], NEW) of a dict"
 )
 
+_PICKLE_PROTOCOL = 2  # of torch.save, unless it is told another
+_PROTOCOL_MARK = 0x80  # a pickle's first byte; the second is its protocol
 _DEFLATED = 1032  # bytes that one byte can stand for, at the greatest compression that deflate has
 _MOST_UNPACKED = 4 << 30  # bytes of an archive that was compressed, as torch.save does not
 
@@ -79,6 +81,32 @@ def broken(path: Path) -> UserError:
     return UserError(f"{path} is broken or no PyTorch checkpoint; fetch or train it again")
 
 
+def unreadable_pickle(path: Path) -> UserError:
+    """The error of a file whose pickle PyTorch does not take: of a newer protocol than torch.save's own, or damaged."""
+    if protocol_of(path) <= _PICKLE_PROTOCOL:
+        return broken(path)
+    return UserError(
+        f"{path} is a pickle of a form that PyTorch loads only by running its code; if you trust it, save it again: "
+        "torch.save(torch.load(PATH, weights_only=False), NEW), or with pickle.load in place of torch.load"
+    )
+
+
+def protocol_of(path: Path) -> int:
+    """The protocol of the pickle in a checkpoint file; 0 where there is none to be found."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+                with archive.open(name) as file:
+                    begin = file.read(2)
+        else:
+            with open(path, "rb") as plain:
+                begin = plain.read(2)
+    except Exception:  # zipfile has no common base class for its errors
+        return 0
+    return begin[1] if len(begin) == 2 and begin[0] == _PROTOCOL_MARK and begin[1] < 16 else 0
+
+
 def foreign_objects(path: Path) -> UserError:
     """The error of a file with objects that PyTorch loads only by running code."""
     return UserError(f"{path} holds Python objects, which loading would execute, beside its tensors; {_SAVE_WEIGHTS}")
@@ -97,6 +125,19 @@ def _require_archive(path: Path) -> None:
             entries = archive.infolist()
     except Exception:  # zipfile has no common base class for its errors
         raise broken(path) from None
+    names = [entry.filename for entry in entries]
+    if any(name.endswith("archive_format") for name in names):
+        raise UserError(
+            f"{path} is a program of torch.export with its weights; save the weights alone: "
+            "torch.save(dict(torch.export.load(PATH).state_dict), NEW)"
+        )
+    if names and all(name.endswith(".npy") for name in names):
+        raise UserError(
+            f"{path} holds NumPy arrays; save them as tensors: "
+            "torch.save({key: torch.from_numpy(value) for key, value in numpy.load(PATH).items()}, NEW)"
+        )
+    if names and not any(name.endswith("data.pkl") for name in names):
+        raise UserError(f"{path} is a zip archive, not a file of torch.save; unpack it and give the file inside")
     if any("/code/" in entry.filename for entry in entries):
         raise UserError(
             f"{path} is a TorchScript file, a program with its weights; save the weights alone: "

@@ -152,27 +152,34 @@ BACKBONES = {"swin": SwinBlock, "pvt": PvtBlock}
 
 
 def network(backbone: str, size: int = 64) -> Modern:
-    """A network whose last layer is fitted to drawn pictures and their masks."""
+    """A network for images of `size` x `size`, whose last layer is fitted to drawn pictures and their masks.
+
+    As in the papers, windows grow with the size.
+    """
     torch.manual_seed(0)
-    made = Modern(BACKBONES[backbone])
+    made = Modern(BACKBONES[backbone], window=max(4, size // 128))
     contract = Contract(network=backbone, height=size, width=size, mean=MEAN, std=STD)
-    samples = list(open_dataset("synthetic:train:12:64"))
-    batch = torch.from_numpy(np.stack([preprocess(sample.image(), contract) for sample in samples]))
-    masks = torch.stack([torch.from_numpy(sample.mask().astype(np.float32))[None] for sample in samples])
-    truth = functional.interpolate(masks, size=(size // 4, size // 4), mode="area")
-    truth = truth / truth.max().clamp(min=1)
+    samples = list(open_dataset(f"synthetic:train:12:{max(64, size // 4)}"))
+    batches = [torch.from_numpy(preprocess(sample.image(), contract)[None]) for sample in samples]
+    rows, targets = [], []
     with torch.no_grad():
         made.train()
         for module in made.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None
-        made(batch)
+                module.momentum = None  # the mean over all pictures
+        for batch in batches:
+            made(batch)
         made.eval()
-        features = made.features(batch).permute(0, 2, 3, 1).reshape(-1, made.head.in_channels)
-        rows = torch.cat([features, torch.ones(len(features), 1)], dim=1).double()
-        target = 8 * truth.permute(0, 2, 3, 1).reshape(-1, 1).double() - 4
-        damping = 1e-2 * len(rows) * torch.eye(rows.shape[1], dtype=torch.float64)
-        solution = torch.linalg.solve(rows.T @ rows + damping, rows.T @ target).float()
+        for sample, batch in zip(samples, batches, strict=True):
+            mask = torch.from_numpy(sample.mask().astype(np.float32) / 255)[None, None]
+            truth = functional.interpolate(mask, size=(size // 4, size // 4), mode="area").reshape(-1, 1)
+            features = made.features(batch).permute(0, 2, 3, 1).reshape(-1, made.head.in_channels)
+            step = max(1, len(features) // 4096)
+            rows.append(torch.cat([features, torch.ones(len(features), 1)], dim=1)[::step].double())
+            targets.append(8 * truth[::step].double() - 4)
+        known, target = torch.cat(rows), torch.cat(targets)
+        damping = 1e-2 * len(known) * torch.eye(known.shape[1], dtype=torch.float64)
+        solution = torch.linalg.solve(known.T @ known + damping, known.T @ target).float()
         made.head.weight.copy_(solution[:-1].reshape(1, -1, 1, 1))
         made.head.bias.copy_(solution[-1])
     return made

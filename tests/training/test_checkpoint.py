@@ -5,11 +5,13 @@ import errno
 import gzip
 import json
 import os
+import pickle
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from research_data import ResearchFile
@@ -81,6 +83,39 @@ def test_forms(tmp_path: Path, trained: SaliencyNetwork, wrap: Any) -> None:
         torch.save(wrap(trained.state_dict()), tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
         refuse_misfit(tmp_path / "w.pth", "u2net_tiny")
         assert loads_as(tmp_path / "w.pth", trained)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn], ids=str)
+def test_weights_that_are_no_floats(tmp_path: Path, trained: SaliencyNetwork, kind: torch.dtype) -> None:
+    state = {key: value.to(kind) if value.is_floating_point() else value for key, value in trained.state_dict().items()}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth: .* is .*, where the network has float32; give the weights"):
+        loads_as(tmp_path / "w.pth", trained)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (
+            lambda path, state: torch.save(state, path, pickle_protocol=4),
+            "PyTorch loads only by running its code",
+        ),
+        (lambda path, state: path.write_bytes(pickle.dumps(state)), "PyTorch loads only by running its code"),
+        (lambda path, state: np.savez(path.open("wb"), **state), "holds NumPy arrays; save them as tensors: "),
+        (lambda path, state: _zipped(path, "inner.pth"), "is a zip archive, .*; unpack it and give the file inside"),
+        (lambda path, state: _zipped(path, "e/archive_format"), "is a program of torch.export .*torch.export.load"),
+    ],
+    ids=["newer pickle", "pickle alone", "NumPy", "zip", "torch.export"],
+)
+def test_whole_files_of_other_forms(tmp_path: Path, trained: SaliencyNetwork, write: Any, message: str) -> None:
+    write(tmp_path / "w.pth", trained.state_dict())
+    with pytest.raises(UserError, match=message):
+        loads_as(tmp_path / "w.pth", trained)
+
+
+def _zipped(path: Path, name: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, b"content")
 
 
 def test_the_old_file_format(tmp_path: Path, trained: SaliencyNetwork) -> None:
