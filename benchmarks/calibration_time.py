@@ -8,7 +8,6 @@ from the start of a process to its end. Nothing else may run meanwhile if they a
 peak memory depend less on the rest of the machine.
 """
 
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -16,10 +15,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from by_network import add
 from process_cost import CommandFailed, Cost, measure
 
 from sodeploy import command_line, terminal
-from sodeploy.artifacts import sha256, write_text
+from sodeploy.artifacts import sha256
 from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
 from sodeploy.quant.equalize import needs_equalization
@@ -138,12 +138,9 @@ def main(
         calibrate(load_network(model), open_dataset(calib, masks=False).first(limit))
         return
     record = compare(model, calib, limit, rounds)
-    records = [record]
     if json_file is not None:
-        before = json.loads(json_file.read_text()) if json_file.exists() else []
-        records = [*(one for one in before if one["model"] != record["model"]), record]
-        write_text(json_file, json.dumps(records, indent=1) + "\n")
-    show([table(records)])
+        add([record], json_file)
+    show([table([record])])
 
 
 if __name__ == "__main__":

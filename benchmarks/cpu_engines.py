@@ -6,10 +6,10 @@
 A model is a float32 ONNX file. Its int8 graphs for CPUs are the files NAME.*.onnx beside it, of a build or of another
 quantizer. Every graph runs in every engine that it is made for, all graphs of a network in turn, image by image, with
 each number of threads. Times are multiples of the time of the float32 file in onnxruntime. A session is opened in a
-process of its own, twice: OpenVINO keeps the compiled model for the second time. Nothing else may run meanwhile.
+process of its own, twice: OpenVINO keeps the compiled model for the second time. Nothing else may run meanwhile. Each
+network can have a run of its own: runs add to the same record.
 """
 
-import json
 import os
 import sys
 import tempfile
@@ -20,10 +20,11 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
+from by_network import add
 from process_cost import CommandFailed, measure
 
 from sodeploy import command_line, terminal
-from sodeploy.artifacts import one_line, write_text
+from sodeploy.artifacts import one_line
 from sodeploy.errors import UserError
 from sodeploy.runtime.bench import bench
 from sodeploy.runtime.contract import DIALECT_KEY, PRECISION_KEY
@@ -61,32 +62,29 @@ def taking(model: Path, engines: Sequence[EngineName]) -> list[EngineName]:
 
 
 def compare(
-    models: list[Path], data: str, limit: int | None, threads: list[int], engines: list[EngineName]
+    model: Path, data: str, limit: int | None, threads: list[int], engines: list[EngineName], load: float
 ) -> dict[str, Any]:
-    """The record of all measurements.
+    """The record of one network.
+
+    Args:
+        load: the mean number of running processes in the minute before everything.
 
     Returns:
-        `instructions` (`matrix_instructions`); `load`, the mean number of running processes in the minute before;
-        `benches`, a `BenchRecord` for each model and number of threads; `sessions`, for each row of the first of a
-        model: `model`, `engine`, `start_s`, `cached_start_s` (from nothing imported to the first map, and once more),
-        `peak_mib`, or `failure`.
+        `model`; `load`; `instructions` (`matrix_instructions`); `benches`, a `BenchRecord` as JSON for each number of
+        threads; `sessions`, for each of its rows: `model`, `engine`, `start_s`, `cached_start_s` (from nothing imported
+        to the first map, and once more), `peak_mib`, or `failure`.
     """
-    load = os.getloadavg()[0]
-    benches: list[BenchRecord] = []
-    sessions = []
-    for model in models:
-        graphs, taken = graphs_of(model), taking(model, engines)
-        terminal.note(f"{model}: {', '.join(path.name for path in graphs)}")
-        made = [bench(graphs, data, limit, threads=count, engines=taken) for count in threads]
-        benches += made
-        sessions += [
-            session_cost(Path(row.model), cast(EngineName, row.engine), threads[0])
-            for row in terminal.progress(made[0].rows, "opening sessions")
-        ]
+    graphs, taken = graphs_of(model), taking(model, engines)
+    terminal.note(f"{model}: {', '.join(path.name for path in graphs)}")
+    benches = [bench(graphs, data, limit, threads=count, engines=taken, keys=list(METRICS)) for count in threads]
+    sessions = [
+        session_cost(Path(row.model), cast(EngineName, row.engine), threads[0])
+        for row in terminal.progress(benches[0].rows, "opening sessions")
+    ]
     return {
-        "format": 1,
-        "instructions": matrix_instructions(),
+        "model": str(model),
         "load": load,
+        "instructions": matrix_instructions(),
         "benches": [made.model_dump(mode="json") for made in benches],
         "sessions": sessions,
     }
@@ -120,17 +118,14 @@ def _open_once(model: Path, engine: EngineName, threads: int) -> None:
         print(time.perf_counter() - start)
 
 
-def tables(record: dict[str, Any]) -> list[Table]:
+def tables(record: Sequence[dict[str, Any]]) -> list[Table]:
     """A table per network: a row per graph and engine, a column of times per number of threads; then the sessions."""
-    benches = [BenchRecord.model_validate(made) for made in record["benches"]]
-    by_model: dict[str, list[BenchRecord]] = {}
-    for made in benches:
-        by_model.setdefault(made.rows[0].model, []).append(made)
-    cost = {(one["model"], one["engine"]): one for one in record["sessions"]}
-    return [_table(made, cost, record) for made in by_model.values()]
+    return [_table(entry) for entry in record]
 
 
-def _table(benches: list[BenchRecord], cost: dict[tuple[str, str], dict[str, Any]], record: dict[str, Any]) -> Table:
+def _table(entry: dict[str, Any]) -> Table:
+    benches = [BenchRecord.model_validate(made) for made in entry["benches"]]
+    cost = {(one["model"], one["engine"]): one for one in entry["sessions"]}
     first = benches[0]
     rows = []
     for index, row in enumerate(first.rows):
@@ -144,8 +139,8 @@ def _table(benches: list[BenchRecord], cost: dict[tuple[str, str], dict[str, Any
     header = ["graph", "engine", *(part for label in METRICS.values() for part in (label, "difference"))]
     header += [f"time, {made.threads} thread{'s' if made.threads > 1 else ''}" for made in benches]
     header += ["start (s)", "again (s)", "memory (MiB)"]
-    instructions = ", ".join(record["instructions"]) or "neither VNNI nor AMX"
-    busy = "" if record["load"] < 0.5 else f"; {record['load']:.1f} other processes ran when it began"
+    instructions = ", ".join(entry["instructions"]) or "neither VNNI nor AMX"
+    busy = "" if entry["load"] < 0.5 else f"; {entry['load']:.1f} other processes ran when it began"
     height, width = first.rows[0].input_shape[2:]
     return Table(
         f"{first.rows[0].network} at {height} x {width}, {first.dataset}, {first.images} images",
@@ -170,7 +165,7 @@ def main(
     limit: Annotated[int | None, typer.Option(min=1, help="only the first N images")] = None,
     threads: Annotated[str, typer.Option(help="numbers of CPU threads, with a comma between")] = "1,2",
     engines: Annotated[str, typer.Option(help="engines; those that are installed by default")] = "",
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the record here too")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="add the figures to this file")] = None,
     session: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Measure graphs for CPUs in every engine."""
@@ -181,10 +176,13 @@ def main(
         return
     if not model:
         raise UserError("no model is given; give a float32 ONNX file: --model out/u2netp.onnx")
-    record = compare(model, data, limit, counts, chosen)
-    if json_file is not None:
-        write_text(json_file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    show(tables(record))
+    load = os.getloadavg()[0]
+    entries: list[dict[str, Any]] = []
+    for path in model:
+        entries.append(compare(path, data, limit, counts, chosen, load))
+        if json_file is not None:
+            add(entries, json_file)  # at once: a network takes minutes
+    show(tables(entries))
 
 
 def _counts(text: str) -> list[int]:

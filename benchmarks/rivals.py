@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 import onnx
 import typer
+from by_network import add
 from cpu_engines import taking
 from environments import python_of
 from process_cost import CommandFailed, Cost, measure
@@ -75,7 +76,7 @@ def compare(
     folder: Path,
     environments: Path,
     rivals: Sequence[str] = RIVALS,
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     """Quantize every model with every tool and measure the graphs.
 
     Args:
@@ -86,8 +87,8 @@ def compare(
         rivals: some of `RIVALS`.
 
     Returns:
-        `calibration_images`; `saturates` (`sodeploy.runtime.cpu.saturates_int8`); `networks`, one per model:
-        `model`, `sha256`;
+        One record per model:
+        `model`, `sha256`, `calibration_images`; `saturates` (`sodeploy.runtime.cpu.saturates_int8`);
         `tools`, the fields of `Quantized`;
         `bench`, the record of `sodeploy.runtime.bench` of the model and of all graphs in the order of `tools`, in each
         engine, with one thread;
@@ -122,16 +123,20 @@ def compare(
         inputs.unlink()
         masks_of(inputs).unlink(missing_ok=True)
         graphs = [str(path), *(tool.graph for tool in tools if tool.graph)]
+        taken = taking(path, engines)
+        measured = bench(graphs, evaluation, eval_images, threads=1, engines=taken, keys=list(METRICS))
         networks.append(
             {
                 "model": str(path),
                 "sha256": sha256(path),
+                "calibration_images": calib_images,
+                "saturates": saturates_int8(),
                 "tools": [asdict(tool) for tool in tools],
-                "bench": bench(graphs, evaluation, eval_images, threads=1, engines=taking(path, engines)),
+                "bench": measured.model_dump(mode="json"),
                 "calibration": calibration_alone(network, calib, folder),
             }
         )
-    return {"calibration_images": calib_images, "saturates": saturates_int8(), "networks": networks}
+    return networks
 
 
 def _save_masks(network: Network, calib: str, count: int, file: Path) -> str:
@@ -206,13 +211,13 @@ def _measured(what: str, command: list[str | Path], log: Path) -> Cost:
         raise UserError(f"{what}: {failure}; the whole of it is in {log}") from None
 
 
-def tables(record: dict[str, Any]) -> list[Table]:
+def tables(record: Sequence[dict[str, Any]]) -> list[Table]:
     """One per network, and one on our calibration."""
-    return [*(_network_table(entry, record) for entry in record["networks"]), _own(record)]
+    return [*map(_network_table, record), _own(record)]
 
 
-def _network_table(entry: dict[str, Any], record: dict[str, Any]) -> Table:
-    measured: BenchRecord = entry["bench"]
+def _network_table(entry: dict[str, Any]) -> Table:
+    measured = BenchRecord.model_validate(entry["bench"])
     rows = []
     for tool in [{"tool": "fp32", "graph": entry["model"], "cost": None}, *entry["tools"]]:
         if tool["graph"] is None:
@@ -227,7 +232,7 @@ def _network_table(entry: dict[str, Any], record: dict[str, Any]) -> Table:
                 time = "" if row.stand_in else f"{row.time_ratio.value:.2f}"
                 rows.append([tool["tool"], row.engine, *itertools.chain(*scores), *cost, time])
     return Table(
-        f"{Path(entry['model']).stem}, {record['calibration_images']} calibration images, accuracy on "
+        f"{Path(entry['model']).stem}, {entry['calibration_images']} calibration images, accuracy on "
         f"{measured.dataset} ({measured.images} images)",
         ["", "engine", *itertools.chain(*((label, "difference") for label in METRICS.values())), "s", "MiB", "time"],
         rows,
@@ -235,21 +240,13 @@ def _network_table(entry: dict[str, Any], record: dict[str, Any]) -> Table:
         caption="differences to fp32 with 95 % interval (paired bootstrap over images), * where it excludes zero\n"
         "s, MiB: what the quantizer's process took\n"
         f"time: of inference on {measured.hardware} in one thread, as a multiple of fp32's in onnxruntime, all graphs "
-        f"in turn{_SATURATED if record['saturates'] else ''}",
+        f"in turn{_SATURATED if entry['saturates'] else ''}",
     )
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """The record of a file that `main` wrote."""
-    record: dict[str, Any] = json.loads(path.read_text())
-    for entry in record["networks"]:
-        entry["bench"] = BenchRecord.model_validate(entry["bench"])
-    return record
-
-
-def _own(record: dict[str, Any]) -> Table:
+def _own(record: Sequence[dict[str, Any]]) -> Table:
     rows = []
-    for entry in record["networks"]:
+    for entry in record:
         cost = entry["calibration"]
         counts, seconds = [str(cost["images"]), str(cost["tensors"])], f"{cost['kl_seconds']:.2f}"
         rows.append([Path(entry["model"]).stem, *counts, f"{cost['seconds']:.1f}", f"{cost['peak_mib']:.0f}", seconds])
@@ -272,7 +269,7 @@ def main(
     calib_images: Annotated[int, typer.Option(min=1, help="every tool gets the first so many")] = 16,
     eval_images: Annotated[int | None, typer.Option(min=1, help="only the first so many; all by default")] = None,
     output_dir: Annotated[Path, typer.Option(help="folder for the graphs and the tables")] = Path("out/rivals"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the record here too")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="add the record to this file")] = None,
     tools: Annotated[str, typer.Option(help="the rivals, with a comma between; all by default")] = ",".join(RIVALS),
     environment: Annotated[
         Path, typer.Option(help="folder for the environments of the Model Optimizer and of NNCF")
@@ -286,9 +283,9 @@ def main(
     if unknown := [tool for tool in rivals if tool not in RIVALS]:
         raise UserError(f"--tools: there is no {unknown[0]}; choose among {', '.join(RIVALS)}")
     record = compare(models, calib, calib_images, evaluate, eval_images, output_dir, environment, rivals)
-    text = json.dumps(record, indent=1, default=lambda part: part.model_dump(mode="json")) + "\n"
-    for file in (output_dir / "rivals.json", *([json_file] if json_file is not None else [])):
-        write_text(file, text)
+    write_text(output_dir / "rivals.json", json.dumps(record, indent=1) + "\n")
+    if json_file is not None:
+        add(record, json_file)
     write_text(output_dir / "rivals.md", "\n".join(map(to_markdown, tables(record))))
     show(tables(record))
 

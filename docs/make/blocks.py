@@ -89,7 +89,7 @@ def _rivals() -> str:
     import rivals
 
     path = records.RECORDS / "rivals.json"
-    return records.tables(rivals.tables(rivals.read_record(path))) if path.exists() else records.NOT_MEASURED
+    return records.tables(rivals.tables(json.loads(path.read_text()))) if path.exists() else records.NOT_MEASURED
 
 
 def _structure() -> str:

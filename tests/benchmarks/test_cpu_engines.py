@@ -33,8 +33,8 @@ def model(network, tmp_path: Path) -> Path:  # noqa: F811
 def test_every_graph_for_cpus_in_its_engine(benchmark: ModuleType, model: Path, tmp_path: Path) -> None:
     names = [path.name for path in benchmark.graphs_of(model)]
     assert names == ["tiny.onnx", "tiny.int8.cpu.onnx", "tiny.int8.openvino.onnx"]
-    record = benchmark.compare([model], "synthetic:eval:3", None, [1], ["onnxruntime", "openvino"])
-    (table,) = benchmark.tables(json.loads(json.dumps(record)))
+    record = benchmark.compare(model, "synthetic:eval:3", None, [1], ["onnxruntime", "openvino"], 0.0)
+    (table,) = benchmark.tables(json.loads(json.dumps([record])))
     assert [row[:2] for row in table.rows] == [
         ["fp32", "onnxruntime"],
         ["fp32", "openvino"],
