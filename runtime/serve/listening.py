@@ -21,7 +21,7 @@ from sodeploy.errors import UserError
 
 BACKLOG = 2048  # connections that the system holds until they are taken
 _KEEP_ALIVE_S = 75  # longer than the usual 60 of a proxy before it, which must be the one to close
-_SO_ATTACH_FILTER = 26  # of Linux, asm-generic/socket.h
+_SO_ATTACH_FILTER = 26  # of Linux, asm-generic/socket.h; to read it, too
 # Classic BPF (linux/filter.h), which sees a packet from its TCP header on: one with the flag SYN is dropped. The other
 # packets of a handshake that has begun pass, and connections that it leads to inherit the filter without harm.
 _DROP_SYN = (
@@ -68,6 +68,14 @@ def drop_new_connections(listening: socket.socket) -> None:
             listening.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
+def drops_new_connections(listening: socket.socket) -> bool:
+    """Whether some process has called `drop_new_connections` for this socket; elsewhere than on Linux always."""
+    if sys.platform != "linux":
+        return True
+    room = 8 * len(_DROP_SYN)  # Linux copies the whole filter
+    return bool(listening.getsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, room))
+
+
 class Server(uvicorn.Server):
     """uvicorn's server, which answers what the system has accepted before it closes."""
 
@@ -84,7 +92,12 @@ class Server(uvicorn.Server):
         for listening in sockets or []:
             if self._alone:
                 drop_new_connections(listening)
-                await asyncio.sleep(_HANDSHAKE_S)
+            else:  # a parent on a busy machine does it late; where this process ends alone, nobody does it
+                await self._await_dropping(listening)
+            await asyncio.sleep(_HANDSHAKE_S)
+            # asyncio makes a task of each connection that it takes, which fails where the server has closed meanwhile.
+            asyncio.get_running_loop().remove_reader(listening)
+            await asyncio.sleep(0)
             await self._take_waiting(listening)
         for server in self.servers:
             server.close()
@@ -92,6 +105,12 @@ class Server(uvicorn.Server):
         while self.server_state.connections and time.monotonic() < end:  # each closes with its next answer
             await asyncio.sleep(0.05)
         await super().shutdown(sockets)
+
+    async def _await_dropping(self, listening: socket.socket) -> None:
+        """Serve new connections until the system drops them, for as long as open connections are waited for."""
+        end = time.monotonic() + 5 * self._drain_s
+        while not drops_new_connections(listening) and time.monotonic() < end:
+            await asyncio.sleep(0.05)
 
     async def _take_waiting(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()

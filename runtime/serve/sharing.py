@@ -75,7 +75,7 @@ def _end(workers: list[SpawnProcess], settings: Settings, listening: socket.sock
     connection.wait([worker.sentinel for worker in workers], settings.drain_s / 2)
     drop_new_connections(listening)
     listening.close()
-    end = time.monotonic() + settings.deadline_s + 6 * settings.drain_s + 10
+    end = time.monotonic() + settings.deadline_s + 11 * settings.drain_s + 10
     for worker in workers:
         worker.join(max(0.0, end - time.monotonic()))
         if worker.exitcode is None:

