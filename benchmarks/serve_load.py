@@ -1,8 +1,12 @@
 """The service under load, on this machine alone: pictures/s beside the pipeline's own, waiting times, memory.
 
     python benchmarks/serve_load.py out/u2netp.onnx --data PHOTOS --requests 400
+    python benchmarks/serve_load.py out/u2netp.onnx --data PHOTOS --requests 10000 --rembg
+    python benchmarks/serve_load.py out/u2netp.onnx --data PHOTOS --soak 30 --soak-rate 5
 
-It starts `serve` on a free port of 127.0.0.1, sends a fixed number of requests, and stops it by SIGTERM.
+It starts `serve` on a free port of 127.0.0.1, sends a fixed number of requests, and stops it by SIGTERM. `--rembg` then
+does the same with rembg's server, which runs the same ONNX file; both make cut-outs whose edges keep their colors.
+rembg gets the environment of beside_rembg.py.
 """
 
 import http.client
@@ -10,6 +14,7 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,19 +22,46 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import typer
+from environments import python_of
+from process_cost import CommandFailed
 
 from sodeploy import command_line, terminal
 from sodeploy.artifacts import write_text
 from sodeploy.errors import UserError
 from sodeploy.runtime.infer import infer
+from sodeploy.runtime.media.pictures import parse_look
 from sodeploy.runtime.media.sources import find_source
 
 _SERVICE = Path(__file__).resolve().parents[1] / "runtime" / "serve" / "serve.py"
 _READY_S = 120.0
+_REQUIREMENTS = Path(__file__).with_name("beside-requirements.txt")
+_BOUNDARY = "sodeploy-serve-load"
+
+
+class Server(NamedTuple):
+    """A server that is ready.
+
+    Attributes:
+        fields: of the form that a picture is sent in.
+    """
+
+    process: "subprocess.Popen[str]"
+    port: int
+    path: str
+    fields: dict[str, str]
+
+    def body(self, picture: bytes) -> bytes:
+        """The form with a picture."""
+        head = "".join(
+            f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
+            for name, value in self.fields.items()
+        )
+        file = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
+        return f"{head}{file}".encode() + picture + f"\r\n--{_BOUNDARY}--\r\n".encode()
 
 
 class Sender(threading.Thread):
@@ -46,7 +78,9 @@ class Sender(threading.Thread):
         while (data := self._jobs.get()) is not None:
             began = time.monotonic()
             try:
-                connection.request("POST", self._path, data, {"Content-Type": "application/octet-stream"})
+                connection.request(
+                    "POST", self._path, data, {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"}
+                )
                 answer = connection.getresponse()
                 answer.read()
                 self.statuses[str(answer.status)] += 1
@@ -58,7 +92,7 @@ class Sender(threading.Thread):
 
 
 def load(
-    port: int, path: str, pictures: list[bytes], requests: int, clients: int, rate: float | None = None
+    server: Server, pictures: list[bytes], requests: int, clients: int, rate: float | None = None
 ) -> dict[str, Any]:
     """Send a number of requests.
 
@@ -67,9 +101,10 @@ def load(
         rate: requests a second of all clients together; as fast as they are answered by default.
     """
     jobs: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    bodies = [server.body(picture) for picture in pictures]
     for number in range(requests):
-        jobs.put(pictures[number % len(pictures)])
-    senders = [Sender(port, path, jobs, clients / rate if rate else 0.0) for _ in range(clients)]
+        jobs.put(bodies[number % len(bodies)])
+    senders = [Sender(server.port, server.path, jobs, clients / rate if rate else 0.0) for _ in range(clients)]
     began = time.monotonic()
     for sender in senders:
         jobs.put(None)
@@ -91,13 +126,14 @@ def load(
 def pipeline_rate(model: Path, data: str, images: int) -> float:
     """Pictures/s of `infer` on the same files, without the start of the model."""
     with tempfile.TemporaryDirectory() as folder:
-        infer(model, data, Path(folder, "warm"))
+        look = parse_look("rgba", estimated=False)
+        infer(model, data, Path(folder, "warm"), style=look)
         began = time.monotonic()
-        infer(model, data, Path(folder, "measured"))
+        infer(model, data, Path(folder, "measured"), style=look)
         whole = time.monotonic() - began
         first = next(item.path for item in find_source(data, Path(folder)).items if item.path is not None)
         began = time.monotonic()
-        infer(model, first, Path(folder, "one"))
+        infer(model, first, Path(folder, "one"), style=look)
         start = time.monotonic() - began
     return (images - 1) / max(whole - start, 1e-6)
 
@@ -108,25 +144,89 @@ def resident_mb(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def start(model: Path, options: list[str]) -> tuple["subprocess.Popen[str]", int]:
-    """The service, ready, and its port."""
+def start(model: Path, path: str, options: list[str]) -> Server:
+    """The service, ready."""
     call = [sys.executable, str(_SERVICE), "--model", str(model), "--port", "0", *options]
     process = subprocess.Popen(call, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     line = process.stderr.readline()
     if not line.startswith("serving at "):
         raise UserError(f"serve does not start: {line.strip()}")
-    port = int(line.rstrip("/\n").rpartition(":")[2])
+    server = Server(process, int(line.rstrip("/\n").rpartition(":")[2]), path, {})
+    return _ready(server, "GET", "/readyz", None)
+
+
+def start_rembg(model: Path, environment: Path, picture: bytes) -> Server:
+    """rembg's server with the same ONNX file, ready: it has made one cut-out."""
+    environment.parent.mkdir(parents=True, exist_ok=True)
+    python = python_of(environment, _REQUIREMENTS, environment.with_suffix(".log"))
+    if isinstance(python, CommandFailed):
+        raise UserError(f"rembg cannot be installed: {python}")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    call = [str(Path(python).with_name("rembg")), "s", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
+    silent = subprocess.DEVNULL
+    process = subprocess.Popen(call, stdout=silent, stderr=silent, text=True)
+    fields = {"model": "u2net_custom", "extras": json.dumps({"model_path": str(model.resolve())})}
+    server = Server(process, port, "/api/remove", fields)
+    return _ready(server, "POST", server.path, server.body(picture))
+
+
+def _ready(server: Server, method: str, path: str, body: bytes | None) -> Server:
+    """The server, once it answers a request with status 200."""
+    headers = {"Content-Type": f"multipart/form-data; boundary={_BOUNDARY}"} if body else {}
     end = time.monotonic() + _READY_S
-    while time.monotonic() < end and process.poll() is None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        connection.request("GET", "/readyz")
-        if connection.getresponse().status == 200:
-            return process, port
-        connection.close()
+    while time.monotonic() < end and server.process.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=_READY_S)
+        try:
+            connection.request(method, path, body, headers)
+            if connection.getresponse().status == 200:
+                return server
+        except (OSError, http.client.HTTPException):
+            pass
+        finally:
+            connection.close()
         time.sleep(0.2)
-    process.kill()
-    raise UserError("serve did not become ready")
+    server.process.kill()
+    raise UserError(f"{' '.join(map(str, server.process.args))} did not become ready")  # type: ignore[arg-type]
+
+
+def measure(server: Server, pictures: list[bytes], requests: int, clients: int) -> dict[str, Any]:
+    """Full load, half load and one client, and the memory before and after; the server ends by SIGTERM."""
+    record: dict[str, Any] = {}
+    try:
+        load(server, pictures, min(requests, 50), clients)  # memory is taken, kernels are chosen
+        before = resident_mb(server.process.pid)
+        record["full_load"] = full = load(server, pictures, requests, clients)
+        after = resident_mb(server.process.pid)
+        record["half_load"] = load(server, pictures, min(requests // 2, 1000), clients, full["pictures_per_s"] / 2)
+        record["one_client"] = load(server, pictures, max(10, min(requests // 4, 200)), 1)
+        record["memory_mb"] = {"warm": round(before, 1), "end": round(after, 1), "growth": round(after / before - 1, 4)}
+    finally:
+        server.process.send_signal(signal.SIGTERM)
+        record["exit_status"] = server.process.wait(120)
+    return record
+
+
+def soak(server: Server, pictures: list[bytes], minutes: int, rate: float) -> dict[str, Any]:
+    """An even load for a long time, and the memory after each minute; the growth counts from the second minute on."""
+    statuses = Counter[str]()
+    memory = []
+    try:
+        for _ in terminal.progress(range(minutes), "minutes"):
+            statuses.update(load(server, pictures, max(1, round(60 * rate)), 2, rate)["statuses"])
+            memory.append(round(resident_mb(server.process.pid), 1))
+    finally:
+        server.process.send_signal(signal.SIGTERM)
+        status = server.process.wait(120)
+    first = memory[min(1, len(memory) - 1)]
+    return {
+        "requests_per_s": rate,
+        "statuses": dict(statuses),
+        "memory_mb": memory,
+        "growth": round(memory[-1] / first - 1, 4),
+        "exit_status": status,
+    }
 
 
 def main(
@@ -135,8 +235,16 @@ def main(
     requests: Annotated[int, typer.Option(help="requests of each measurement", min=10, max=1_000_000)] = 400,
     clients: Annotated[int, typer.Option(help="connections at full load", min=1, max=512)] = 8,
     limit: Annotated[int, typer.Option(help="photographs that are sent, one after the other", min=2)] = 40,
-    path: Annotated[str, typer.Option(help="path and parameters")] = "/v1/mask",
+    path: Annotated[str, typer.Option(help="path and parameters")] = "/v1/cutout?edges=keep",
     serve: Annotated[str, typer.Option(help="further options of serve, for example '--workers 2'")] = "",
+    rembg: Annotated[bool, typer.Option("--rembg", help="measure rembg's server too")] = False,
+    environment: Annotated[Path, typer.Option(help="environment of rembg; made where it is missing")] = Path(
+        "out/beside/environment"
+    ),
+    soak_minutes: Annotated[
+        int, typer.Option("--soak", help="only an even load for so many minutes, and the memory", min=0)
+    ] = 0,
+    soak_rate: Annotated[float, typer.Option(help="soak: requests a second", min=0.1)] = 5.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="write the record to this file")] = None,
 ) -> None:
     """Measure the service under load."""
@@ -144,23 +252,19 @@ def main(
     if len(found) < 2:
         raise UserError(f"--data {data} has fewer than two photographs; give a folder of them")
     pictures = [file.read_bytes() for file in found]
-    with tempfile.TemporaryDirectory() as folder:
-        for file in found:
-            Path(folder, file.name).symlink_to(file.resolve())
-        record: dict[str, Any] = {"infer_pictures_per_s": round(pipeline_rate(model, folder, len(found)), 2)}
-    process, port = start(model, serve.split())
-    try:
-        load(port, path, pictures, min(requests, 50), clients)  # memory is taken, kernels are chosen
-        before = resident_mb(process.pid)
-        record["full_load"] = full = load(port, path, pictures, requests, clients)
-        record["half_load"] = load(port, path, pictures, requests // 2, clients, full["pictures_per_s"] / 2)
-        record["one_client"] = load(port, path, pictures, max(10, requests // 4), 1)
-        after = resident_mb(process.pid)
-        record["of_infer"] = round(full["pictures_per_s"] / record["infer_pictures_per_s"], 3)
-        record["memory_mb"] = {"warm": round(before, 1), "end": round(after, 1), "growth": round(after / before - 1, 4)}
-    finally:
-        process.send_signal(signal.SIGTERM)
-        record["exit_status"] = process.wait(120)
+    record: dict[str, Any] = {}
+    if soak_minutes:
+        record["soak"] = soak(start(model, path, serve.split()), pictures, soak_minutes, soak_rate)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            for file in found:
+                Path(folder, file.name).symlink_to(file.resolve())
+            record["infer_pictures_per_s"] = round(pipeline_rate(model, folder, len(found)), 2)
+        record["serve"] = measure(start(model, path, serve.split()), pictures, requests, clients)
+        rate = record["serve"]["full_load"]["pictures_per_s"]
+        record["of_infer"] = round(rate / record["infer_pictures_per_s"], 3)
+    if rembg:
+        record["rembg"] = measure(start_rembg(model, environment, pictures[0]), pictures, requests, clients)
     terminal.results.print_json(json.dumps(record))
     if json_file:
         write_text(json_file, json.dumps(record, indent=1) + "\n")
