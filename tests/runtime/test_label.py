@@ -146,6 +146,9 @@ def test_pictures_of_two_models_are_not_mixed(save_model: SaveModel, tmp_path: P
         label(save_model("other.onnx", bias=0.1), tmp_path / "photos", tmp_path / "labels")
     with pytest.raises(UserError, match="holds pictures with the type map"):
         label(save_model(), tmp_path / "photos", tmp_path / "labels", style="overlay")
+    for picture in (tmp_path / "labels").rglob("*.png"):
+        picture.unlink()
+    label(save_model(), tmp_path / "photos", tmp_path / "labels", style="overlay")
 
 
 def write_tar(path: Path, members: Mapping[str, bytes]) -> None:
