@@ -97,11 +97,16 @@ def require_pixels(width: int, height: int, name: object, most_pixels: int) -> N
     """
     if width * height > most_pixels:
         raise TooManyPixels(
-            f"{name} is {width} x {height} pixels, {width * height / 1e6:.0f} megapixels; the limit is "
-            f"{most_pixels / 1e6:.0f}: make it smaller or remove it, or, in infer, raise --max-megapixels",
+            f"{name} is {width} x {height} pixels, {megapixels(width * height)} megapixels; the limit is "
+            f"{megapixels(most_pixels)}: make it smaller or remove it, or, in infer, raise --max-megapixels",
             width,
             height,
         )
+
+
+def megapixels(pixels: int) -> str:
+    """A number of pixels in millions, as an error tells it."""
+    return f"{pixels / 1e6:.0f}" if pixels >= 1e7 else f"{pixels / 1e6:.2g}"
 
 
 def bytes_of(path: str | Path) -> bytes:

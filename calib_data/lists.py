@@ -45,7 +45,7 @@ def list_samples(path: Path, masks: bool, root: Path | None = None) -> list[File
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; {_REMEDY}") from None
     base = path.parent if root is None else root
-    layout_of = cache(find_layout)  # a list names the same few folders again and again
+    layout_of = cache(find_layout if masks else _layout_if_clear)  # a list names the same few folders again and again
     samples: list[FileSample] = []
     outside: list[tuple[FileSample, Path]] = []  # with the root of its data set
     line_of: dict[Path, int] = {}
@@ -124,6 +124,8 @@ def _listed_sample(
         root = folder / name.parent
         layout = layout_of(root) if root.is_dir() else None
         if not layout or name.name not in layout.images:
+            if root.is_dir():
+                find_layout(root)  # raises where two files have the name
             raise LookupError(
                 f"no such image; looked for {path} and {layout.image_folder if layout else root}/{name.name}.*"
             )
@@ -133,6 +135,14 @@ def _listed_sample(
     if name.name not in layout.masks:
         raise LookupError(f"has no mask {name.name}.* in {layout.mask_folder or layout.image_folder}")
     return FileSample(name.as_posix(), path, layout.masks[name.name]), root
+
+
+def _layout_if_clear(root: Path) -> Layout:
+    """The layout of a folder, empty where two of its files claim one place: an image that a line names is clear."""
+    try:
+        return find_layout(root)
+    except UserError:
+        return Layout(root, None, {}, {})
 
 
 def _name_by_data_set(samples: list[tuple[FileSample, Path]], taken: set[str]) -> None:

@@ -171,6 +171,7 @@ def locked(folder: str | Path) -> Iterator[None]:
             yield
             return
         handle = os.open(folder, os.O_RDONLY)
+        _held.add(handle)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -181,7 +182,21 @@ def locked(folder: str | Path) -> Iterator[None]:
                 ) from None
             yield
         finally:
+            _held.discard(handle)
             os.close(handle)
+
+
+_held: set[int] = set()  # handles of folders that this process holds
+
+
+def _let_go() -> None:
+    """Close them in a process that was forked: one that outlives its parent would keep the folder from the next run."""
+    while _held:
+        os.close(_held.pop())
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_let_go)
 
 
 @contextlib.contextmanager

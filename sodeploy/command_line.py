@@ -28,6 +28,7 @@ _TERMINATED = "terminated; finished artifacts are intact, unfinished ones were r
 _TERMINATED_STATUS = 128 + signal.SIGTERM
 
 _OS_REMEDIES = {
+    errno.ENOENT: "check the path",
     errno.ENOSPC: "free some space or choose another output folder",
     errno.EDQUOT: "free some space or choose another output folder",
     errno.EACCES: "choose a place you may write to, or correct the permissions",

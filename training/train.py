@@ -22,6 +22,7 @@ import typer
 from torch import nn
 
 from sodeploy import command_line, terminal
+from sodeploy.artifacts import locked
 from sodeploy.calib_data.options import RootOption
 from sodeploy.calib_data.sources import Source
 from sodeploy.errors import Stopped, UserError
@@ -141,7 +142,8 @@ def train(
     folder = Path(output) if output else Path("runs") / config.stem
     with join_processes() as process:
         try:
-            with _threads(recipe.threads):
+            alone = locked(folder) if process.leads else contextlib.nullcontext()
+            with alone, _threads(recipe.threads):
                 return _train_stage(recipe, config, chosen, folder, resume, process)
         except Stopped:
             raise
@@ -246,6 +248,11 @@ def _precision(wanted: str, device: torch.device) -> torch.dtype:
 def _begin(state: RunState, recipe: Recipe, folder: Path, resume: bool, process: Process) -> None:
     """Load the state of the run in `folder`, if there is one, and say what follows."""
     if not (folder / LAST).exists():
+        if (folder / BEST).exists():
+            raise UserError(
+                f"{folder / BEST} would be replaced, and there is no {LAST} beside it to go on from; move it, or "
+                "choose another --output"
+            )
         if resume and process.leads:
             terminal.note(f"nothing to resume in {folder}; starting at step 0")
         return

@@ -178,7 +178,7 @@ def foreground(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
         (H, W, 3) uint8 RGB.
     """
     soft = (alpha > 0) & (alpha < 255)
-    if not soft.any():
+    if not soft.any() or soft.size == 1:  # pymatting takes no single pixel
         return image
     left, top, width, height = cv2.boundingRect((alpha > 0).astype(np.uint8))
     box = (

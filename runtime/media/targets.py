@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from sodeploy.artifacts import check_apart, check_output, check_output_folder
 from sodeploy.errors import UserError
 from sodeploy.runtime.media.items import Found, Item
+from sodeploy.runtime.media.kinds import kind_of
 
 
 @dataclass
@@ -48,6 +49,10 @@ def plan_targets(
     as_file = is_file_name(output, suffixes.values())
     if as_file and (found.folder is not None or len(found.items) != 1):
         raise UserError(f"--output {output} is a file, and the source has {len(found.items)} items; give a folder")
+    if not as_file and len(found.items) == 1 and kind_of(output) and not output.is_dir():
+        (item,) = found.items
+        wanted = suffixes[item.kind]
+        raise UserError(f"--output {output}: {item} becomes a {wanted} file; give such a suffix, or a folder")
     if as_file:
         check_output(output)
     else:

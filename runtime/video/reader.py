@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sodeploy.artifacts import one_line, require_file
-from sodeploy.calib_data.images import MOST_PIXELS
+from sodeploy.calib_data.images import MOST_PIXELS, megapixels
 from sodeploy.errors import UserError
 from sodeploy.runtime.video.color import Color, Converter
 from sodeploy.terminal import warn
@@ -96,8 +96,8 @@ class VideoReader:
         if pixels > most_pixels:
             raise UserError(
                 f"{self.path}: frames are {stream.codec_context.width} x {stream.codec_context.height} pixels, "
-                f"{pixels / 1e6:.0f} megapixels; the limit is {most_pixels / 1e6:.0f}: make the video smaller or raise "
-                "--max-megapixels"
+                f"{megapixels(pixels)} megapixels; the limit is {megapixels(most_pixels)}: make the video smaller or "
+                "raise --max-megapixels"
             )
         stream.thread_type = "AUTO"
         self.sounds = [sound for sound in self._container.streams.audio if sound.codec_context is not None]
@@ -178,8 +178,9 @@ class VideoReader:
                 self.failure = f"it is broken after {float(self._end):.1f} s ({_reason(error)})"
                 yield from self._flushed()
                 return
-            if packet.dts is not None and packet.time_base:
-                after = (packet.pts if packet.pts is not None else packet.dts) + (packet.duration or 0)
+            moment = packet.dts if packet.pts is None else packet.pts  # Matroska has no dts for some
+            if moment is not None and packet.time_base:
+                after = moment + (packet.duration or 0)
                 self._end = max(self._end, after * packet.time_base - self._start)
             if packet.stream is not self._stream:
                 if packet.dts is not None:  # else it is the end of the stream

@@ -160,6 +160,16 @@ def test_names_do_not_tell_where_a_machine_keeps_its_data(tmp_path: Path) -> Non
     assert names(tmp_path / "one") == names(tmp_path / "two" / "mnt") == expected
 
 
+def test_a_list_names_one_of_two_files_with_one_stem(tmp_path: Path) -> None:
+    for name in ("a.png", "a.tif", "b.jpg"):
+        write(tmp_path / name, 0)
+    (tmp_path / "some.txt").write_text("a.tif\nb.jpg\n")
+    assert [sample.name for sample in open_dataset(tmp_path / "some.txt", masks=False)] == ["a", "b"]
+    (tmp_path / "some.txt").write_text("a\n")
+    with pytest.raises(UserError, match=r"a\.png and a\.tif share a name"):
+        open_dataset(tmp_path / "some.txt", masks=False)
+
+
 def test_list_of_bare_images_needs_no_masks(tmp_path: Path) -> None:
     write(tmp_path / "x.jpg", 0)
     (tmp_path / "some.txt").write_text("x.jpg\n")

@@ -82,6 +82,12 @@ def test_the_frames_own_transparency_is_multiplied() -> None:
     assert (make_picture(frame, alpha, parse_look("map")) == alpha).all()
 
 
+def test_a_picture_of_one_pixel() -> None:
+    for kind in ("rgba", "blur"):
+        made = make_picture(Frame(np.full((1, 1, 3), 90, np.uint8)), np.full((1, 1), 128, np.uint8), parse_look(kind))
+        assert made.shape[:2] == (1, 1)
+
+
 def test_threshold() -> None:
     alpha = soft_disc()
     assert set(np.unique(make_picture(Frame(mixed(alpha)), alpha, parse_look("map", 0.5)))) == {0, 255}

@@ -144,6 +144,9 @@ def test_a_single_image_may_become_a_file(tree: Path) -> None:
         plan_targets(find_source(tree), tree.parent / "mask.png", PNG)
     with pytest.raises(UserError, match="would overwrite the input"):
         plan_targets(find_source(tree / "a" / "d" / "e.png"), tree / "a" / "d", PNG)
+    for name in ("mask.tif", "mask.mp4"):  # not a folder of such a name
+        with pytest.raises(UserError, match=rf"{name}: .*b\.jpg becomes a \.png file; give such a suffix, or a folder"):
+            plan_targets(find_source(tree / "b.jpg"), tree / name, PNG)
 
 
 def test_what_is_there_is_left_and_shards_do_the_rest(tree: Path) -> None:

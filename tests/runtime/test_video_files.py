@@ -320,3 +320,20 @@ class TestReadAhead:
             assert next(items) == 1
         assert len(made) <= 2 + 3 + 1
         assert threading.active_count() == before
+
+
+def test_a_long_last_frame_is_no_missing_tail(tmp_path: Path) -> None:
+    """Matroska tells no decoding time of frames that others are predicted from."""
+    times = (0, 40, 400, 420, 1500)
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for number, time in enumerate(times):
+            frame = av.VideoFrame.from_ndarray(square(number))
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with VideoReader(tmp_path / "a.mkv") as reader:
+        assert tuple(round(1000 * one.time * reader.clock) for one in reader.frames()) == times
+        assert reader.failure is None

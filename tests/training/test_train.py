@@ -95,6 +95,22 @@ def test_a_run_leaves_what_it_says(recipe: Path, tmp_path: Path) -> None:
     assert manifest["scores"]["mae"] == pytest.approx(float(lowest["mae"]), rel=1e-4)
 
 
+def test_one_run_at_a_time_in_a_folder(recipe: Path, tmp_path: Path) -> None:
+    with (
+        artifacts.locked(tmp_path / "run"),
+        pytest.raises(UserError, match=rf"another run \(process {os.getpid()}\) is writing into .*run; wait"),
+    ):
+        train(recipe, output=tmp_path / "run")
+
+
+def test_a_best_checkpoint_without_its_run_is_kept(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "best.pth").write_text("trained for a week")
+    for resume in (False, True):
+        with pytest.raises(UserError, match=r"best\.pth would be replaced, and there is no last\.pth beside it"):
+            train(recipe, output=tmp_path, resume=resume)
+    assert (tmp_path / "best.pth").read_text() == "trained for a week"
+
+
 def test_killed_and_resumed_it_ends_on_the_same_bits(recipe: Path, tmp_path: Path) -> None:
     steps = ("--set", "steps=8", "--set", "workers=1")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
