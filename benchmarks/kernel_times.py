@@ -94,13 +94,13 @@ def _rows_of(device: Device, sizes: list[Size], network: Size, bandwidth: float)
         ("area", "255", np.float16),
         ("linear", "max", np.float32),
     ):
-        contract = _contract(network, interpolation, divide_by)
+        contract = benchmark_contract(network, interpolation, divide_by)
         least = preprocess_bytes(sizes, contract, np.dtype(dtype).itemsize)
         name = f"pre {interpolation} {np.dtype(dtype).name}" + (" by maximum" if divide_by == "max" else "")
         yield _row(name, sizes, network, least, bandwidth, _time(device, contract, sizes, "map", dtype)[0])
     for style in STYLES:
         least = postprocess_bytes(sizes, network, style)
-        seconds = _time(device, _contract(network, "linear", "255"), sizes, style, np.float32)[1]
+        seconds = _time(device, benchmark_contract(network, "linear", "255"), sizes, style, np.float32)[1]
         yield _row(f"post {style}", sizes, network, least, bandwidth, seconds)
 
 
@@ -194,7 +194,7 @@ def _read_bytes(resize: Resize) -> int:
     return min(len(sectors) * _SECTOR, resize.source[1] * 3) * len(rows)
 
 
-def _contract(network: Size, interpolation: str, divide_by: str) -> Contract:
+def benchmark_contract(network: Size, interpolation: str, divide_by: str) -> Contract:
     return Contract.model_validate(
         {
             "network": "benchmark",

@@ -1,7 +1,7 @@
 """Pre- and post-processing on the GPU: `runtime.processing` and `runtime.composition` as CUDA kernels.
 
 A batch of differently sized images goes up in one copy, which also carries everything that the kernels need to know
-of each image; one launch makes the network's input (two where an image is divided by its own maximum). Three launches
+of each image; one launch makes the network's input (two where an image is divided by its own maximum). Two launches
 make pictures of its output, which come down in one copy. Resized bytes are exactly cv2's, maps within one grey level
 of the CPU path.
 """
@@ -15,19 +15,20 @@ from sodeploy.errors import UserError
 from sodeploy.runtime.composition import CHANNELS, Style
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.gpu.buffers import Buffer, ComputeDevice, Layout
-from sodeploy.runtime.gpu.resize_taps import Resize, Rule, map_taps
+from sodeploy.runtime.gpu.resize_taps import Resize, Rule, covered, map_taps
 
 # struct Image of kernels/image.cuh, struct Picture and struct Range of kernels/postprocess.cu
 _IMAGE = np.dtype([("pixels", "<u8"), ("rows", "<u8"), ("columns", "<u8"), ("height", "<i4"), ("width", "<i4"),
                    ("rule", "<i4"), ("scale", "<f4")])  # fmt: skip
 _PICTURE = np.dtype([("pixels", "<u8"), ("image", "<u8"), ("rows", "<u8"), ("columns", "<u8"),
-                     ("height", "<i4"), ("width", "<i4")])  # fmt: skip
+                     ("height", "<i4"), ("width", "<i4"), ("stripe", "<i4"), ("unused", "<i4")])  # fmt: skip
 _RANGE = np.dtype([("least", "<u4"), ("greatest", "<u4"), ("broken", "<u4")])
 
 _SUFFIXES = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16"}  # of the kernels' names
 _THREADS = 128  # of a block of the resize kernels
 _STAGE_PIECES = 12288 // 16  # STAGE_BYTES of kernels/preprocess.cu
-_PICTURE_BLOCK = (64, 128)  # rows and columns of a picture that one block of `compose` makes
+_STRIPES, _PATCH_VALUES = 4, 6144  # of kernels/postprocess.cu
+_STRIPE = 16  # rows of a picture that one thread of `compose` makes, at most
 
 
 class CudaProcessing:
@@ -60,6 +61,7 @@ class CudaProcessing:
         self._input, self._output, self._work = Buffer(device), Buffer(device), Buffer(device)
         self._normalisation = _normalisation(contract)
         self._sizes: list[tuple[int, int]] = []
+        self._stripes: list[int] = []  # rows of a thread of `compose`, by picture
         self._map_size = (0, 0)
 
     def preprocess(
@@ -110,19 +112,26 @@ class CudaProcessing:
     def postprocess(self) -> None:
         """Enqueue the way from the output, at the address that `preprocess` gave, to pictures in host memory."""
         count, (height, width) = len(self._sizes), self._map_size
-        pixels, logit = np.int32(height * width), np.int32(self._contract.output == "logit")
+        logit, stretch = np.int32(self._contract.output == "logit"), np.int32(self._contract.stretch)
         ranges, output, suffix = self._down.address, self._output.address, _SUFFIXES[self._output_dtype]
         self._device.clear(ranges, count * _RANGE.itemsize, self._stream)
         grid = (min(-(-height * width // 1024), 64), count, 1)
+        pixels = np.int32(height * width)
         self._launch(f"output_range_{suffix}", grid, (256, 1, 1), output, pixels, logit, ranges)
-        grid = (-(-height * width // 256), count, 1)
-        stretch = np.int32(self._contract.stretch)
-        name = f"saliency_maps_{suffix}"
-        self._launch(name, grid, (256, 1, 1), output, pixels, logit, stretch, ranges, self._maps)
-        rows, columns = _largest(self._sizes)
-        grid = (-(-columns // _PICTURE_BLOCK[1]), -(-rows // _PICTURE_BLOCK[0]), count)
+        columns = max(-(-width // _columns(self._style)) for _, width in self._sizes)
+        rows = max(-(-size[0] // (_STRIPES * stripe)) for size, stripe in zip(self._sizes, self._stripes, strict=True))
         map_size = (np.int32(height), np.int32(width))
-        self._launch(f"compose_{self._style}", grid, (32, 4, 1), self._pictures, self._maps, *map_size)
+        self._launch(
+            f"compose_{self._style}_{suffix}",
+            (columns, rows, count),
+            (32, _STRIPES, 1),
+            self._pictures,
+            output,
+            *map_size,
+            logit,
+            stretch,
+            ranges,
+        )
         self._mark("postprocess")
         self._device.download(self._down.host[: self._down_size], ranges, self._stream)
         self._mark("download")
@@ -157,12 +166,13 @@ class CudaProcessing:
         self._device.launch(kernel, grid, block, typed, self._stream)
 
     def _reserve_work(self, count: int, pixels: int) -> None:
-        """Room on the device that the host never sees: saliency maps, resized bytes and maxima."""
+        """Room on the device that the host never sees: resized bytes and maxima, where images are divided by theirs."""
+        if self._contract.divide_by != "max":
+            return
         layout = Layout()
-        by_maximum = self._contract.divide_by == "max"
-        places = [layout.room(size) for size in (count * pixels * 4, by_maximum * count * 3 * pixels, count * 4)]
+        places = [layout.room(size) for size in (count * 3 * pixels, count * 4)]
         self._work.reserve(layout.size)
-        self._maps, self._bytes, self._maxima = (self._work.address + place for place in places)
+        self._bytes, self._maxima = (self._work.address + place for place in places)
 
     def _upload(self, images: Sequence[np.ndarray]) -> int:
         """Copy up images, taps and what the kernels need to know; returns the stretch of the resize."""
@@ -173,15 +183,16 @@ class CudaProcessing:
         self._down.reserve(down.size)
 
         jobs, pictures = np.zeros(len(images), _IMAGE), np.zeros(len(images), _PICTURE)
-        stretch = _THREADS
+        stretch, self._stripes = _THREADS, []
         for n, (image, (height, width)) in enumerate(zip(images, self._sizes, strict=True)):
             place = up.add(image)
             resize = Resize((height, width), self._map_size, self._contract.interpolation)
             stretch = min(stretch, _stretch(resize))
             jobs[n] = _image_record(place, resize, up)
-            rows = up.add(map_taps(self._map_size[0], height))
-            columns = up.add(map_taps(self._map_size[1], width))
-            pictures[n] = (self._down.address + self._places_down[n], place, rows, columns, height, width)
+            rows, columns = map_taps(self._map_size[0], height), map_taps(self._map_size[1], width)
+            self._stripes.append(_stripe(rows, columns, self._style))
+            taps = up.add(rows), up.add(columns)
+            pictures[n] = (self._down.address + self._places_down[n], place, *taps, height, width, self._stripes[n], 0)
         self._factors = up.add(self._normalisation)
         self._jobs, self._pictures = up.add(jobs), up.add(pictures)
 
@@ -204,6 +215,22 @@ def _image_record(pixels: int, resize: Resize, layout: Layout) -> tuple[int, int
     return pixels, rows, columns, *resize.source, resize.rule, resize.factor
 
 
+def _columns(style: Style) -> int:
+    """Of a picture, that a block of `compose` makes: 8 bytes of the map a thread, or 4 pixels."""
+    return 256 if style == "map" else 128
+
+
+def _stripe(rows: np.ndarray, columns: np.ndarray, style: Style) -> int:
+    """How many rows of a picture a thread may make, so that the block's part of the map fits into its shared memory.
+
+    Where not even the part for one row fits, the kernel does without it.
+    """
+    width, stripe = covered(columns, _columns(style)), _STRIPE
+    while stripe > 1 and covered(rows, _STRIPES * stripe) * width > _PATCH_VALUES:
+        stripe //= 2
+    return stripe
+
+
 def _stretch(resize: Resize) -> int:
     """How many output pixels of a row a block may make: the source bytes of one row must fit into its shared memory.
 
@@ -212,12 +239,9 @@ def _stretch(resize: Resize) -> int:
     """
     if resize.rule is Rule.LINEAR:
         return _THREADS
-    first, last = resize.columns["first"], resize.columns["last"]
     stretch = _THREADS
     while stretch:
-        begin = np.arange(0, len(first), stretch)
-        end = np.minimum(begin + stretch, len(first)) - 1
-        if ((last[end] - first[begin] + 1).max() * 3 + 30) // 16 <= _STAGE_PIECES:
+        if (covered(resize.columns, stretch) * 3 + 30) // 16 <= _STAGE_PIECES:
             return stretch
         stretch //= 2
     raise UserError(
@@ -233,10 +257,6 @@ def _normalisation(contract: Contract) -> np.ndarray:
     divisors = [255.0] if contract.divide_by == "255" else [max(float(maximum), 1.0) for maximum in range(256)]
     factors = [[1.0 / (divisor * std) for std in contract.std] for divisor in divisors]
     return np.array([*factors, [m / s for m, s in zip(contract.mean, contract.std, strict=True)]]).astype(np.float32)
-
-
-def _largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    return max(height for height, _ in sizes), max(width for _, width in sizes)
 
 
 def _broken_output(contract: Contract) -> UserError:

@@ -29,6 +29,17 @@ class Rule(enum.IntEnum):
     HALVE = 2
 
 
+def covered(taps: np.ndarray, count: int) -> int:
+    """The most source rows or columns below `count` outputs side by side, the first of which is a multiple of `count`.
+
+    Args:
+        taps: (target,) of dtype TAP.
+    """
+    begin = np.arange(0, len(taps), count)
+    end = np.minimum(begin + count, len(taps)) - 1
+    return int((taps["last"][end] - taps["first"][begin] + 1).max())
+
+
 class Resize:
     """The weights by which cv2.resize resizes a (H, W, 3) uint8 image.
 

@@ -48,151 +48,284 @@ __device__ inline void output_range(const T* outputs, int pixels, int logit, Ran
   if (block.broken) atomicMax(&ranges[blockIdx.y].broken, 1u);
 }
 
-// saliency: (N, pixels) in [0, 1], stretched to its own range if `stretch`; a constant map stays as it is.
-template <class T>
-__device__ inline void saliency_maps(const T* outputs, int pixels, int logit, int stretch, const Range* ranges,
-                                     float* saliency) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= pixels) return;
-  const size_t at = (size_t)blockIdx.y * pixels + i;
-  float value = probability(load(outputs + at), logit);
-  const float low = from_ordered(~ranges[blockIdx.y].least), high = from_ordered(ranges[blockIdx.y].greatest);
-  if (stretch && high > low) value = (value - low) / (high - low);
-  saliency[at] = fminf(fmaxf(value, 0.0f), 1.0f);
-}
-
 extern "C" __global__ void output_range_f32(const float* outputs, int pixels, int logit, Range* ranges) {
   output_range(outputs, pixels, logit, ranges);
 }
 extern "C" __global__ void output_range_f16(const unsigned short* outputs, int pixels, int logit, Range* ranges) {
   output_range(outputs, pixels, logit, ranges);
 }
-extern "C" __global__ void saliency_maps_f32(const float* outputs, int pixels, int logit, int stretch,
-                                             const Range* ranges, float* saliency) {
-  saliency_maps(outputs, pixels, logit, stretch, ranges, saliency);
-}
-extern "C" __global__ void saliency_maps_f16(const unsigned short* outputs, int pixels, int logit, int stretch,
-                                             const Range* ranges, float* saliency) {
-  saliency_maps(outputs, pixels, logit, stretch, ranges, saliency);
-}
-
-// ---- saliency map and image to picture
+// ---- output and image to picture
 
 enum Style { MAP, RGBA, GREEN, OVERLAY };  // what they look like: runtime/composition.py
 
-// One picture to make. image and pixels are aligned to 4 bytes.
+// One picture to make. image and pixels are aligned to 16 bytes.
 struct Picture {
   u8* pixels;          // (height, width, channels)
   const u8* image;     // (height, width, 3)
   const Tap* rows;     // of the map, one for every row of the picture
   const Tap* columns;  // one for every column
   int height, width;
+  int stripe;  // rows that a thread makes, one after another
+  int unused;
 };
 
-#define COLUMNS 4  // a thread's share of a picture: one word of the map in each row,
-#define ROWS 16    // over so many rows that it keeps what it has read of the map from one row to the next
+// What the network put out for one image, and how its values become saliency.
+template <class T>
+struct Output {
+  const T* values;  // (height, width)
+  int height, width;
+  int logit, stretch;  // booleans
+  float low, high;     // the range of the probabilities
 
-__device__ inline int mixed(int over, int under, int alpha) {  // rounded to nearest; alpha in 0..255
-  return (over * alpha + under * (255 - alpha) + 127) / 255;
+  // In [0, 1], stretched to the map's own range if `stretch`; a constant map stays as it is.
+  __device__ float saliency(int y, int x) const {
+    float value = probability(load(values + y * width + x), logit);
+    if (stretch && high > low) value = (value - low) / (high - low);
+    return fminf(fmaxf(value, 0.0f), 1.0f);
+  }
+};
+
+#define STRIPES 4         // of a block: its threads are (32, STRIPES)
+#define PATCH_VALUES 6144  // of the map that a block holds in shared memory
+
+// The part of the map below a block's part of the picture, in shared memory: each value is computed once.
+struct Patch {
+  const float* values;
+  int pitch, row, column;  // its first value is that of this row and column of the map
+
+  __device__ int offset(int y) const { return (y - row) * pitch - column; }
+  __device__ float at(int offset, int x) const { return values[offset + x]; }
+};
+
+// The same where that part is too large: values are computed anew for every pixel.
+template <class T>
+struct Whole {
+  Output<T> output;
+
+  __device__ int offset(int y) const { return y; }
+  __device__ float at(int y, int x) const { return output.saliency(y, x); }
+};
+
+// (over * alpha + under * (255 - alpha)) / 255, rounded to nearest, in the highest byte; all in 0..255. The division:
+// x * 0x10102 >> 24 is x / 255 for x < 2**16.
+__device__ inline u32 mixed(u32 over, u32 under, u32 alpha) {
+  return (over * alpha + under * (255 - alpha) + 127) * 0x10102u;
 }
 
-// To nearest, a half to even, of a value in [0, 2**22): 2**23 + value has no bits left for a fraction. The conversion
-// instructions would do it at a quarter of the speed.
-__device__ inline int rounded(float value) { return (int)(__float_as_uint(value + 8388608.0f) - 0x4B000000u); }
+template <int K>
+__device__ inline u32 byte_in(const u32* words) {
+  return __byte_perm(words[K / 4], 0, 0x4440 + K % 4);
+}
 
+// The words with the highest bytes, or the lowest, of four numbers.
+__device__ inline u32 highest_bytes(u32 a, u32 b, u32 c, u32 d) {
+  return __byte_perm(__byte_perm(a, b, 0x0073), __byte_perm(c, d, 0x0073), 0x5410);
+}
+__device__ inline u32 lowest_bytes(u32 a, u32 b, u32 c, u32 d) {
+  return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+}
+
+template <int STYLE, int K>
+__device__ inline void mix_pixel(u32 alpha, const u32* image, u32* channels) {
+  const u32 r = byte_in<3 * K>(image), g = byte_in<3 * K + 1>(image), b = byte_in<3 * K + 2>(image);
+  if (STYLE == OVERLAY) alpha = (alpha + 1) / 2;
+  channels[3 * K] = STYLE == GREEN ? mixed(r, 0, alpha) : mixed(255, r, alpha);
+  channels[3 * K + 1] = STYLE == GREEN ? mixed(g, 255, alpha) : mixed(0, g, alpha);
+  channels[3 * K + 2] = STYLE == GREEN ? mixed(b, 0, alpha) : mixed(0, b, alpha);
+}
+
+// Four pixels. alphas: their values of the map as 0..255 in the lowest byte, other bits above. image: their 12 bytes.
+// picture: the words of the picture, as many as it has channels.
 template <int STYLE>
-__device__ inline void paint(int alpha, int r, int g, int b, u8* pixel) {
+__device__ inline void paint(const u32* alphas, const u32* image, u32* picture) {
   if (STYLE == MAP) {
-    pixel[0] = (u8)alpha;
+    picture[0] = lowest_bytes(alphas[0], alphas[1], alphas[2], alphas[3]);
   } else if (STYLE == RGBA) {
-    pixel[0] = (u8)r, pixel[1] = (u8)g, pixel[2] = (u8)b, pixel[3] = (u8)alpha;
-  } else if (STYLE == GREEN) {
-    pixel[0] = (u8)mixed(r, 0, alpha), pixel[1] = (u8)mixed(g, 255, alpha), pixel[2] = (u8)mixed(b, 0, alpha);
+    picture[0] = __byte_perm(image[0], alphas[0], 0x4210);
+    picture[1] = __byte_perm(__byte_perm(image[0], image[1], 0x0543), alphas[1], 0x4210);
+    picture[2] = __byte_perm(__byte_perm(image[1], image[2], 0x0432), alphas[2], 0x4210);
+    picture[3] = __byte_perm(image[2], alphas[3], 0x4321);
   } else {
-    alpha = (alpha + 1) / 2;
-    pixel[0] = (u8)mixed(255, r, alpha), pixel[1] = (u8)mixed(0, g, alpha), pixel[2] = (u8)mixed(0, b, alpha);
+    u32 channels[12];
+    mix_pixel<STYLE, 0>(alphas[0] & 255, image, channels);
+    mix_pixel<STYLE, 1>(alphas[1] & 255, image, channels);
+    mix_pixel<STYLE, 2>(alphas[2] & 255, image, channels);
+    mix_pixel<STYLE, 3>(alphas[3] & 255, image, channels);
+#pragma unroll
+    for (int i = 0; i < 3; i++)
+      picture[i] = highest_bytes(channels[4 * i], channels[4 * i + 1], channels[4 * i + 2], channels[4 * i + 3]);
   }
 }
 
-__device__ inline void map_row(const float* row, const int* left, const int* right, const float* wl, const float* wr,
-                               float* values) {
+// Three words of each lane become three words in the order of memory: lane i holds the words 3i .. 3i + 2 and gets the
+// words i, i + 32 and i + 64, so that lanes side by side store side by side. In round r every lane gives its word r.
+struct Transpose {
+  int from[3];     // the lane to take from, by round
+  bool zero, one;  // lane % 3
+
+  __device__ explicit Transpose(int lane) {
+    const int rest = lane % 3;
+    zero = rest == 0, one = rest == 1;
 #pragma unroll
-  for (int i = 0; i < COLUMNS; i++) values[i] = row[left[i]] * wl[i] + row[right[i]] * wr[i];
+    for (int round = 0; round < 3; round++) from[round] = (lane + (round + 3 - rest) * 2 % 3 * 32) / 3;
+  }
+
+  __device__ void operator()(u32* words) const {
+    u32 got[3];
+#pragma unroll
+    for (int round = 0; round < 3; round++) got[round] = __shfl_sync(0xFFFFFFFFu, words[round], from[round]);
+    words[0] = zero ? got[0] : one ? got[1] : got[2];
+    words[1] = zero ? got[2] : one ? got[0] : got[1];
+    words[2] = zero ? got[1] : one ? got[2] : got[0];
+  }
+};
+
+// Stores 4 * GROUPS pixels of a row: `place` is where the thread's first pixel belongs, `columns` how many the row has
+// from there on. Whole words go out where rows begin at whole words (`in_words`).
+template <int CHANNELS, int GROUPS>
+__device__ inline void store_pixels(u8* place, u32* words, int columns, bool in_words, const Transpose& transpose) {
+  if (in_words && CHANNELS == 3) {
+    transpose(words);
+    const int lane = threadIdx.x, left = (columns + 4 * lane) * 3 / 4;  // words of the warp's part of the row
+    u32* row = (u32*)place - 3 * lane;
+#pragma unroll
+    for (int i = 0; i < 3; i++)
+      if (lane + 32 * i < left) row[lane + 32 * i] = words[i];
+  } else if (in_words && CHANNELS == 4) {
+    if (columns > 0) *(uint4*)place = make_uint4(words[0], words[1], words[2], words[3]);
+  } else if (in_words) {
+    static_assert(CHANNELS > 1 || GROUPS == 2, "8 pixels of a map are stored at once");
+    if (columns > 0) *(uint2*)place = make_uint2(words[0], words[GROUPS - 1]);
+  } else if (CHANNELS == 4) {
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      if (i < columns) ((u32*)place)[i] = words[i];
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4 * GROUPS * CHANNELS; i++)
+      if (i < columns * CHANNELS) place[i] = (u8)(words[i / 4] >> 8 * (i % 4));
+  }
 }
 
-// saliency: (N, map_height, map_width). Threads (32, 4); blockIdx = (128 columns, 64 rows, picture), over the largest
-// picture of the batch.
-template <int STYLE>
-__device__ inline void compose(const Picture* pictures, const float* saliency, int map_height, int map_width) {
-  constexpr int CHANNELS = STYLE == MAP ? 1 : STYLE == RGBA ? 4 : 3;
-  const Picture picture = pictures[blockIdx.z];  // a copy: for all the compiler knows, what is stored changes the original
-  const int width = picture.width;
-  const int x = (blockIdx.x * blockDim.x + threadIdx.x) * COLUMNS;
-  const int y0 = (blockIdx.y * blockDim.y + threadIdx.y) * ROWS, y1 = min(y0 + ROWS, picture.height);
-  if (x >= width || y0 >= y1) return;
-  const float* map = saliency + (size_t)blockIdx.z * map_height * map_width;
-  const bool in_words = width % 4 == 0;  // else rows begin anywhere, and a thread's last columns may not exist
+// A thread's share of the picture: 4 * GROUPS columns from x on, the rows y0 .. y1 - 1. It keeps what it has read of
+// the map from one row to the next.
+template <int STYLE, int GROUPS, class Source>
+__device__ inline void make_pixels(const Picture& picture, const Source& source, int x, int y0, int y1) {
+  constexpr int CHANNELS = STYLE == MAP ? 1 : STYLE == RGBA ? 4 : 3, COLUMNS = 4 * GROUPS;
+  const int width = picture.width, columns = width - x;  // that exist from there on; may be none
+  const bool in_words = width % COLUMNS == 0;
+  const Transpose transpose(threadIdx.x);
   int left[COLUMNS], right[COLUMNS];
   float wl[COLUMNS], wr[COLUMNS], above[COLUMNS], below[COLUMNS];
 #pragma unroll
   for (int i = 0; i < COLUMNS; i++) {
     const Tap column = picture.columns[min(x + i, width - 1)];
     left[i] = column.first, right[i] = column.last, wl[i] = column.head, wr[i] = column.tail;
+    above[i] = below[i] = 0.0f;
   }
-  int has_above = -1, has_below = -1;
+  int has_below = -1, has_above = -1;
   for (int y = y0; y < y1; y++) {
     const Tap row = picture.rows[y];
     if (row.first != has_above) {
+      const int offset = source.offset(row.first);
+      if (row.first == has_below) {
 #pragma unroll
-      for (int i = 0; i < COLUMNS; i++) above[i] = below[i];
-      if (row.first != has_below) map_row(map + (size_t)row.first * map_width, left, right, wl, wr, above);
+        for (int i = 0; i < COLUMNS; i++) above[i] = below[i];
+      } else {
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i++)
+          above[i] = source.at(offset, left[i]) * wl[i] + source.at(offset, right[i]) * wr[i];
+      }
       has_above = row.first;
     }
     if (row.last != has_below) {
-      map_row(map + (size_t)row.last * map_width, left, right, wl, wr, below);
+      const int offset = source.offset(row.last);
+#pragma unroll
+      for (int i = 0; i < COLUMNS; i++)
+        below[i] = source.at(offset, left[i]) * wl[i] + source.at(offset, right[i]) * wr[i];
       has_below = row.last;
     }
+    u32 alphas[COLUMNS], image[3] = {0, 0, 0}, words[CHANNELS * GROUPS];
     const size_t at = (size_t)y * width + x;
-    u32 source[3] = {0, 0, 0}, result[CHANNELS];
-    u8 rgb[COLUMNS * 3], pixels[COLUMNS * CHANNELS];
-    const int columns = min(COLUMNS, width - x);
-    if (STYLE != MAP && in_words)
-      for (int i = 0; i < 3; i++) source[i] = ((const u32*)(picture.image + at * 3))[i];
+    if (STYLE != MAP && in_words) {
+      if (columns > 0)
 #pragma unroll
-    for (int i = 0; i < COLUMNS * 3; i++)
-      rgb[i] = STYLE == MAP ? 0
-               : in_words   ? (u8)(source[i / 4] >> (8 * (i % 4)))
-               : i < columns * 3 ? picture.image[at * 3 + i] : 0;
+        for (int i = 0; i < 3; i++) image[i] = ((const u32*)(picture.image + at * 3))[i];
+    } else if (STYLE != MAP) {
 #pragma unroll
-    for (int i = 0; i < COLUMNS; i++) {
-      const int alpha = rounded((above[i] * row.head + below[i] * row.tail) * 255.0f);
-      paint<STYLE>(alpha, rgb[3 * i], rgb[3 * i + 1], rgb[3 * i + 2], pixels + i * CHANNELS);
+      for (int i = 0; i < 12; i++)
+        if (i < columns * 3) image[i / 4] |= (u32)picture.image[at * 3 + i] << 8 * (i % 4);
     }
-    if (in_words) {
+    // Rounded to nearest, a half to even: 2**23 + value has no bits left for a fraction, and the value in its lowest
+    // byte. The conversion instructions would do it at a quarter of the speed.
 #pragma unroll
-      for (int i = 0; i < CHANNELS; i++) {
-        result[i] = pixels[4 * i] | pixels[4 * i + 1] << 8 | pixels[4 * i + 2] << 16 | (u32)pixels[4 * i + 3] << 24;
-        ((u32*)(picture.pixels + at * CHANNELS))[i] = result[i];
-      }
-    } else {
+    for (int i = 0; i < COLUMNS; i++)
+      alphas[i] = __float_as_uint((above[i] * row.head + below[i] * row.tail) * 255.0f + 8388608.0f);
 #pragma unroll
-      for (int i = 0; i < COLUMNS * CHANNELS; i++)
-        if (i < columns * CHANNELS) picture.pixels[at * CHANNELS + i] = pixels[i];
-    }
+    for (int i = 0; i < GROUPS; i++) paint<STYLE>(alphas + 4 * i, image, words + CHANNELS * i);
+    store_pixels<CHANNELS, GROUPS>(picture.pixels + at * CHANNELS, words, columns, in_words, transpose);
   }
 }
 
-extern "C" __global__ void compose_map(const Picture* pictures, const float* saliency, int map_height, int map_width) {
-  compose<MAP>(pictures, saliency, map_height, map_width);
+// outputs: (N, map_height, map_width). Threads (32, STRIPES); blockIdx = (columns, STRIPES stripes of rows, picture),
+// over the largest picture of the batch.
+template <int STYLE, class T>
+__device__ inline void compose(const Picture* pictures, const T* outputs, int map_height, int map_width, int logit,
+                               int stretch, const Range* ranges) {
+  constexpr int GROUPS = STYLE == MAP ? 2 : 1, COLUMNS = 4 * GROUPS;
+  __shared__ float values[PATCH_VALUES];
+  const Picture picture = pictures[blockIdx.z];  // a copy: for all the compiler knows, what is stored changes the original
+  const int x0 = blockIdx.x * 32 * COLUMNS, top = blockIdx.y * STRIPES * picture.stripe;
+  if (x0 >= picture.width || top >= picture.height) return;  // the whole block
+  const Output<T> output = {outputs + (size_t)blockIdx.z * map_height * map_width, map_height, map_width, logit, stretch,
+                            from_ordered(~ranges[blockIdx.z].least), from_ordered(ranges[blockIdx.z].greatest)};
+  const int first_row = picture.rows[top].first, first_column = picture.columns[x0].first;
+  const int last_row = picture.rows[min(top + STRIPES * picture.stripe, picture.height) - 1].last;
+  const int last_column = picture.columns[min(x0 + 32 * COLUMNS, picture.width) - 1].last;
+  const Patch patch = {values, last_column - first_column + 1, first_row, first_column};
+  const bool fits = (last_row - first_row + 1) * patch.pitch <= PATCH_VALUES;
+  if (fits)
+    for (int y = first_row + threadIdx.y; y <= last_row; y += STRIPES)
+      for (int x = first_column + threadIdx.x; x <= last_column; x += 32)
+        values[patch.offset(y) + x] = output.saliency(y, x);
+  __syncthreads();
+  const int x = x0 + threadIdx.x * COLUMNS;
+  const int y0 = top + threadIdx.y * picture.stripe, y1 = min(y0 + picture.stripe, picture.height);
+  if (fits)
+    make_pixels<STYLE, GROUPS>(picture, patch, x, y0, y1);
+  else
+    make_pixels<STYLE, GROUPS>(picture, Whole<T>{output}, x, y0, y1);
 }
-extern "C" __global__ void compose_rgba(const Picture* pictures, const float* saliency, int map_height, int map_width) {
-  compose<RGBA>(pictures, saliency, map_height, map_width);
+
+extern "C" __global__ void compose_map_f32(const Picture* pictures, const float* outputs, int map_height, int map_width,
+                                           int logit, int stretch, const Range* ranges) {
+  compose<MAP>(pictures, outputs, map_height, map_width, logit, stretch, ranges);
 }
-extern "C" __global__ void compose_green(const Picture* pictures, const float* saliency, int map_height,
-                                         int map_width) {
-  compose<GREEN>(pictures, saliency, map_height, map_width);
+extern "C" __global__ void compose_map_f16(const Picture* pictures, const unsigned short* outputs, int map_height,
+                                           int map_width, int logit, int stretch, const Range* ranges) {
+  compose<MAP>(pictures, outputs, map_height, map_width, logit, stretch, ranges);
 }
-extern "C" __global__ void compose_overlay(const Picture* pictures, const float* saliency, int map_height,
-                                           int map_width) {
-  compose<OVERLAY>(pictures, saliency, map_height, map_width);
+extern "C" __global__ void compose_rgba_f32(const Picture* pictures, const float* outputs, int map_height,
+                                            int map_width, int logit, int stretch, const Range* ranges) {
+  compose<RGBA>(pictures, outputs, map_height, map_width, logit, stretch, ranges);
+}
+extern "C" __global__ void compose_rgba_f16(const Picture* pictures, const unsigned short* outputs, int map_height,
+                                            int map_width, int logit, int stretch, const Range* ranges) {
+  compose<RGBA>(pictures, outputs, map_height, map_width, logit, stretch, ranges);
+}
+extern "C" __global__ void compose_green_f32(const Picture* pictures, const float* outputs, int map_height,
+                                             int map_width, int logit, int stretch, const Range* ranges) {
+  compose<GREEN>(pictures, outputs, map_height, map_width, logit, stretch, ranges);
+}
+extern "C" __global__ void compose_green_f16(const Picture* pictures, const unsigned short* outputs, int map_height,
+                                             int map_width, int logit, int stretch, const Range* ranges) {
+  compose<GREEN>(pictures, outputs, map_height, map_width, logit, stretch, ranges);
+}
+extern "C" __global__ void compose_overlay_f32(const Picture* pictures, const float* outputs, int map_height,
+                                               int map_width, int logit, int stretch, const Range* ranges) {
+  compose<OVERLAY>(pictures, outputs, map_height, map_width, logit, stretch, ranges);
+}
+extern "C" __global__ void compose_overlay_f16(const Picture* pictures, const unsigned short* outputs, int map_height,
+                                               int map_width, int logit, int stretch, const Range* ranges) {
+  compose<OVERLAY>(pictures, outputs, map_height, map_width, logit, stretch, ranges);
 }

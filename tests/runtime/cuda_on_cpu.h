@@ -24,6 +24,11 @@ struct dim3 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+static inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 static dim3 gridDim, blockDim, blockIdx, threadIdx;
 
 static inline int min(int a, int b) { return a < b ? a : b; }
@@ -86,6 +91,17 @@ static void fiber_main() {
 }
 
 static inline void __syncthreads() { swapcontext(&current->context, &scheduler); }
+
+// Of a whole warp: all 32 lanes take part, and all threads of the block do so equally often between two barriers.
+static inline unsigned __shfl_sync(unsigned, unsigned value, int lane) {
+  static unsigned given[1024];
+  const unsigned thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+  given[thread] = value;
+  swapcontext(&current->context, &scheduler);
+  const unsigned taken = given[(thread & ~31u) + lane];
+  swapcontext(&current->context, &scheduler);
+  return taken;
+}
 
 static void start(Fiber& fiber, dim3 index) {
   fiber.stack.resize(64 * 1024);
