@@ -21,7 +21,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from gpu_check import table
-from kernel_times import FULL_HD, LARGE_NETWORK, NETWORK, Size, benchmark_contract, postprocess_bytes, preprocess_bytes
+from kernel_times import JUDGED, LARGE_NETWORK, NETWORK, Size, benchmark_contract, postprocess_bytes, preprocess_bytes
 from sass_machine import SECTOR, Block, Counts, Memory, disassemble
 
 from sodeploy import command_line, terminal
@@ -34,8 +34,9 @@ from sodeploy.runtime.gpu.processing import CudaProcessing
 CLOCK, MULTIPROCESSORS, COPY = 1.755e9, 132, 3.0e12  # Hz; of an H100 SXM or H200; bytes/s, read and written
 CAPABILITY = "sm90"
 GOAL_PERCENT = 90
-BLOCKS = 12  # of a launch that are run
-_MEMORY = 128 << 20
+SIZE, COUNT = JUDGED
+BLOCKS = 24  # of a launch that are run
+_MEMORY = 1 << 30
 _INSTALL = "install the CUDA toolkit, or: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm, and put it on PATH"
 
 # Warps that a multiprocessor issues in a cycle at most: in all, and to each kind of unit (CUDA C++ Programming Guide,
@@ -130,17 +131,17 @@ class Piece:
 
 
 def bounds(counts: Counts) -> dict[str, float]:
-    """Least microseconds of the whole GPU: to issue the instructions, by each kind of unit to take its share."""
+    """Least microseconds of the whole GPU for an image: to issue the instructions, by each kind of unit to take its share."""
     units: Counter[str] = Counter()
     for name, warps in counts.issued.items():
         plain = name.split(".")[0]
         units[_UNIT_OF.get(plain, "uniform" if plain.startswith("U") else "integer")] += warps  # type: ignore[assignment]
     cycles = {"issue": sum(units.values()) / _ISSUE} | {unit: warps / _RATES[unit] for unit, warps in units.items()}
-    return {unit: value / MULTIPROCESSORS / CLOCK * 1e6 for unit, value in cycles.items()}
+    return {unit: value / MULTIPROCESSORS / CLOCK / COUNT * 1e6 for unit, value in cycles.items()}
 
 
 def rows(cuobjdump: str) -> list[Row]:
-    """A row for each chain of kernels, for one image of 1920x1080."""
+    """A row for each chain of kernels: of the batch that kernel_times.py judges, the share of one image."""
     found = []
     for network, interpolation, divide_by, dtype in (
         (NETWORK, "linear", "255", np.float32),
@@ -152,17 +153,17 @@ def rows(cuobjdump: str) -> list[Row]:
     ):
         contract = benchmark_contract(network, interpolation, divide_by)
         device = MachineCode(cuobjdump)
-        CudaProcessing(device, contract, None, input_dtype=dtype).preprocess([_image()])
+        CudaProcessing(device, contract, None, input_dtype=dtype).preprocess([_image()] * COUNT)
         name = f"pre {interpolation} {np.dtype(dtype).name}" + (" by maximum" if divide_by == "max" else "")
-        found.append(_row(name, network, preprocess_bytes([FULL_HD], contract, np.dtype(dtype).itemsize), device))
+        found.append(_row(name, network, preprocess_bytes([SIZE], contract, np.dtype(dtype).itemsize), device))
     for style in STYLES:
         device = MachineCode(cuobjdump)
         processing = CudaProcessing(device, benchmark_contract(NETWORK, "linear", "255"), None, style)
-        _, output = processing.preprocess([_image()])
+        _, output = processing.preprocess([_image()] * COUNT)
         device.counts.clear()
-        device.upload(output, np.random.default_rng(1).random(NETWORK, np.float32), None)
+        device.upload(output, np.random.default_rng(1).random((COUNT, *NETWORK), np.float32), None)
         processing.postprocess()
-        found.append(_row(f"post {style}", NETWORK, postprocess_bytes([FULL_HD], NETWORK, style), device))
+        found.append(_row(f"post {style}", NETWORK, postprocess_bytes([SIZE], NETWORK, style), device))
     return found
 
 
@@ -180,7 +181,7 @@ def _row(name: str, network: Size, least: int, device: MachineCode) -> Row:
         "network": f"{network[1]}x{network[0]}",
         "launches": len(device.counts),
         "floor us": round(floor, 3),
-        "instructions of warps": round(sum(sum(counts.issued.values()) for counts in device.counts.values())),
+        "instructions of warps": round(sum(sum(counts.issued.values()) for counts in device.counts.values()) / COUNT),
         "issue us": round(issue, 3),
         "issue allows %": round(100 * floor / issue),
         "busiest unit": unit,
@@ -193,7 +194,7 @@ def _row(name: str, network: Size, least: int, device: MachineCode) -> Row:
 
 
 def _image() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (*FULL_HD, 3), dtype=np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
 
 
 def find_cuobjdump() -> str:

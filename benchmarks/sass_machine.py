@@ -202,11 +202,15 @@ class Warp:
                 self._store(text, result, active)
 
     def _across(self, instruction: Instruction, active: Lanes) -> None:
+        *targets, source = instruction.operands
         if instruction.name == "REDUX":
-            value = self._value(instruction.operands[1])[active].max()
-        else:
-            value = np.uint32(sum(1 << int(lane) for lane in np.flatnonzero(active)))
-        self._store(instruction.operands[0], np.full(32, value, np.uint32), active)
+            self._store(targets[0], np.full(32, self._value(source)[active].max(), np.uint32), active)
+            return
+        votes = self._predicate(source) & active
+        ballot = np.uint32(sum(1 << int(lane) for lane in np.flatnonzero(votes)))
+        agreed = votes.any() if "ANY" in instruction.modifiers else votes[active].all()
+        for target in targets:
+            self._store(target, np.full(32, ballot if _is_register(target) else agreed), active)
 
     def _touch(self, instruction: Instruction, active: Lanes) -> None:
         name = instruction.name

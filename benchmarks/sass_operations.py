@@ -52,7 +52,7 @@ def joined(lower: Lanes, upper: Lanes) -> np.ndarray:
     return lower.astype(np.uint64) | upper.astype(np.uint64) << np.uint64(32)
 
 
-@operation("MOV", "UMOV", "LDC", "ULDC", "S2R", "S2UR", "R2UR", "CS2R", "VOTEU", "SHFL")
+@operation("MOV", "UMOV", "LDC", "ULDC", "S2R", "S2UR", "R2UR", "CS2R")
 def _move(modifiers: frozenset[str], sources: list[Any]) -> Any:
     return sources[0]
 

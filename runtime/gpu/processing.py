@@ -28,7 +28,8 @@ _SUFFIXES = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16"}  # of the
 _THREADS = 128  # of a block of the resize kernels
 _STAGE_PIECES = 12288 // 16  # STAGE_BYTES of kernels/preprocess.cu
 _STRIPES, _PATCH_VALUES = 4, 6144  # of kernels/postprocess.cu
-_STRIPE = 16  # rows of a picture that one thread of `compose` makes, at most
+_STRIPE = 32  # rows of a picture that one thread of `compose` makes, at most; half as many of a few images,
+_FEW_PIXELS = 1 << 23  # those of so many pixels together, because their blocks would not fill a large GPU
 
 
 class CudaProcessing:
@@ -115,7 +116,7 @@ class CudaProcessing:
         logit, stretch = np.int32(self._contract.output == "logit"), np.int32(self._contract.stretch)
         ranges, output, suffix = self._down.address, self._output.address, _SUFFIXES[self._output_dtype]
         self._device.clear(ranges, count * _RANGE.itemsize, self._stream)
-        grid = (min(-(-height * width // 1024), 64), count, 1)
+        grid = (min(-(-height * width // 4096), 32), count, 1)  # about four times four values a thread
         pixels = np.int32(height * width)
         self._launch(f"output_range_{suffix}", grid, (256, 1, 1), output, pixels, logit, ranges)
         columns = max(-(-width // _columns(self._style)) for _, width in self._sizes)
@@ -184,13 +185,14 @@ class CudaProcessing:
 
         jobs, pictures = np.zeros(len(images), _IMAGE), np.zeros(len(images), _PICTURE)
         stretch, self._stripes = _THREADS, []
+        most = _STRIPE if sum(height * width for height, width in self._sizes) > _FEW_PIXELS else _STRIPE // 2
         for n, (image, (height, width)) in enumerate(zip(images, self._sizes, strict=True)):
             place = up.add(image)
             resize = Resize((height, width), self._map_size, self._contract.interpolation)
             stretch = min(stretch, _stretch(resize))
             jobs[n] = _image_record(place, resize, up)
             rows, columns = map_taps(self._map_size[0], height), map_taps(self._map_size[1], width)
-            self._stripes.append(_stripe(rows, columns, self._style))
+            self._stripes.append(_stripe(rows, columns, self._style, most))
             taps = up.add(rows), up.add(columns)
             pictures[n] = (self._down.address + self._places_down[n], place, *taps, height, width, self._stripes[n], 0)
         self._factors = up.add(self._normalisation)
@@ -211,7 +213,7 @@ class CudaProcessing:
 
 def _image_record(pixels: int, resize: Resize, layout: Layout) -> tuple[int, int, int, int, int, int, float]:
     """One _IMAGE, with places in `layout` for addresses."""
-    rows, columns = layout.add(resize.rows), layout.add(resize.columns)
+    rows, columns = map(layout.add, resize.tables)
     return pixels, rows, columns, *resize.source, resize.rule, resize.factor
 
 
@@ -220,12 +222,12 @@ def _columns(style: Style) -> int:
     return 256 if style == "map" else 128
 
 
-def _stripe(rows: np.ndarray, columns: np.ndarray, style: Style) -> int:
-    """How many rows of a picture a thread may make, so that the block's part of the map fits into its shared memory.
+def _stripe(rows: np.ndarray, columns: np.ndarray, style: Style, most: int) -> int:
+    """How many rows of a picture a thread may make, `most` at most, so that the block's part of the map fits into its shared memory.
 
     Where not even the part for one row fits, the kernel does without it.
     """
-    width, stripe = covered(columns, _columns(style)), _STRIPE
+    width, stripe = covered(columns, _columns(style)), most
     while stripe > 1 and covered(rows, _STRIPES * stripe) * width > _PATCH_VALUES:
         stripe //= 2
     return stripe

@@ -12,13 +12,7 @@ import sys
 
 import numpy as np
 
-TAP = np.dtype(
-    {
-        "names": ["first", "last", "head", "tail", "body"],
-        "formats": ["<i4", "<i4", "<f4", "<f4", "<f4"],
-        "itemsize": 32,
-    }
-)
+TAP = np.dtype([("first", "<i4"), ("last", "<i4"), ("head", "<f4"), ("tail", "<f4")])
 
 
 class Rule(enum.IntEnum):
@@ -51,6 +45,8 @@ class Resize:
         rule: how the taps are summed.
         factor: of AREA's sum: 1 / (pixels of a cell) where cells are whole pixels, which are then weighed 1 each.
         rows, columns: the taps, (target height,) and (target width,) of dtype TAP.
+        tables: of the rows and of the columns, what the kernels read: the taps, and behind them AREA's bodies, float32,
+            the weights of what lies between a tap's first and last.
     """
 
     def __init__(self, source: tuple[int, int], target: tuple[int, int], interpolation: str) -> None:
@@ -72,20 +68,34 @@ class Resize:
             taps = _enlarging_area_taps if interpolation == "area" else _fixed_point_taps
         else:
             taps = _whole_cell_taps if whole else _area_taps
-        self.rows, self.columns = (taps(*sides) for sides in zip(source, target, strict=True))
+        self.tables = [taps(*sides) for sides in zip(source, target, strict=True)]
+        self.rows, self.columns = (
+            table[: side * TAP.itemsize].view(TAP) for table, side in zip(self.tables, target, strict=True)
+        )
 
 
 @functools.lru_cache(maxsize=1024)
 def map_taps(source: int, target: int) -> np.ndarray:
-    """The taps with which cv2.INTER_LINEAR resizes one side of a float32 map, (target,) of dtype TAP."""
+    """The taps with which cv2.INTER_LINEAR resizes one side of a float32 map, (target,) of dtype TAP.
+
+    `last` is `first` + 1: beyond the border the neighbor within it has all the weight. Of a source of one pixel both are
+    that pixel, which has its weight as `first`.
+    """
+    first, fraction = _linear_places(source, target)
+    fraction = np.where(first < 0, np.float32(0), np.where(first > source - 2, np.float32(source > 1), fraction))
+    return _neighbours(np.clip(first, 0, max(source - 2, 0)), fraction, source)
+
+
+def _linear_places(source: int, target: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pixel before each output, which may be -1, and how far behind it the output lies."""
     place = ((np.arange(target) + 0.5) * _scale(source, target) - 0.5).astype(np.float32)
     first = np.floor(place).astype(np.int32)
-    return _neighbours(first, place - first.astype(np.float32), source)
+    return first, place - first.astype(np.float32)
 
 
 @functools.lru_cache(maxsize=1024)
 def _fixed_point_taps(source: int, target: int) -> np.ndarray:
-    return _in_fixed_point(map_taps(source, target))
+    return _in_fixed_point(_neighbours(*_linear_places(source, target), source)).view(np.uint8)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -94,7 +104,7 @@ def _enlarging_area_taps(source: int, target: int) -> np.ndarray:
     first = np.floor(places * _scale(source, target)).astype(np.int32)
     fraction = ((places + 1) - (first + 1) * (target / source)).astype(np.float32)
     fraction = np.where(fraction <= 0, np.float32(0), fraction - np.floor(fraction))
-    return _in_fixed_point(_neighbours(first, fraction, source))
+    return _in_fixed_point(_neighbours(first, fraction, source)).view(np.uint8)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -103,7 +113,7 @@ def _whole_cell_taps(source: int, target: int) -> np.ndarray:
     taps = np.ones(target, TAP)
     taps["first"] = np.arange(target) * cell
     taps["last"] = taps["first"] + cell - 1
-    return taps
+    return _with_bodies(taps, np.ones(target))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -119,12 +129,16 @@ def _area_taps(source: int, target: int) -> np.ndarray:
     taps = np.empty(target, TAP)
     taps["first"] = inner_begin - begins_within
     taps["last"] = inner_end - 1 + ends_within
-    taps["body"] = 1.0 / cell
     taps["tail"] = np.where(ends_within, np.minimum(np.minimum(end - inner_end, 1.0), cell) / cell, 1.0 / cell)
     taps["head"] = np.where(begins_within, (inner_begin - begin) / cell, 1.0 / cell)
     only_the_end = (taps["first"] == taps["last"]) & ~begins_within & ends_within
     taps["head"] = np.where(only_the_end, taps["tail"], taps["head"])
-    return taps
+    return _with_bodies(taps, 1.0 / cell)
+
+
+def _with_bodies(taps: np.ndarray, bodies: np.ndarray) -> np.ndarray:
+    """The taps and behind them their bodies, as bytes."""
+    return np.concatenate([taps.view(np.uint8), bodies.astype(np.float32).view(np.uint8)])
 
 
 def _neighbours(first: np.ndarray, fraction: np.ndarray, source: int) -> np.ndarray:

@@ -6,11 +6,10 @@ typedef unsigned int u32;
 
 // Where an output row or column comes from: the source rows or columns first..last, weighed head, body, ..., body, tail.
 // LINEAR has the two taps first and last; for bytes head and tail are whole numbers, in units of 1/2048.
-// 32 bytes, of which the bilinear kernels read the first 16 at once.
+// The bodies, which AREA alone has, stand behind the taps of a side, a float for each.
 struct alignas(16) Tap {
   int first, last;
   float head, tail;
-  float body;
 };
 
 enum Rule { LINEAR = 0, AREA = 1, HALVE = 2 };  // HALVE: the mean of 2 x 2 pixels, a half rounded up
@@ -45,7 +44,13 @@ __device__ inline Rgb linear_pixel(const Image& image, const Tap& row, const Tap
   return {value[0], value[1], value[2]};
 }
 
-#ifdef __CUDACC__  // in PTX rather than by cuda_fp16.h, which NVRTC does not bring along
+#ifdef __CUDACC__
+// The same number, of which the compiler does not know how it was computed, so that it does not compute it again.
+__device__ inline int opaque(int value) {
+  asm("" : "+r"(value));
+  return value;
+}
+// in PTX rather than by cuda_fp16.h, which NVRTC does not bring along
 __device__ inline unsigned short half_bits(float value) {
   unsigned short bits;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));

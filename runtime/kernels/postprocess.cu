@@ -24,23 +24,45 @@ struct Range {
   u32 least, greatest, broken;
 };
 
+// Four values side by side, at a place aligned to all four of them.
+__device__ inline void load_four(const float* place, float* values) {
+  const float4 four = *(const float4*)place;
+  values[0] = four.x, values[1] = four.y, values[2] = four.z, values[3] = four.w;
+}
+__device__ inline void load_four(const unsigned short* place, float* values) {
+  const uint2 four = *(const uint2*)place;
+  values[0] = half_value((unsigned short)four.x), values[1] = half_value((unsigned short)(four.x >> 16));
+  values[2] = half_value((unsigned short)four.y), values[3] = half_value((unsigned short)(four.y >> 16));
+}
+
 // outputs: (N, pixels). blockIdx = (part of the map, image).
 template <class T>
 __device__ inline void output_range(const T* outputs, int pixels, int logit, Range* ranges) {
   __shared__ Range block;
   if (threadIdx.x == 0) block = {0, 0, 0};
   __syncthreads();
-  Range mine = {0, 0, 0};
+  float least = __uint_as_float(0x7F800000u), greatest = -least;  // infinite
+  bool broken = false;
+  const auto take = [&](float output) {
+    const float value = probability(output, logit);
+    broken |= !(fabsf(value) <= 3.402823466e38f);
+    least = fminf(least, value), greatest = fmaxf(greatest, value);
+  };
   const T* output = outputs + (size_t)blockIdx.y * pixels;
-  for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < pixels; i += gridDim.x * blockDim.x) {
-    const float value = probability(load(output + i), logit);
-    if (!(fabsf(value) <= 3.402823466e38f)) mine.broken = 1;
-    mine.least = max(mine.least, ~ordered(value));
-    mine.greatest = max(mine.greatest, ordered(value));
+  const int first = blockIdx.x * blockDim.x + threadIdx.x, threads = gridDim.x * blockDim.x;
+  if (pixels % 4 == 0) {
+    for (int i = first; i < pixels / 4; i += threads) {
+      float values[4];
+      load_four(output + 4 * i, values);
+#pragma unroll
+      for (int k = 0; k < 4; k++) take(values[k]);
+    }
+  } else {
+    for (int i = first; i < pixels; i += threads) take(load(output + i));
   }
-  atomicMax(&block.least, mine.least);
-  atomicMax(&block.greatest, mine.greatest);
-  if (mine.broken) atomicMax(&block.broken, 1u);
+  atomicMax(&block.least, ~ordered(least));
+  atomicMax(&block.greatest, ordered(greatest));
+  if (broken) atomicMax(&block.broken, 1u);
   __syncthreads();
   if (threadIdx.x != 0) return;
   atomicMax(&ranges[blockIdx.y].least, block.least);
@@ -54,6 +76,7 @@ extern "C" __global__ void output_range_f32(const float* outputs, int pixels, in
 extern "C" __global__ void output_range_f16(const unsigned short* outputs, int pixels, int logit, Range* ranges) {
   output_range(outputs, pixels, logit, ranges);
 }
+
 // ---- output and image to picture
 
 enum Style { MAP, RGBA, GREEN, OVERLAY };  // what they look like: runtime/composition.py
@@ -73,14 +96,30 @@ struct Picture {
 template <class T>
 struct Output {
   const T* values;  // (height, width)
-  int height, width;
-  int logit, stretch;  // booleans
-  float low, high;     // the range of the probabilities
+  int width, logit;
+  float low, divisor, inverse;  // the map is stretched by (value - low) / divisor, where `stretch`
+  bool stretch, quickly;
 
-  // In [0, 1], stretched to the map's own range if `stretch`; a constant map stays as it is.
+  __device__ Output(const T* values, int width, int logit, bool wanted, const Range& range)
+      : values(values), width(width), logit(logit) {
+    const float high = from_ordered(range.greatest);
+    low = from_ordered(~range.least), divisor = high - low, inverse = 1.0f / divisor;
+    stretch = wanted && high > low;  // a constant map stays as it is
+    quickly = divisor > 1e-30f && divisor < 1e30f;
+  }
+
+  // In [0, 1].
   __device__ float saliency(int y, int x) const {
     float value = probability(load(values + y * width + x), logit);
-    if (stretch && high > low) value = (value - low) / (high - low);
+    if (stretch) {
+      value -= low;
+      if (quickly) {  // the same quotient: an approximate one, corrected by its remainder (Markstein 1990)
+        const float quotient = value * inverse;
+        value = __fmaf_rn(__fmaf_rn(-quotient, divisor, value), inverse, quotient);
+      } else {
+        value /= divisor;
+      }
+    }
     return fminf(fmaxf(value, 0.0f), 1.0f);
   }
 };
@@ -88,13 +127,23 @@ struct Output {
 #define STRIPES 4         // of a block: its threads are (32, STRIPES)
 #define PATCH_VALUES 6144  // of the map that a block holds in shared memory
 
+// Values of the map at a column and its right neighbour, weighed. Here and in make_pixels products are fused with sums:
+// maps need not be cv2's to the bit, and these are nearer to the true values.
+__device__ inline float weighed(float a, float weight_a, float b, float weight_b) {
+  return __fmaf_rn(b, weight_b, a * weight_a);
+}
+
 // The part of the map below a block's part of the picture, in shared memory: each value is computed once.
 struct Patch {
   const float* values;
-  int pitch, row, column;  // its first value is that of this row and column of the map
+  int pitch, first_row, first_column;  // of the map
 
-  __device__ int offset(int y) const { return (y - row) * pitch - column; }
-  __device__ float at(int offset, int x) const { return values[offset + x]; }
+  __device__ int column(int x) const { return opaque((x - first_column) * (int)sizeof(float)); }
+  __device__ int row(int y) const { return opaque((y - first_row) * pitch * (int)sizeof(float)); }
+  __device__ float mean(int row, int column, float wl, float wr) const {
+    const float* pair = (const float*)((const char*)values + (row + column));
+    return weighed(pair[0], wl, pair[1], wr);
+  }
 };
 
 // The same where that part is too large: values are computed anew for every pixel.
@@ -102,8 +151,11 @@ template <class T>
 struct Whole {
   Output<T> output;
 
-  __device__ int offset(int y) const { return y; }
-  __device__ float at(int y, int x) const { return output.saliency(y, x); }
+  __device__ int column(int x) const { return x; }
+  __device__ int row(int y) const { return y; }
+  __device__ float mean(int y, int x, float wl, float wr) const {
+    return weighed(output.saliency(y, x), wl, output.saliency(y, min(x + 1, output.width - 1)), wr);
+  }
 };
 
 // (over * alpha + under * (255 - alpha)) / 255, rounded to nearest, in the highest byte; all in 0..255. The division:
@@ -181,19 +233,19 @@ struct Transpose {
 };
 
 // Stores 4 * GROUPS pixels of a row: `place` is where the thread's first pixel belongs, `columns` how many the row has
-// from there on. Whole words go out where rows begin at whole words (`in_words`).
-template <int CHANNELS, int GROUPS>
-__device__ inline void store_pixels(u8* place, u32* words, int columns, bool in_words, const Transpose& transpose) {
-  if (in_words && CHANNELS == 3) {
+// from there on.
+template <int CHANNELS, int GROUPS, bool IN_WORDS>
+__device__ inline void store_pixels(u8* place, u32* words, int columns, const Transpose& transpose) {
+  if (IN_WORDS && CHANNELS == 3) {
     transpose(words);
     const int lane = threadIdx.x, left = (columns + 4 * lane) * 3 / 4;  // words of the warp's part of the row
     u32* row = (u32*)place - 3 * lane;
 #pragma unroll
     for (int i = 0; i < 3; i++)
       if (lane + 32 * i < left) row[lane + 32 * i] = words[i];
-  } else if (in_words && CHANNELS == 4) {
+  } else if (IN_WORDS && CHANNELS == 4) {
     if (columns > 0) *(uint4*)place = make_uint4(words[0], words[1], words[2], words[3]);
-  } else if (in_words) {
+  } else if (IN_WORDS) {
     static_assert(CHANNELS > 1 || GROUPS == 2, "8 pixels of a map are stored at once");
     if (columns > 0) *(uint2*)place = make_uint2(words[0], words[GROUPS - 1]);
   } else if (CHANNELS == 4) {
@@ -208,62 +260,65 @@ __device__ inline void store_pixels(u8* place, u32* words, int columns, bool in_
 }
 
 // A thread's share of the picture: 4 * GROUPS columns from x on, the rows y0 .. y1 - 1. It keeps what it has read of
-// the map from one row to the next.
-template <int STYLE, int GROUPS, class Source>
+// the map from one row to the next. IN_WORDS: the picture's width is a multiple of 4 * GROUPS.
+template <int STYLE, int GROUPS, bool IN_WORDS, class Source>
 __device__ inline void make_pixels(const Picture& picture, const Source& source, int x, int y0, int y1) {
   constexpr int CHANNELS = STYLE == MAP ? 1 : STYLE == RGBA ? 4 : 3, COLUMNS = 4 * GROUPS;
   const int width = picture.width, columns = width - x;  // that exist from there on; may be none
-  const bool in_words = width % COLUMNS == 0;
   const Transpose transpose(threadIdx.x);
-  int left[COLUMNS], right[COLUMNS];
-  float wl[COLUMNS], wr[COLUMNS], above[COLUMNS], below[COLUMNS];
+  int left[COLUMNS];
+  float wl[COLUMNS], wr[COLUMNS];
 #pragma unroll
   for (int i = 0; i < COLUMNS; i++) {
     const Tap column = picture.columns[min(x + i, width - 1)];
-    left[i] = column.first, right[i] = column.last, wl[i] = column.head, wr[i] = column.tail;
-    above[i] = below[i] = 0.0f;
+    left[i] = source.column(column.first), wl[i] = column.head, wr[i] = column.tail;
   }
-  int has_below = -1, has_above = -1;
-  for (int y = y0; y < y1; y++) {
-    const Tap row = picture.rows[y];
-    if (row.first != has_above) {
-      const int offset = source.offset(row.first);
-      if (row.first == has_below) {
+  // The two rows of the map that the last row of the picture lies between. Usually the next one lies between the same,
+  // or there is one new row of the map, which takes the place of the upper one.
+  float even[COLUMNS] = {}, odd[COLUMNS] = {};
+  int upper = -2;
+  bool upper_is_odd = false;
+  const size_t begin = (size_t)y0 * width + x, stride = (size_t)width * CHANNELS, image_stride = (size_t)width * 3;
+  const u8* image_place = picture.image + begin * 3;
+  u8* place = picture.pixels + begin * CHANNELS;
+  const Tap* rows = picture.rows + y0;
+  for (int left_over = y1 - y0; left_over > 0; left_over--) {
+    const Tap row = *rows++;
+    if (row.first != upper) {
+      const bool both = row.first != upper + 1;
+      upper_is_odd = !both && !upper_is_odd;
+      upper = row.first;
+      if (both || upper_is_odd) {
+        const int offset = source.row(upper_is_odd ? row.last : row.first);
 #pragma unroll
-        for (int i = 0; i < COLUMNS; i++) above[i] = below[i];
-      } else {
-#pragma unroll
-        for (int i = 0; i < COLUMNS; i++)
-          above[i] = source.at(offset, left[i]) * wl[i] + source.at(offset, right[i]) * wr[i];
+        for (int i = 0; i < COLUMNS; i++) even[i] = source.mean(offset, left[i], wl[i], wr[i]);
       }
-      has_above = row.first;
-    }
-    if (row.last != has_below) {
-      const int offset = source.offset(row.last);
+      if (!upper_is_odd) {
+        const int offset = source.row(row.last);
 #pragma unroll
-      for (int i = 0; i < COLUMNS; i++)
-        below[i] = source.at(offset, left[i]) * wl[i] + source.at(offset, right[i]) * wr[i];
-      has_below = row.last;
+        for (int i = 0; i < COLUMNS; i++) odd[i] = source.mean(offset, left[i], wl[i], wr[i]);
+      }
     }
+    const float of_even = upper_is_odd ? row.tail : row.head, of_odd = upper_is_odd ? row.head : row.tail;
     u32 alphas[COLUMNS], image[3] = {0, 0, 0}, words[CHANNELS * GROUPS];
-    const size_t at = (size_t)y * width + x;
-    if (STYLE != MAP && in_words) {
+    if (STYLE != MAP && IN_WORDS) {
       if (columns > 0)
 #pragma unroll
-        for (int i = 0; i < 3; i++) image[i] = ((const u32*)(picture.image + at * 3))[i];
+        for (int i = 0; i < 3; i++) image[i] = ((const u32*)image_place)[i];
     } else if (STYLE != MAP) {
 #pragma unroll
       for (int i = 0; i < 12; i++)
-        if (i < columns * 3) image[i / 4] |= (u32)picture.image[at * 3 + i] << 8 * (i % 4);
+        if (i < columns * 3) image[i / 4] |= (u32)image_place[i] << 8 * (i % 4);
     }
     // Rounded to nearest, a half to even: 2**23 + value has no bits left for a fraction, and the value in its lowest
     // byte. The conversion instructions would do it at a quarter of the speed.
 #pragma unroll
     for (int i = 0; i < COLUMNS; i++)
-      alphas[i] = __float_as_uint((above[i] * row.head + below[i] * row.tail) * 255.0f + 8388608.0f);
+      alphas[i] = __float_as_uint(__fmaf_rn(weighed(even[i], of_even, odd[i], of_odd), 255.0f, 8388608.0f));
 #pragma unroll
     for (int i = 0; i < GROUPS; i++) paint<STYLE>(alphas + 4 * i, image, words + CHANNELS * i);
-    store_pixels<CHANNELS, GROUPS>(picture.pixels + at * CHANNELS, words, columns, in_words, transpose);
+    store_pixels<CHANNELS, GROUPS, IN_WORDS>(place, words, columns, transpose);
+    place += stride, image_place += image_stride;
   }
 }
 
@@ -273,28 +328,32 @@ template <int STYLE, class T>
 __device__ inline void compose(const Picture* pictures, const T* outputs, int map_height, int map_width, int logit,
                                int stretch, const Range* ranges) {
   constexpr int GROUPS = STYLE == MAP ? 2 : 1, COLUMNS = 4 * GROUPS;
-  __shared__ float values[PATCH_VALUES];
+  __shared__ float values[PATCH_VALUES + 1];  // one more: a map one column wide has no right neighbours
   const Picture picture = pictures[blockIdx.z];  // a copy: for all the compiler knows, what is stored changes the original
   const int x0 = blockIdx.x * 32 * COLUMNS, top = blockIdx.y * STRIPES * picture.stripe;
   if (x0 >= picture.width || top >= picture.height) return;  // the whole block
-  const Output<T> output = {outputs + (size_t)blockIdx.z * map_height * map_width, map_height, map_width, logit, stretch,
-                            from_ordered(~ranges[blockIdx.z].least), from_ordered(ranges[blockIdx.z].greatest)};
+  const Output<T> output(outputs + (size_t)blockIdx.z * map_height * map_width, map_width, logit, stretch,
+                         ranges[blockIdx.z]);
   const int first_row = picture.rows[top].first, first_column = picture.columns[x0].first;
   const int last_row = picture.rows[min(top + STRIPES * picture.stripe, picture.height) - 1].last;
   const int last_column = picture.columns[min(x0 + 32 * COLUMNS, picture.width) - 1].last;
   const Patch patch = {values, last_column - first_column + 1, first_row, first_column};
   const bool fits = (last_row - first_row + 1) * patch.pitch <= PATCH_VALUES;
-  if (fits)
-    for (int y = first_row + threadIdx.y; y <= last_row; y += STRIPES)
-      for (int x = first_column + threadIdx.x; x <= last_column; x += 32)
-        values[patch.offset(y) + x] = output.saliency(y, x);
+  if (fits) {  // half a warp to a row of the map
+    for (int y = first_row + threadIdx.y * 2 + threadIdx.x / 16; y <= last_row; y += 2 * STRIPES)
+      for (int x = first_column + threadIdx.x % 16; x <= last_column; x += 16)
+        values[(y - first_row) * patch.pitch + x - first_column] = output.saliency(y, x);
+    if (threadIdx.x + threadIdx.y == 0) values[(last_row - first_row + 1) * patch.pitch] = 0.0f;
+  }
   __syncthreads();
   const int x = x0 + threadIdx.x * COLUMNS;
   const int y0 = top + threadIdx.y * picture.stripe, y1 = min(y0 + picture.stripe, picture.height);
-  if (fits)
-    make_pixels<STYLE, GROUPS>(picture, patch, x, y0, y1);
+  if (!fits)
+    make_pixels<STYLE, GROUPS, false>(picture, Whole<T>{output}, x, y0, y1);
+  else if (picture.width % COLUMNS)
+    make_pixels<STYLE, GROUPS, false>(picture, patch, x, y0, y1);
   else
-    make_pixels<STYLE, GROUPS>(picture, Whole<T>{output}, x, y0, y1);
+    make_pixels<STYLE, GROUPS, true>(picture, patch, x, y0, y1);
 }
 
 extern "C" __global__ void compose_map_f32(const Picture* pictures, const float* outputs, int map_height, int map_width,

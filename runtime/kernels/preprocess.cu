@@ -29,9 +29,12 @@ __device__ inline void add(Rgb& sum, u32 pixel, float weight) {
   sum.b += byte_of<2>(pixel) * weight;
 }
 
+__device__ inline const float* bodies(const Tap* taps, int count) { return (const float*)(taps + count); }
+
 // One output pixel's sum over a cell of source pixels, in cv2's order: along each row, then over the rows.
 // All threads of the block take part: they copy the rows of their stretch into shared memory, 16 bytes a time.
-__device__ inline Rgb area_sum(const Image& image, const Tap& row, const Tap& column, int begin, int end, bool active) {
+__device__ inline Rgb area_sum(const Image& image, const Tap& row, float row_body, const Tap& column, float body,
+                               int begin, int end, bool active) {
   __shared__ uint4 stage[STAGE_BYTES / 16 + 1];  // one more: bytes_at reads the word after the last
   const int pitch = (end - begin + 30) / 16;     // 16-byte pieces of a source row's stretch, wherever it begins
   const int fit = STAGE_BYTES / 16 / pitch;
@@ -52,10 +55,10 @@ __device__ inline Rgb area_sum(const Image& image, const Tap& row, const Tap& co
         int offset = (int)(start & 15) + column.first * 3 - begin;
         Rgb line = {0.0f, 0.0f, 0.0f};
         add(line, bytes_at(words, offset), column.head);
-        for (int x = column.first + 1; x < column.last; x++) add(line, bytes_at(words, offset += 3), column.body);
+        for (int x = column.first + 1; x < column.last; x++) add(line, bytes_at(words, offset += 3), body);
         if (column.last > column.first) add(line, bytes_at(words, offset + 3), column.tail);
         const int y = base + r;
-        const float weight = y == row.first ? row.head : y == row.last ? row.tail : row.body;
+        const float weight = y == row.first ? row.head : y == row.last ? row.tail : row_body;
         sum.r += line.r * weight;
         sum.g += line.g * weight;
         sum.b += line.b * weight;
@@ -77,7 +80,8 @@ __device__ inline Rgb resized_pixel(const Image image, int x, int width, int str
   const Tap column = image.columns[min(x, x1)];
   if (image.rule == LINEAR) return active ? linear_pixel(image, row, column) : Rgb{0.0f, 0.0f, 0.0f};
   const int begin = image.columns[x0].first * 3, end = (image.columns[x1].last + 1) * 3;
-  const Rgb sum = area_sum(image, row, column, begin, end, active);
+  const float row_body = bodies(image.rows, gridDim.y)[blockIdx.y], body = bodies(image.columns, width)[min(x, x1)];
+  const Rgb sum = area_sum(image, row, row_body, column, body, begin, end, active);
   return {area_value(image, sum.r), area_value(image, sum.g), area_value(image, sum.b)};
 }
 

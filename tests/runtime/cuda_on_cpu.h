@@ -24,6 +24,9 @@ struct dim3 {
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 struct alignas(8) uint2 {
   unsigned x, y;
 };
@@ -39,6 +42,7 @@ static inline unsigned atomicMax(unsigned* place, unsigned value) {
   if (value > before) *place = value;
   return before;
 }
+static inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 static inline unsigned __float_as_uint(float value) {
   unsigned bits;
   memcpy(&bits, &value, 4);
@@ -58,6 +62,7 @@ static inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   for (int i = 0; i < 4; i++) result |= (unsigned)((both >> (((selector >> (4 * i)) & 7) * 8)) & 255) << (8 * i);
   return result;
 }
+static inline int opaque(int value) { return value; }
 static inline unsigned short half_bits(float value) {
   const _Float16 half = (_Float16)value;
   unsigned short bits;
