@@ -271,7 +271,8 @@ class Warp:
     def _half(self, text: str, half: int) -> Lanes:
         if text == "SRZ":
             return np.zeros(32, np.uint32)
-        offset = int(text.split("[")[-1].rstrip("]"), 16)
+        place = text.split("[")[-1].rstrip("]")
+        offset = 0 if place == "RZ" else int(place, 16)
         return np.full(32, self._block.constant(offset + 4 * half), np.uint32)
 
     def _pair(self, text: str) -> np.ndarray:

@@ -19,7 +19,7 @@ from sodeploy.runtime.gpu.resize_taps import Resize, Rule, covered, map_taps
 
 # struct Image of kernels/image.cuh, struct Picture and struct Range of kernels/postprocess.cu
 _IMAGE = np.dtype([("pixels", "<u8"), ("rows", "<u8"), ("columns", "<u8"), ("height", "<i4"), ("width", "<i4"),
-                   ("rule", "<i4"), ("scale", "<f4")])  # fmt: skip
+                   ("rule", "<i4"), ("scale", "<f4"), ("stretch", "<i4"), ("unused", "<i4")])  # fmt: skip
 _PICTURE = np.dtype([("pixels", "<u8"), ("image", "<u8"), ("rows", "<u8"), ("columns", "<u8"),
                      ("height", "<i4"), ("width", "<i4"), ("stripe", "<i4"), ("unused", "<i4")])  # fmt: skip
 _RANGE = np.dtype([("least", "<u4"), ("greatest", "<u4"), ("broken", "<u4")])
@@ -27,6 +27,7 @@ _RANGE = np.dtype([("least", "<u4"), ("greatest", "<u4"), ("broken", "<u4")])
 _SUFFIXES = {np.dtype(np.float32): "f32", np.dtype(np.float16): "f16"}  # of the kernels' names
 _THREADS = 128  # of a block of the resize kernels
 _STAGE_PIECES = 12288 // 16  # STAGE_BYTES of kernels/preprocess.cu
+_TILE, _BLOCKS = 16, 4096  # output rows of such a block, at most; fewer where that leaves less blocks than that
 _STRIPES, _PATCH_VALUES = 4, 6144  # of kernels/postprocess.cu
 _STRIPE = 32  # rows of a picture that one thread of `compose` makes, at most; half as many of a few images,
 _FEW_PIXELS = 1 << 23  # those of so many pixels together, because their blocks would not fill a large GPU
@@ -95,8 +96,13 @@ class CudaProcessing:
         stretch = self._upload(images)
         self._mark("upload")
 
-        suffix, grid, block = _SUFFIXES[self._input_dtype], (-(-width // stretch), height, count), (_THREADS, 1, 1)
-        shape = (np.int32(width), np.int32(stretch), np.int32(self._contract.colour == "BGR"))
+        across = -(-width // stretch)
+        tile = _TILE
+        while tile > 1 and across * -(-height // tile) * count < _BLOCKS:
+            tile //= 2
+        suffix, grid, block = _SUFFIXES[self._input_dtype], (across, -(-height // tile), count), (_THREADS, 1, 1)
+        bgr = np.int32(self._contract.colour == "BGR")
+        shape = (np.int32(width), np.int32(height), np.int32(tile), bgr)
         if self._contract.divide_by == "255":
             name = f"resize_normalise_{suffix}"
             self._launch(name, grid, block, self._jobs, self._input.address, *shape, self._factors)
@@ -189,8 +195,9 @@ class CudaProcessing:
         for n, (image, (height, width)) in enumerate(zip(images, self._sizes, strict=True)):
             place = up.add(image)
             resize = Resize((height, width), self._map_size, self._contract.interpolation)
-            stretch = min(stretch, _stretch(resize))
-            jobs[n] = _image_record(place, resize, up)
+            own_stretch = _stretch(resize)
+            stretch = min(stretch, own_stretch)  # the smallest needs the most blocks; what others have too many end at once
+            jobs[n] = _image_record(place, resize, own_stretch, up)
             rows, columns = map_taps(self._map_size[0], height), map_taps(self._map_size[1], width)
             self._stripes.append(_stripe(rows, columns, self._style, most))
             taps = up.add(rows), up.add(columns)
@@ -211,10 +218,12 @@ class CudaProcessing:
         return stretch
 
 
-def _image_record(pixels: int, resize: Resize, layout: Layout) -> tuple[int, int, int, int, int, int, float]:
+def _image_record(
+    pixels: int, resize: Resize, stretch: int, layout: Layout
+) -> tuple[int, int, int, int, int, int, float, int, int]:
     """One _IMAGE, with places in `layout` for addresses."""
     rows, columns = map(layout.add, resize.tables)
-    return pixels, rows, columns, *resize.source, resize.rule, resize.factor
+    return pixels, rows, columns, *resize.source, resize.rule, resize.factor, stretch, 0
 
 
 def _columns(style: Style) -> int:

@@ -1,4 +1,4 @@
-// What both kernel files share: images, the taps that resize them, and cv2's bilinear rule for bytes.
+// What both kernel files share: images and the taps that resize them.
 #pragma once
 
 typedef unsigned char u8;
@@ -22,27 +22,9 @@ struct Image {
   int height, width;
   int rule;
   float scale;  // of AREA's sum: 1 where the weights are fractions, 1 / (pixels of a cell) where they are all 1
+  int stretch;  // output pixels of a row that a block makes
+  int unused;
 };
-
-struct Rgb {
-  float r, g, b;
-};
-
-// One output pixel by cv2's fixed-point bilinear rule: 11-bit weights, 4 bits dropped after the horizontal pass.
-__device__ inline Rgb linear_pixel(const Image& image, const Tap& row, const Tap& column) {
-  const u8* top = image.pixels + (size_t)row.first * image.width * 3;
-  const u8* bottom = image.pixels + (size_t)row.last * image.width * 3;
-  const int left = column.first * 3, right = column.last * 3;
-  const int wl = (int)column.head, wr = (int)column.tail, wt = (int)row.head, wb = (int)row.tail;
-  float value[3];
-#pragma unroll
-  for (int c = 0; c < 3; c++) {
-    const int above = (top[left + c] * wl + top[right + c] * wr) >> 4;
-    const int below = (bottom[left + c] * wl + bottom[right + c] * wr) >> 4;
-    value[c] = (float)((((wt * above) >> 16) + ((wb * below) >> 16) + 2) >> 2);
-  }
-  return {value[0], value[1], value[2]};
-}
 
 #ifdef __CUDACC__
 // The same number, of which the compiler does not know how it was computed, so that it does not compute it again.
@@ -50,6 +32,8 @@ __device__ inline int opaque(int value) {
   asm("" : "+r"(value));
   return value;
 }
+// That a pointer is to global memory, which the compiler cannot know of one that it finds in memory.
+__device__ inline void assume_global(const void* pointer) { __builtin_assume(__isGlobal(pointer)); }
 // in PTX rather than by cuda_fp16.h, which NVRTC does not bring along
 __device__ inline unsigned short half_bits(float value) {
   unsigned short bits;
@@ -60,5 +44,25 @@ __device__ inline float half_value(unsigned short bits) {
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
   return value;
+}
+
+// Copies of 16 bytes from global to shared memory, in the background where the GPU can.
+__device__ inline void copy_async(uint4* to, const u8* from) {
+#if __CUDA_ARCH__ >= 800
+  const u32 place = (u32)__cvta_generic_to_shared(to);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(place), "l"(__cvta_generic_to_global(from)));
+#else
+  *to = *(const uint4*)from;
+#endif
+}
+__device__ inline void end_copies() {  // of a group
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;");
+#endif
+}
+__device__ inline void await_copies_but_last() {  // all groups but the last, of this thread
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group 1;" ::: "memory");
+#endif
 }
 #endif

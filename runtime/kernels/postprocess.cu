@@ -244,10 +244,10 @@ __device__ inline void store_pixels(u8* place, u32* words, int columns, const Tr
     for (int i = 0; i < 3; i++)
       if (lane + 32 * i < left) row[lane + 32 * i] = words[i];
   } else if (IN_WORDS && CHANNELS == 4) {
-    if (columns > 0) *(uint4*)place = make_uint4(words[0], words[1], words[2], words[3]);
+    *(uint4*)place = make_uint4(words[0], words[1], words[2], words[3]);
   } else if (IN_WORDS) {
     static_assert(CHANNELS > 1 || GROUPS == 2, "8 pixels of a map are stored at once");
-    if (columns > 0) *(uint2*)place = make_uint2(words[0], words[GROUPS - 1]);
+    *(uint2*)place = make_uint2(words[0], words[GROUPS - 1]);
   } else if (CHANNELS == 4) {
 #pragma unroll
     for (int i = 0; i < 4; i++)
@@ -265,6 +265,7 @@ template <int STYLE, int GROUPS, bool IN_WORDS, class Source>
 __device__ inline void make_pixels(const Picture& picture, const Source& source, int x, int y0, int y1) {
   constexpr int CHANNELS = STYLE == MAP ? 1 : STYLE == RGBA ? 4 : 3, COLUMNS = 4 * GROUPS;
   const int width = picture.width, columns = width - x;  // that exist from there on; may be none
+  if (IN_WORDS && CHANNELS != 3 && columns <= 0) return;  // for three channels the lanes of a warp work together
   const Transpose transpose(threadIdx.x);
   int left[COLUMNS];
   float wl[COLUMNS], wr[COLUMNS];
@@ -332,6 +333,8 @@ __device__ inline void compose(const Picture* pictures, const T* outputs, int ma
   const Picture picture = pictures[blockIdx.z];  // a copy: for all the compiler knows, what is stored changes the original
   const int x0 = blockIdx.x * 32 * COLUMNS, top = blockIdx.y * STRIPES * picture.stripe;
   if (x0 >= picture.width || top >= picture.height) return;  // the whole block
+  assume_global(picture.pixels), assume_global(picture.image);
+  assume_global(picture.rows), assume_global(picture.columns);
   const Output<T> output(outputs + (size_t)blockIdx.z * map_height * map_width, map_width, logit, stretch,
                          ranges[blockIdx.z]);
   const int first_row = picture.rows[top].first, first_column = picture.columns[x0].first;
