@@ -182,7 +182,7 @@ class Warp:
             self._across(instruction, active)
             return
         targets = _target_count(instruction)
-        size = 2 if instruction.modifiers & {"64", "WIDE"} and name not in ("SHF", "USHF") else 1
+        size = 2 if instruction.modifiers & {"64", "WIDE"} and name not in ("SHF", "USHF") or name == "CS2R" else 1
         as_float = name.startswith(("F", "HFMA2", "MUFU")) and name not in ("FLO",)
         sources = [self._value(text, as_float, name) for text in operands[targets:]]
         if "WIDE" in instruction.modifiers:

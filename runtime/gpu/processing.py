@@ -19,7 +19,7 @@ from sodeploy.runtime.gpu.resize_taps import Resize, Rule, covered, map_taps
 
 # struct Image of kernels/image.cuh, struct Picture and struct Range of kernels/postprocess.cu
 _IMAGE = np.dtype([("pixels", "<u8"), ("rows", "<u8"), ("columns", "<u8"), ("height", "<i4"), ("width", "<i4"),
-                   ("rule", "<i4"), ("scale", "<f4"), ("stretch", "<i4"), ("unused", "<i4")])  # fmt: skip
+                   ("rule", "<i4"), ("scale", "<f4"), ("stretch", "<i4"), ("cell", "<i4")])  # fmt: skip
 _PICTURE = np.dtype([("pixels", "<u8"), ("image", "<u8"), ("rows", "<u8"), ("columns", "<u8"),
                      ("height", "<i4"), ("width", "<i4"), ("stripe", "<i4"), ("unused", "<i4")])  # fmt: skip
 _RANGE = np.dtype([("least", "<u4"), ("greatest", "<u4"), ("broken", "<u4")])
@@ -223,7 +223,7 @@ def _image_record(
 ) -> tuple[int, int, int, int, int, int, float, int, int]:
     """One _IMAGE, with places in `layout` for addresses."""
     rows, columns = map(layout.add, resize.tables)
-    return pixels, rows, columns, *resize.source, resize.rule, resize.factor, stretch, 0
+    return pixels, rows, columns, *resize.source, resize.rule, resize.factor, stretch, covered(resize.columns, 1)
 
 
 def _columns(style: Style) -> int:

@@ -23,7 +23,7 @@ struct Image {
   int rule;
   float scale;  // of AREA's sum: 1 where the weights are fractions, 1 / (pixels of a cell) where they are all 1
   int stretch;  // output pixels of a row that a block makes
-  int unused;
+  int cell;     // source pixels of a row that make an output pixel, at most; of AREA and HALVE
 };
 
 #ifdef __CUDACC__

@@ -14,10 +14,6 @@ struct Rgb {
   float r, g, b;
 };
 
-__device__ inline u32 bytes_at(const u32* words, int offset) {  // the 4 bytes from `offset`, aligned or not
-  return __funnelshift_r(words[offset >> 2], words[(offset >> 2) + 1], (offset & 3) * 8);
-}
-
 // A byte as float without the conversion unit, of which there are few: 2**23 + byte has the byte in its lowest bits.
 template <int K>
 __device__ inline float byte_of(u32 bytes) {
@@ -73,33 +69,84 @@ __device__ inline void add(Rgb& sum, const u32* words, float weight) {
   sum.b += byte_of<(K + 2) % 4>(words[(K + 2) / 4]) * weight;
 }
 
-__device__ inline void add_pixel(Rgb& sum, const u32* words, int offset, float weight) {
-  const u32 pixel = bytes_at(words, offset);
-  add<0>(sum, &pixel, weight);
+// `COUNT` words from byte `offset` on, aligned or not; each word of memory is read once.
+template <int COUNT>
+__device__ inline void read_words(const u32* words, int offset, u32* read) {
+  const u32* place = words + (offset >> 2);
+  u32 before = place[0];
+#pragma unroll
+  for (int i = 0; i < COUNT; i++) {
+    const u32 next = place[i + 1];
+    read[i] = __funnelshift_r(before, next, (offset & 3) * 8);
+    before = next;
+  }
 }
 
-// The sum over one source row of a cell, from its first pixel at `offset`, in cv2's order.
-__device__ inline Rgb row_sum(const u32* words, int offset, const Tap& column, float body) {
-  Rgb sum = {0.0f, 0.0f, 0.0f};
-  add_pixel(sum, words, offset, column.head);
-  int left = column.last - column.first - 1;  // pixels before the last
-  offset += 3;
-  if (left >= 4) {  // four pixels are three words, each of which is read once
-    const u32* place = words + (offset >> 2);
-    const int shift = (offset & 3) * 8;
-    u32 before = *place;
-    do {
-      const u32 a = place[1], b = place[2], c = place[3];
-      const u32 four[3] = {__funnelshift_r(before, a, shift), __funnelshift_r(a, b, shift),
-                           __funnelshift_r(b, c, shift)};
-      add<0>(sum, four, body), add<3>(sum, four, body), add<6>(sum, four, body), add<9>(sum, four, body);
-      before = c, place += 3, left -= 4, offset += 12;
-    } while (left >= 4);
+template <int I, int COUNT>
+__device__ inline void add_pixels(Rgb& sum, const u32* words, const float* weights) {
+  if constexpr (I < COUNT) {
+    add<3 * I>(sum, words, weights[I]);
+    add_pixels<I + 1, COUNT>(sum, words, weights);
   }
-  for (; left > 0; left--, offset += 3) add_pixel(sum, words, offset, body);
-  if (left == 0) add_pixel(sum, words, offset, column.tail);
-  return sum;
 }
+
+// The pixels of a source row that make an output pixel, the same for every row; at most MOST. A pixel of weight 0 adds
+// nothing, so all threads do the same.
+template <int MOST>
+struct Cell {
+  int start;  // in bytes from the beginning of the block's stretch
+  float weights[MOST];
+
+  __device__ Cell(const Tap& column, float body, int begin) : start(column.first * 3 - begin) {
+    const int last = column.last - column.first;
+#pragma unroll
+    for (int i = 0; i < MOST; i++)
+      weights[i] = i == 0 ? column.head : i < last ? body : i == last ? column.tail : 0.0f;
+  }
+
+  // Their sum, in cv2's order.
+  __device__ Rgb sum(const u32* words, int offset) const {
+    Rgb total = {0.0f, 0.0f, 0.0f};
+    u32 read[(MOST * 3 + 3) / 4];
+    read_words<(MOST * 3 + 3) / 4>(words, offset + start, read);
+    add_pixels<0, MOST>(total, read, weights);
+    return total;
+  }
+};
+
+// The same for more pixels, four at a time.
+template <>
+struct Cell<0> {
+  int start, between;  // pixels between the first four and the last ones, which are a multiple of four
+  float first[4], body, last[4];
+
+  __device__ Cell(const Tap& column, float body, int begin) : start(column.first * 3 - begin), body(body) {
+    const int count = column.last - column.first + 1, rest = (count - 1) % 4 + 1;
+    between = count > 4 ? count - 4 - rest : -1;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      first[i] = i == 0 ? column.head : i < count - 1 ? body : i == count - 1 ? column.tail : 0.0f;
+      last[i] = i < rest - 1 ? body : i == rest - 1 ? column.tail : 0.0f;
+    }
+  }
+
+  __device__ Rgb sum(const u32* words, int offset) const {
+    Rgb total = {0.0f, 0.0f, 0.0f};
+    u32 four[3];
+    const float bodies[4] = {body, body, body, body};
+    offset += start;
+    read_words<3>(words, offset, four);
+    add_pixels<0, 4>(total, four, first);
+    for (int left = between; left > 0; left -= 4) {
+      read_words<3>(words, offset += 12, four);
+      add_pixels<0, 4>(total, four, bodies);
+    }
+    if (between < 0) return total;
+    read_words<3>(words, offset + 12, four);
+    add_pixels<0, 4>(total, four, last);
+    return total;
+  }
+};
 
 // Where a block's stretch of a source row begins, and how it lies in shared memory.
 struct Stretch {
@@ -129,11 +176,10 @@ __device__ inline float area_value(const Image& image, float sum) {
 
 // The output rows y0 .. y1 - 1 of the threads' columns. Source rows go through shared memory once, some at a time while
 // the next are copied, and each is summed once for both output rows that may share it.
-template <class Sink>
+template <int MOST, class Sink>
 __device__ inline void area_rows(const Image& image, const Stretch& stretch, int y0, int y1, int height,
-                                 const Tap& column, float body, bool active, Sink& sink) {
+                                 const Cell<MOST>& cell, bool active, uint4* stage, Sink& sink) {
   constexpr int PIECES = STAGE_BYTES / 16;
-  __shared__ uint4 stage[2 * PIECES + 1];  // one more: bytes_at reads the word after the last
   const int warps = blockDim.x / 32, most = PIECES / stretch.pitch, fit = most < warps ? most : most / warps * warps;
   const float* row_bodies = bodies(image.rows, height);
   const int first = image.rows[y0].first, last = image.rows[y1 - 1].last;
@@ -150,15 +196,14 @@ __device__ inline void area_rows(const Image& image, const Stretch& stretch, int
     if (active)
       for (int source = base; source < min(next, last + 1); source++) {
         const u32* words = (const u32*)(stage + half * PIECES + (source - base) * stretch.pitch);
-        const int offset = (int)(stretch.start(source) & 15) + column.first * 3 - stretch.begin;
-        const Rgb line = row_sum(words, offset, column, body);
+        const Rgb line = cell.sum(words, (int)stretch.start(source) & 15);
         for (;;) {
           const float weight = source == row.first ? row.head : source == row.last ? row.tail : row_body;
           sum.r += line.r * weight;
           sum.g += line.g * weight;
           sum.b += line.b * weight;
           if (source != row.last) break;
-          sink.put(y, {area_value(image, sum.r), area_value(image, sum.g), area_value(image, sum.b)});
+          sink.put({area_value(image, sum.r), area_value(image, sum.g), area_value(image, sum.b)});
           if (++y == y1) break;
           row = image.rows[y], row_body = row_bodies[y];
           sum = {0.0f, 0.0f, 0.0f};
@@ -171,8 +216,8 @@ __device__ inline void area_rows(const Image& image, const Stretch& stretch, int
 
 // ---- all rules
 
-// The resized pixels of a block, whole numbers in [0, 255], into `sink`: put(output row, pixel) of the thread's column
-// `x`, and of no thread beyond the stretch or the row.
+// The resized pixels of a block, whole numbers in [0, 255], into `sink`: one after another those of the thread's
+// column `x`, and none of a thread beyond the stretch or the row.
 template <class Sink>
 __device__ inline void resize(const Image& image, int width, int height, int tile, int x, Sink& sink) {
   const int x0 = blockIdx.x * image.stretch, x1 = min(x0 + image.stretch, width) - 1;
@@ -182,27 +227,38 @@ __device__ inline void resize(const Image& image, int width, int height, int til
   const Tap column = image.columns[min(x, x1)];
   if (image.rule == LINEAR) {
     if (active)
-      for (int y = y0; y < y1; y++) sink.put(y, linear_pixel(image, image.rows[y], column));
+      for (int y = y0; y < y1; y++) sink.put(linear_pixel(image, image.rows[y], column));
     return;
   }
   const int begin = image.columns[x0].first * 3, bytes = (image.columns[x1].last + 1) * 3 - begin;
   const Stretch stretch = {image.pixels, (size_t)image.width * 3, begin, bytes, (bytes + 30) / 16};
-  area_rows(image, stretch, y0, y1, height, column, bodies(image.columns, width)[min(x, x1)], active, sink);
+  __shared__ uint4 stage[2 * STAGE_BYTES / 16 + 2];  // two more: words behind a cell are read, and weighed 0
+  const float body = bodies(image.columns, width)[min(x, x1)];
+  const auto rows = [&](const auto& cell) { area_rows(image, stretch, y0, y1, height, cell, active, stage, sink); };
+  if (image.cell <= 3) {
+    rows(Cell<3>(column, body, begin));
+  } else if (image.cell <= 4) {
+    rows(Cell<4>(column, body, begin));
+  } else if (image.cell <= 6) {
+    rows(Cell<6>(column, body, begin));
+  } else {
+    rows(Cell<0>(column, body, begin));
+  }
 }
 
 // x * factor - offset of each channel, planes of (height, width) one after another.
 template <class T>
 struct Normalised {
-  T* place;  // of the column's first row
+  T* place;  // of the next pixel
   size_t plane;
   int width, bgr;
   float factors[3], offsets[3];
 
-  __device__ void put(int y, const Rgb& pixel) {
-    T* at = place + (size_t)y * width;
-    store(at, (bgr ? pixel.b : pixel.r) * factors[0] - offsets[0]);
-    store(at + plane, pixel.g * factors[1] - offsets[1]);
-    store(at + 2 * plane, (bgr ? pixel.r : pixel.b) * factors[2] - offsets[2]);
+  __device__ void put(const Rgb& pixel) {
+    store(place, (bgr ? pixel.b : pixel.r) * factors[0] - offsets[0]);
+    store(place + plane, pixel.g * factors[1] - offsets[1]);
+    store(place + 2 * plane, (bgr ? pixel.r : pixel.b) * factors[2] - offsets[2]);
+    place += width;
   }
 };
 
@@ -215,7 +271,7 @@ __device__ inline void resize_normalise(const Image* images, T* batch, int width
   const int x = blockIdx.x * image.stretch + threadIdx.x;
   if ((int)blockIdx.x * image.stretch >= width) return;  // the whole block
   const size_t plane = (size_t)height * width;
-  Normalised<T> sink = {batch + blockIdx.z * 3 * plane + x, plane, width, bgr,
+  Normalised<T> sink = {batch + blockIdx.z * 3 * plane + (size_t)blockIdx.y * tile * width + x, plane, width, bgr,
                         {normalisation[0], normalisation[1], normalisation[2]},
                         {normalisation[3], normalisation[4], normalisation[5]}};
   resize(image, width, height, tile, x, sink);
@@ -238,11 +294,11 @@ struct Bytes {
   int width, bgr;
   float largest;
 
-  __device__ void put(int y, const Rgb& pixel) {
-    u8* at = place + (size_t)y * width;
-    at[0] = (u8)(bgr ? pixel.b : pixel.r);
-    at[plane] = (u8)pixel.g;
-    at[2 * plane] = (u8)(bgr ? pixel.r : pixel.b);
+  __device__ void put(const Rgb& pixel) {
+    place[0] = (u8)(bgr ? pixel.b : pixel.r);
+    place[plane] = (u8)pixel.g;
+    place[2 * plane] = (u8)(bgr ? pixel.r : pixel.b);
+    place += width;
     largest = fmaxf(largest, fmaxf(pixel.r, fmaxf(pixel.g, pixel.b)));
   }
 };
@@ -259,7 +315,7 @@ extern "C" __global__ void resize_bytes(const Image* images, u8* batch, int widt
   __syncthreads();
   const int x = blockIdx.x * image.stretch + threadIdx.x;
   const size_t plane = (size_t)height * width;
-  Bytes sink = {batch + blockIdx.z * 3 * plane + x, plane, width, bgr, 0.0f};
+  Bytes sink = {batch + blockIdx.z * 3 * plane + (size_t)blockIdx.y * tile * width + x, plane, width, bgr, 0.0f};
   resize(image, width, height, tile, x, sink);
   atomicMax(&largest, (u32)sink.largest);
   __syncthreads();
