@@ -9,6 +9,7 @@ that must move (kernel_times.py) take at the copy bandwidth of the GPU, so that 
 model: latency, caches, bank conflicts, launches. `make gpu-check` measures the time of the same chains.
 """
 
+import functools
 import json
 import random
 import shutil
@@ -22,7 +23,7 @@ import numpy as np
 import typer
 from gpu_check import table
 from kernel_times import JUDGED, LARGE_NETWORK, NETWORK, Size, benchmark_contract, postprocess_bytes, preprocess_bytes
-from sass_machine import SECTOR, Block, Counts, Memory, disassemble
+from sass_machine import SECTOR, Block, Counts, Instruction, Memory, disassemble
 
 from sodeploy import command_line, terminal
 from sodeploy.artifacts import write_text
@@ -56,6 +57,18 @@ _UNIT_OF = {name: unit for unit, names in _UNITS.items() for name in names}
 Row = dict[str, Any]
 
 
+@functools.cache
+def compiled_kernels(cuobjdump: str) -> dict[str, dict[int, Instruction]]:
+    """The kernels by name, compiled for CAPABILITY."""
+    code: dict[str, dict[int, Instruction]] = {}
+    for module in kernels.MODULES:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+            cubin.write(kernels.compile_file(kernels.FOLDER / f"{module}.cu", CAPABILITY))
+            cubin.flush()
+            code |= disassemble(Path(cubin.name), cuobjdump)
+    return code
+
+
 class MachineCode:
     """A device for `CudaProcessing` that runs some or all blocks of each launch on the CPU.
 
@@ -68,12 +81,7 @@ class MachineCode:
         Args:
             blocks: of each launch that are run; None for all.
         """
-        self._code = {}
-        for module in kernels.MODULES:
-            with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-                cubin.write(kernels.compile_file(kernels.FOLDER / f"{module}.cu", CAPABILITY))
-                cubin.flush()
-                self._code |= disassemble(Path(cubin.name), cuobjdump)
+        self._code = compiled_kernels(cuobjdump)
         self._blocks, self._random = blocks, random.Random(0)
         self._memory = Memory(_MEMORY)
         self.counts: dict[str, Counts] = {}
@@ -131,7 +139,11 @@ class Piece:
 
 
 def bounds(counts: Counts) -> dict[str, float]:
-    """Least microseconds of the whole GPU for an image: to issue the instructions, by each kind of unit to take its share."""
+    """Least microseconds of the whole GPU for one image: to issue all instructions, and by each kind of unit its share.
+
+    Args:
+        counts: of COUNT images.
+    """
     units: Counter[str] = Counter()
     for name, warps in counts.issued.items():
         plain = name.split(".")[0]

@@ -45,9 +45,14 @@ class Counts:
 
 def disassemble(cubin: Path, cuobjdump: str) -> dict[str, dict[int, Instruction]]:
     """The kernels of a cubin by name: instructions by address."""
-    text = subprocess.run([cuobjdump, "-sass", str(cubin)], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run([cuobjdump, "-sass", str(cubin)], capture_output=True, text=True, check=True)
+    return parse(done.stdout)
+
+
+def parse(listing: str) -> dict[str, dict[int, Instruction]]:
+    """The kernels of a listing by cuobjdump -sass."""
     kernels: dict[str, dict[int, Instruction]] = {}
-    for line in text.splitlines():
+    for line in listing.splitlines():
         if "Function :" in line:
             code = kernels.setdefault(line.split(":")[1].strip(), {})
         elif found := _LINE.match(line):
@@ -144,7 +149,11 @@ class Warp:
             onward = {place + 16: lanes}
             if instruction.name in ("BRA", "CALL", "RET", "EXIT"):
                 onward = self._targets(instruction, active)
-                gone = active if instruction.name == "EXIT" else np.logical_or.reduce([*onward.values(), np.zeros(32, bool)])
+                gone = (
+                    active
+                    if instruction.name == "EXIT"
+                    else np.logical_or.reduce([*onward.values(), np.zeros(32, bool)])
+                )
                 onward[place + 16] = lanes & ~gone
             elif instruction.name == "BAR":
                 yield True
@@ -182,7 +191,7 @@ class Warp:
             self._across(instruction, active)
             return
         targets = _target_count(instruction)
-        size = 2 if instruction.modifiers & {"64", "WIDE"} and name not in ("SHF", "USHF") or name == "CS2R" else 1
+        size = 2 if (instruction.modifiers & {"64", "WIDE"} and name not in ("SHF", "USHF")) or name == "CS2R" else 1
         as_float = name.startswith(("F", "HFMA2", "MUFU")) and name not in ("FLO",)
         sources = [self._value(text, as_float, name) for text in operands[targets:]]
         if "WIDE" in instruction.modifiers:

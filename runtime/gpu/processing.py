@@ -196,7 +196,7 @@ class CudaProcessing:
             place = up.add(image)
             resize = Resize((height, width), self._map_size, self._contract.interpolation)
             own_stretch = _stretch(resize)
-            stretch = min(stretch, own_stretch)  # the smallest needs the most blocks; what others have too many end at once
+            stretch = min(stretch, own_stretch)  # the smallest needs the most blocks; too many end at once
             jobs[n] = _image_record(place, resize, own_stretch, up)
             rows, columns = map_taps(self._map_size[0], height), map_taps(self._map_size[1], width)
             self._stripes.append(_stripe(rows, columns, self._style, most))
@@ -232,9 +232,10 @@ def _columns(style: Style) -> int:
 
 
 def _stripe(rows: np.ndarray, columns: np.ndarray, style: Style, most: int) -> int:
-    """How many rows of a picture a thread may make, `most` at most, so that the block's part of the map fits into its shared memory.
+    """How many rows of a picture a thread may make, `most` at most.
 
-    Where not even the part for one row fits, the kernel does without it.
+    The block's part of the map should fit into its shared memory. Where not even the part for one row does, the kernel
+    does without it.
     """
     width, stripe = covered(columns, _columns(style)), most
     while stripe > 1 and covered(rows, _STRIPES * stripe) * width > _PATCH_VALUES:

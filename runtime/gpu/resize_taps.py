@@ -78,8 +78,8 @@ class Resize:
 def map_taps(source: int, target: int) -> np.ndarray:
     """The taps with which cv2.INTER_LINEAR resizes one side of a float32 map, (target,) of dtype TAP.
 
-    `last` is `first` + 1: beyond the border the neighbor within it has all the weight. Of a source of one pixel both are
-    that pixel, which has its weight as `first`.
+    `last` is `first` + 1: beyond the border the neighbor within it has all the weight. A source of one pixel is both
+    `first`, with all the weight, and `last`.
     """
     first, fraction = _linear_places(source, target)
     fraction = np.where(first < 0, np.float32(0), np.where(first > source - 2, np.float32(source > 1), fraction))

@@ -124,7 +124,7 @@ struct Output {
   }
 };
 
-#define STRIPES 4         // of a block: its threads are (32, STRIPES)
+#define STRIPES 4          // of a block: its threads are (32, STRIPES)
 #define PATCH_VALUES 6144  // of the map that a block holds in shared memory
 
 // Values of the map at a column and its right neighbour, weighed. Here and in make_pixels products are fused with sums:

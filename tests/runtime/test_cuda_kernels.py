@@ -52,9 +52,14 @@ def test_no_kernel_spills_registers_to_memory(module: str, architecture: str, tm
     assert frames == [("0", "0")] * len(cuda_kernels.kernel_names(module))
 
 
-def test_the_host_knows_how_much_a_block_stages() -> None:
-    source = (cuda_kernels.FOLDER / "preprocess.cu").read_text()
-    assert f"#define STAGE_BYTES {cuda_processing._STAGE_PIECES * 16} " in source
+def test_the_host_knows_how_much_a_block_holds() -> None:
+    source = "".join((cuda_kernels.FOLDER / f"{module}.cu").read_text() for module in cuda_kernels.MODULES)
+    for name, value in {
+        "STAGE_BYTES": cuda_processing._STAGE_PIECES * 16,
+        "STRIPES": cuda_processing._STRIPES,
+        "PATCH_VALUES": cuda_processing._PATCH_VALUES,
+    }.items():
+        assert f"#define {name} {value} " in source
 
 
 @needs_nvcc
@@ -121,7 +126,7 @@ def test_without_a_compiler_one_line_says_what_to_install(monkeypatch: pytest.Mo
 
 def test_every_exported_kernel_is_known() -> None:
     names = [name for module in cuda_kernels.MODULES for name in cuda_kernels.kernel_names(module)]
-    assert len(names) == len(set(names)) == 13
+    assert len(names) == len(set(names)) == 15
 
 
 def test_nvrtc_compiles_what_nvcc_does() -> None:

@@ -18,6 +18,7 @@ from sodeploy.errors import UserError
 from sodeploy.runtime.composition import STYLES, Style, compose
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.errors import OutOfDeviceMemory
+from sodeploy.runtime.gpu import processing as cuda_processing
 from sodeploy.runtime.gpu.buffers import Buffer
 from sodeploy.runtime.gpu.processing import CudaProcessing
 from sodeploy.runtime.processing import postprocess, preprocess
@@ -153,6 +154,48 @@ def test_pictures_are_the_cpu_paths_to_the_byte(device: Any, make_contract: Make
     masks = through(device, make_contract(), outputs, batch, "map")
     for made, image, mask in zip(through(device, make_contract(), outputs, batch, style), batch, masks, strict=True):
         np.testing.assert_array_equal(made, compose(image, mask, style))
+
+
+@pytest.mark.parametrize("size", [(3, 5), (10, 8)])
+def test_a_map_too_large_for_a_block_s_memory(device: Any, make_contract: MakeContract, size: tuple[int, int]) -> None:
+    outputs = np.random.default_rng(3).random((1, 1, 300, 400), np.float32)
+    contract = make_contract(stretch=True)
+    (made,) = through(device, contract, outputs, images([size]), "map")
+    assert np.abs(made.astype(int) - postprocess(outputs[0, 0], contract, size)).max() <= 1
+
+
+def test_pictures_are_the_same_however_many_rows_a_thread_makes(
+    device: Any, make_contract: MakeContract, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = np.random.default_rng(3).random((len(SIZES), 1, 16, 24), np.float32)
+    few = through(device, make_contract(), outputs, images(SIZES), "overlay")
+    monkeypatch.setattr(cuda_processing, "_FEW_PIXELS", 0)
+    for made, expected in zip(through(device, make_contract(), outputs, images(SIZES), "overlay"), few, strict=True):
+        np.testing.assert_array_equal(made, expected)
+
+
+def test_a_panorama_does_not_change_the_blocks_of_its_batch(make_contract: MakeContract) -> None:
+    contract = make_contract(height=4, width=64, interpolation="area")
+    sent: list[np.ndarray] = []
+
+    class Noting:
+        def allocate(self, size: int) -> EmulatedMemory:
+            return EmulatedMemory(size)
+
+        def pinned(self, size: int) -> np.ndarray:
+            return np.empty(size, np.uint8)
+
+        def upload(self, address: int, data: np.ndarray, stream: Any) -> None:
+            sent.append(data)
+
+        def launch(self, *_: Any) -> None:
+            pass
+
+    processing = CudaProcessing(Noting(), contract, None)  # type: ignore[arg-type]
+    processing.preprocess(images([(8, 640), (8, 20000)]))
+    place = processing._jobs - processing._up.address
+    jobs = sent[0][place : place + 2 * cuda_processing._IMAGE.itemsize].view(cuda_processing._IMAGE)
+    assert [int(job["stretch"]) for job in jobs] == [128, 8]
 
 
 def test_a_constant_map_has_nothing_to_stretch(device: Any, make_contract: MakeContract) -> None:
