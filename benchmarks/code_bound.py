@@ -231,7 +231,7 @@ def compiler() -> str:
 def main(
     json_path: Annotated[Path | None, typer.Option("--json", help="file for the record")] = None,
     before: Annotated[
-        Path | None, typer.Option(help="record of older kernels, whose figures the new record keeps beside its own")
+        Path | None, typer.Option(help="older record, whose figures of before, or its own, the new record keeps beside its own")
     ] = None,
 ) -> None:
     """Bound the time of the kernels by what their machine code issues; no GPU is needed."""
@@ -240,7 +240,8 @@ def main(
     for row in found:
         if (row["kernels"], row["network"]) in older:
             old = older[row["kernels"], row["network"]]
-            row["issue us before"], row["its us before"] = old["issue us"], old["its us"]
+            for name in ("issue us", "its us"):  # a record that has older figures hands them on
+                row[f"{name} before"] = old.get(f"{name} before", old[name])
     record = {
         "model": {"clock Hz": CLOCK, "multiprocessors": MULTIPROCESSORS, "copy bytes/s": COPY, "code": CAPABILITY},
         "compiler": compiler(),

@@ -44,6 +44,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "metrics": lambda _: records.metrics(),
     "contract": lambda _: recipe_keys.contract(),
     "structure": lambda _: _structure(),
+    "bound": lambda _: records.code_bound(),
     "performance": lambda _: _performance(),
     "cpu": lambda _: _cpu_engines(),
     "rivals": lambda _: _rivals(),

@@ -42,6 +42,25 @@ def zoo() -> str:
     return f"{text.rstrip()}\n\n- reasons stand where a figure is below the least of a healthy network: {least} dB"
 
 
+def code_bound() -> str:
+    """The figures of benchmarks/code_bound.py: a row per chain of kernels, microseconds for an image."""
+    path = RECORDS / "code_bound.json"
+    if not path.exists():
+        return NOT_MEASURED
+    record = json.loads(path.read_text())
+    header = ["kernels", "network", "floor", "issue before", "issue", "issue allows %", "busiest unit allows %"]
+    rows = []
+    for row in record["rows"]:
+        figures = [f"{row[name]:.2f}" if name in row else "" for name in ("floor us", "issue us before", "issue us")]
+        rows.append([row["kernels"], row["network"], *figures, str(row["issue allows %"]), str(row["unit allows %"])])
+    model = record["model"]
+    return (
+        f"{_plain(header, rows).rstrip()}\n\n- us for one image of 1920x1080, of a model for {model['code']} at "
+        f"{model['clock Hz'] / 1e9:g} GHz with {model['multiprocessors']} multiprocessors and a copy bandwidth of "
+        f"{model['copy bytes/s'] / 1e12:g} TB/s; goal: {record['goal %']} %; code by {record['compiler']}"
+    )
+
+
 def networks() -> str:
     """Every network with its size, parameters and multiply-accumulates."""
     rows = [
