@@ -231,7 +231,7 @@ def compiler() -> str:
 def main(
     json_path: Annotated[Path | None, typer.Option("--json", help="file for the record")] = None,
     before: Annotated[
-        Path | None, typer.Option(help="older record, whose figures of before, or its own, the new record keeps beside its own")
+        Path | None, typer.Option(help="older record, whose figures the new one keeps beside its own")
     ] = None,
 ) -> None:
     """Bound the time of the kernels by what their machine code issues; no GPU is needed."""
