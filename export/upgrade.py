@@ -121,6 +121,7 @@ def _written_out(model: onnx.ModelProto, source: str | Path) -> onnx.ModelProto:
         return model
     try:
         model = onnx.shape_inference.infer_shapes(model)
+        _complete_for_inlining(model, kinds)
         return onnx.inliner.inline_selected_functions(
             model, [("", kind) for kind in kinds], exclude=False, inline_schema_functions=True
         )
@@ -129,6 +130,21 @@ def _written_out(model: onnx.ModelProto, source: str | Path) -> onnx.ModelProto:
             f"{source}: its {', '.join(kinds)} of opset {before} cannot be written out in older operators "
             f"({one_line(error)}); export it with opset {NEWEST_OPSET} or lower"
         ) from None
+
+
+def _complete_for_inlining(model: onnx.ModelProto, kinds: list[str]) -> None:
+    """State what onnx's inliner does not look up: types of constants, and attributes that are left at their default."""
+    graph, opset = model.graph, opset_of(model)
+    known = {value.name for value in (*graph.value_info, *graph.input)}
+    for tensor in graph.initializer:
+        if tensor.name not in known:
+            graph.value_info.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    for node in graph.node:
+        if node.op_type in kinds and node.domain in STANDARD:
+            given = {item.name for item in node.attribute}
+            for name, known_attribute in onnx.defs.get_schema(node.op_type, opset, "").attributes.items():
+                if name not in given and known_attribute.default_value.name:
+                    node.attribute.append(known_attribute.default_value)
 
 
 def _is_defined_by_others(node: onnx.NodeProto, opset: int) -> bool:

@@ -93,7 +93,7 @@ def start_session(
             reason = "a name in it is not UTF-8 text"
         elif isinstance(error, MemoryError):
             reason = "it needs more memory than there is"
-        elif type(error).__module__.startswith("onnxruntime"):
+        elif type(error).__module__.startswith("onnxruntime") or isinstance(error, RuntimeError):
             reason = _PLACES.sub("", str(error))
         else:
             raise

@@ -194,3 +194,22 @@ def test_an_operator_that_a_session_lacks_is_named(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "own.onnx")
     with pytest.raises(UserError, match=r"onnxruntime has no operator my\.own:Warp\); export the network without it"):
         start_session(tmp_path / "own.onnx")
+
+
+@pytest.mark.parametrize(
+    ("opset", "nodes"),
+    [
+        (24, [helper.make_node("Swish", ["features"], ["made"])]),
+        (23, [
+            helper.make_node("Transpose", ["features"], ["last"], perm=[0, 2, 3, 1]),
+            helper.make_node("RMSNormalization", ["last", "scale"], ["normal"], axis=-1),
+            helper.make_node("Transpose", ["normal"], ["made"], perm=[0, 3, 1, 2]),
+        ]),
+    ],
+    ids=["an attribute left out", "a weight among the constants"],
+)  # fmt: skip
+def test_newer_operators_are_written_out(tmp_path: Path, opset: int, nodes: list[onnx.NodeProto]) -> None:
+    head = [helper.make_node("Conv", ["made", "head"], ["logit"]), helper.make_node("Sigmoid", ["logit"], ["saliency"])]
+    model = network([*nodes, *head], {"scale": np.linspace(0.5, 1.5, 4, dtype=np.float32)}, opset)
+    new = adopted(model, tmp_path)
+    np.testing.assert_allclose(plain(new, images()), plain(model, images()), atol=1e-5)
