@@ -5,13 +5,13 @@ layer its own part runs again, with the layer quantized.
 
 Exact: the parts behind it that read something changed run again too.
 
-Estimated: that is done for one layer of each part only, its reference, which changes most of all that leaves the part.
-The squared error of another layer is the reference's, times the ratio of both layers' squared changes of all that
-leaves the part. The layers that then look costliest are measured exactly.
+Estimated: that is done for one layer only, the reference, of those in a part that change the same tensors that leave
+the part: the one that changes them most. The squared error of another layer is the reference's, times the ratio of both
+layers' squared changes of these tensors. The layers that then look costliest are measured exactly.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ import numpy as np
 from sodeploy import terminal
 from sodeploy.calib_data import Sample
 from sodeploy.errors import UserError
-from sodeploy.quant.calibration.inspect_graph import as_input, inspection_options, side_by_side
+from sodeploy.quant.calibration.inspect_graph import Result, as_input, inspection_options, side_by_side
 from sodeploy.quant.calibration.parts import Part, split
 from sodeploy.quant.emit.tensorrt import with_fake_quantization
 from sodeploy.quant.graph import Network
@@ -71,18 +71,20 @@ def exact_errors(network: Network, plan: Plan, layers: Sequence[str], images: Se
 def estimated_errors(
     network: Network, plan: Plan, layers: Sequence[str], images: Sequence[Sample]
 ) -> dict[str, MapError]:
-    """As `exact_errors`, in a third of its time: exact for the `COSTLIEST` layers, estimated for most others."""
+    """As `exact_errors`, in less of its time: exact for the `COSTLIEST` layers, estimated for most others."""
     body = _Body(network, plan, layers)
     squares: dict[str, list[float]] = {layer: [] for layer in layers}
     references: dict[str, str] = {}
     for image in terminal.progress(images, "quantizing each layer alone"):
         run = _Run(body, image)
-        changes = run.each(run.change, layers)
+        changes = run.each(run.changes, layers)
         references = references or _references(body, changes)  # the same in all images, so that they are exact
-        errors = run.each(run.error, dict.fromkeys(references.values()))
+        errors = run.each(run.error, list(dict.fromkeys(references.values())))
         for layer, reference in references.items():
-            share = changes[layer] / changes[reference] if changes[layer] else 0.0
-            squares[layer].append(errors[reference] * share if np.isfinite(share) else 1.0)
+            change, of_reference = (sum(changes[name].values()) for name in (layer, reference))
+            known = change == 0 or (0 < of_reference < np.inf and change < np.inf)
+            share = change / of_reference if change and known else 0.0
+            squares[layer].append(errors[reference] * share if known else run.error(layer))
     measured = set(references.values())
     found = {layer: MapError(squares[layer], layer in measured) for layer in layers}
     while left := [layer for layer in _costliest(found) if not found[layer].exact]:
@@ -99,14 +101,15 @@ def _exact(body: "_Body", layers: Sequence[str], images: Sequence[Sample]) -> di
     return {layer: MapError(of_images, exact=True) for layer, of_images in squares.items()}
 
 
-def _references(body: "_Body", changes: Mapping[str, float]) -> dict[str, str]:
-    """Layer -> the layer of its part that changes most."""
-    most: dict[int, str] = {}
-    for layer, change in changes.items():
-        part = body.part_of[layer]
-        if part not in most or change > changes[most[part]]:
-            most[part] = layer
-    return {layer: most[body.part_of[layer]] for layer in changes}
+def _references(body: "_Body", changes: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """Layer -> the layer that changes most, of those in its part that change the same tensors."""
+    alike: dict[tuple[int, frozenset[str]], list[str]] = {}
+    for layer, squares in changes.items():
+        changed = frozenset(name for name, square in squares.items() if square)
+        alike.setdefault((body.part_of[layer], changed), []).append(layer)
+    return {
+        layer: max(group, key=lambda one: sum(changes[one].values())) for group in alike.values() for layer in group
+    }
 
 
 def _costliest(errors: Mapping[str, MapError]) -> list[str]:
@@ -161,16 +164,15 @@ class _Run:
             )
         self._reference = self._saliency(self._states[-1])
 
-    def each(self, measure: Callable[[str], float], layers: Iterable[str]) -> dict[str, float]:
-        """Layer -> its measurement, `change` or `error`."""
-        names = list(layers)
-        return dict(zip(names, side_by_side(measure, names), strict=True))
+    def each(self, measure: Callable[[str], Result], layers: Sequence[str]) -> dict[str, Result]:
+        """Layer -> its measurement, `changes` or `error`."""
+        return dict(zip(layers, side_by_side(measure, layers), strict=True))
 
-    def change(self, layer: str) -> float:
-        """The sum of squares by which quantizing the layer changes the tensors that leave its part."""
+    def changes(self, layer: str) -> dict[str, float]:
+        """The sum of squares by which quantizing the layer changes each tensor that leaves its part."""
         after = self._states[self._body.part_of[layer] + 1]
         changed = self._quantized(layer)
-        return sum(float(np.square(changed[name] - after[name], dtype=np.float64).sum()) for name in changed)
+        return {name: float(np.square(changed[name] - after[name], dtype=np.float64).sum()) for name in changed}
 
     def error(self, layer: str) -> float:
         """The mean squared difference of the map."""

@@ -1,6 +1,6 @@
 """The error that each int8 layer of a plan adds: a row per ONNX node, the costliest first.
 
-    python quant/layer_report.py out/u2netp.onnx out/u2netp.plan.json --data DATA [--limit 5] [--json report.json]
+    python quant/layer_report.py out/u2netp.onnx out/u2netp.plan.json --data DATA [--limit 6] [--json report.json]
 
 For every layer: how well its input survives the plan's range and its weight the scales (signal to quantization noise),
 how much of the input is clipped, and how far the map moves when this layer alone is quantized. All of it is the
@@ -40,7 +40,7 @@ from sodeploy.runtime.measure.report import Table, show
 from sodeploy.runtime.processing import to_saliency
 from sodeploy.stages import command
 
-ENOUGH_IMAGES = 5  # of U2-Netp, by benchmarks/layer_order.py
+ENOUGH_IMAGES = 6  # of CSNet x1, and 5 of U2-Netp, by benchmarks/layer_order.py
 
 
 @dataclass(frozen=True)
