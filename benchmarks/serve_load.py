@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.parse
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -167,8 +168,8 @@ def start_rembg(model: Path, environment: Path, picture: bytes) -> Server:
     call = [str(Path(python).with_name("rembg")), "s", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
     silent = subprocess.DEVNULL
     process = subprocess.Popen(call, stdout=silent, stderr=silent, text=True)
-    fields = {"model": "u2net_custom", "extras": json.dumps({"model_path": str(model.resolve())})}
-    server = Server(process, port, "/api/remove", fields)
+    extras = urllib.parse.quote(json.dumps({"model_path": str(model.resolve())}))  # rembg reads them in the query alone
+    server = Server(process, port, f"/api/remove?extras={extras}", {"model": "u2net_custom"})
     return _ready(server, "POST", server.path, server.body(picture))
 
 
