@@ -14,6 +14,7 @@ from sodeploy.export.deform import rewrite_deformable
 if importlib.util.find_spec("onnxsim") is None:  # said before any work, although it is imported late
     raise ModuleNotFoundError("No module named 'onnxsim'", name="onnxsim")
 
+_MASKED = -30_000.0
 IR_VERSION = 10  # onnxruntime 1.20 reads no newer
 
 
@@ -27,6 +28,7 @@ def simplify(model: onnx.ModelProto, source: str) -> onnx.ModelProto:
     """
     model = _simplified(model, source)
     _constants_to_initializers(model)
+    _bound_masks(model)
     absorb_batch_norms(model)
     if _fix_resize_sizes(model):
         model = _simplified(model, source)  # drops what computed those sizes
@@ -126,6 +128,19 @@ def _constants_to_initializers(model: onnx.ModelProto) -> None:
             tensor.name = node.output[0]
             model.graph.initializer.append(tensor)
             model.graph.node.remove(node)
+
+
+def _bound_masks(model: onnx.ModelProto) -> None:
+    """Replace minus infinity in constants, as in masks of attention, by a number that every float type holds.
+
+    Softmax makes 0 of both. Infinite scores could not be counted in calibration.
+    """
+    for tensor in model.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if (masked := np.isneginf(values)).any():
+            tensor.CopyFrom(numpy_helper.from_array(np.where(masked, np.float32(_MASKED), values), tensor.name))
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:

@@ -213,3 +213,16 @@ def test_newer_operators_are_written_out(tmp_path: Path, opset: int, nodes: list
     model = network([*nodes, *head], {"scale": np.linspace(0.5, 1.5, 4, dtype=np.float32)}, opset)
     new = adopted(model, tmp_path)
     np.testing.assert_allclose(plain(new, images()), plain(model, images()), atol=1e-5)
+
+
+def test_a_mask_of_minus_infinity_becomes_finite(tmp_path: Path) -> None:
+    body = [
+        helper.make_node("Add", ["features", "mask"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["weights"], axis=3),
+        helper.make_node("Conv", ["weights", "head"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["saliency"]),
+    ]
+    model = network(body, {"mask": np.where(np.arange(32) % 2, -np.inf, 0).astype(np.float32)})
+    new = adopted(model, tmp_path)
+    assert all(np.isfinite(numpy_helper.to_array(tensor)).all() for tensor in new.graph.initializer)
+    np.testing.assert_allclose(plain(new, images()), plain(model, images()), atol=1e-6)
