@@ -17,6 +17,7 @@ from sodeploy.runtime import bench as script
 from sodeploy.runtime.bench import bench
 from sodeploy.runtime.gpu import session as device_session
 from sodeploy.runtime.gpu.driver import Gpu, driver_problem
+from sodeploy.runtime.measure import opening
 from sodeploy.runtime.measure.report import bench_tables
 
 SaveModel = Callable[..., Path]
@@ -25,7 +26,7 @@ SaveModel = Callable[..., Path]
 @pytest.fixture
 def gpu(device: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What bench takes for the GPU; onnxruntime's CPU provider stands for its CUDA provider."""
-    monkeypatch.setattr(script, "open_device", lambda: device)
+    monkeypatch.setattr(opening, "open_device", lambda: device)
     monkeypatch.setattr(script, "current_gpu", lambda: Gpu("NVIDIA L4", "sm89"))
     states = iter([{"clocks.sm": "2040", "temperature.gpu": "41"}, {"clocks.sm": "1980", "temperature.gpu": "52"}])
     monkeypatch.setattr(script, "gpu_state", lambda: next(states))
