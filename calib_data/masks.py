@@ -6,7 +6,7 @@ Writes dilated/, eroded/, envelope/ and expanded/, a PNG of each for every mask,
 the same on the fly and needs no such folder; it serves other code, and eyes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePath
@@ -82,24 +82,29 @@ def write_margins(
         radii: how far masks grow and shrink; `MARGIN` by default.
 
     Raises:
-        UserError: a mask is missing or cannot be read, a sample's name leads out of `output`, or an output would
-            overwrite a file of the data set; masks written before are whole.
+        UserError: a mask is missing or cannot be read, a sample's name leads out of `output`, or `output` lies among
+            the files of the data set; masks written before are whole.
     """
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers} does nothing; give 1 or more")
     artifacts.check_output_folder(output)
     dataset = open_dataset(data)
     targets = [_target(output, sample.name) for sample in dataset]
-    files = [
-        path for sample in dataset if isinstance(sample, FileSample) for path in (sample.image_path, sample.mask_path)
-    ]
-    artifacts.check_apart(
-        [_of_kind(target, kind) for target in targets for kind in KINDS], [path for path in files if path]
-    )
+    samples = [sample for sample in dataset if isinstance(sample, FileSample)]
+    files = [path for sample in samples for path in (sample.image_path, sample.mask_path) if path]
+    artifacts.check_apart([_of_kind(target, kind) for target in targets for kind in KINDS], files)
+    _require_outside(output, files)
     with parallel_map(workers) as mapped:
         for _ in terminal.progress(mapped(partial(_write, radii=radii), dataset, targets), "masks", total=len(dataset)):
             pass
     return len(dataset)
+
+
+def _require_outside(output: Path, files: Iterable[Path]) -> None:
+    """Refuse an output among the files of a data set, which would count as its masks from then on."""
+    folders = {path.parent.resolve() for path in files}
+    if within := folders.intersection([output.resolve(), *output.resolve().parents]):
+        raise UserError(f"--output {output} lies in the data set, in {within.pop()}; choose a folder outside of it")
 
 
 def _target(output: Path, name: str) -> tuple[Path, str]:

@@ -161,10 +161,14 @@ def _made_by(manifest: Mapping[str, Any]) -> str:
 
 
 def _found(recorded: str, artifact: Path) -> Path:
-    """The file at a recorded path; where there is none, the file of that name beside the artifact."""
+    """The file at a recorded path.
+
+    Where there is none, the file of that name beside the artifact. A relative path was recorded in the working folder
+    of then, which is most often one of the folders above the artifact.
+    """
     path = Path(recorded)
-    beside = artifact.with_name(path.name)
-    return beside if not path.exists() and beside.exists() else path
+    above = [folder / path for folder in artifact.resolve().parents] if not path.is_absolute() else []
+    return next((one for one in (path, artifact.with_name(path.name), *above) if one.exists()), path)
 
 
 def _images(file: Path, recorded: Mapping[str, str]) -> Iterator[Finding]:

@@ -68,6 +68,15 @@ def test_a_folder_that_was_moved_is_found_beside_the_artifact(
     assert {line.split()[0] for line in lines(moved / "net.int8.onnx")} == {"ok"}
 
 
+def test_a_relative_input_is_found_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    artifacts.write_text("runs/best.pth", "weights")
+    artifacts.write_text("out/deep/net.onnx", "network")
+    artifacts.write_manifest("out/deep/net.onnx", {"checkpoint": "runs/best.pth"})
+    monkeypatch.chdir("/")
+    assert lines(tmp_path / "out" / "deep" / "net.onnx") == ["ok net.onnx", "ok best.pth"]
+
+
 def test_a_file_of_which_nothing_is_known(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_text("x")
     (one,) = verify([tmp_path / "a.onnx"])

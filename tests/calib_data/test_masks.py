@@ -75,6 +75,16 @@ def test_a_mask_is_never_overwritten(tmp_path: Path) -> None:
         write_margins(tmp_path / "images", tmp_path, 1)
 
 
+@pytest.mark.parametrize("output", ["masks", "masks/more", "images"])
+def test_the_folders_do_not_get_into_the_data_set(tmp_path: Path, output: str) -> None:
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "a.png"), np.eye(20, dtype=np.uint8) * 255)
+    with pytest.raises(UserError, match=r"lies in the data set, in .*; choose a folder outside of it"):
+        write_margins(tmp_path, tmp_path / output, 1)
+    assert write_margins(tmp_path, tmp_path / "margins", 1) == 1
+
+
 def test_each_mask_has_a_radius_of_its_own() -> None:
     mask = np.zeros((60, 60), np.uint8)
     mask[20:40, 20:40] = 255
