@@ -29,7 +29,7 @@ from sodeploy.runtime.onnx_floats import other_floats, to_float32
 from sodeploy.runtime.onnx_session import session_options, start_session
 from sodeploy.runtime.openvino_session import runner_of
 from sodeploy.runtime.processing import to_saliency
-from sodeploy.runtime.session import HARMFUL_OPTIMIZERS, installed_engines, open_session
+from sodeploy.runtime.session import installed_engines, open_session
 
 IMAGES = 4
 _LARGE = 512 * 512  # pixels of an input; above, half as many images are run
@@ -190,7 +190,7 @@ def prove_engine(path: Path, prover: Prover, graph: Proof) -> Proof:
 
 def _run(graph: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Callable[[np.ndarray], Any]:
     """The first output of a graph in onnxruntime; with names, the list of these outputs."""
-    session = start_session(graph, session_options(), disabled_optimizers=HARMFUL_OPTIMIZERS)
+    session = start_session(graph, session_options())
     name = session.get_inputs()[0].name
     if outputs is None:
         return lambda image: session.run(None, {name: image})[0]

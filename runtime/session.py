@@ -218,11 +218,6 @@ class OnnxRuntimeSession:
         self.close()
 
 
-# Where a quantised graph has fp16 scales, this one makes bias scales that underflow: map MAE .020 instead of .0008. Our
-# graphs for the CPU have integer biases already and lose nothing without it.
-HARMFUL_OPTIMIZERS = ["WeightBiasQuantization"]
-
-
 def _load(
     path: Path, device: DeviceName, threads: int | None, stream: int | None, gpu: int
 ) -> "onnxruntime.InferenceSession":
@@ -255,7 +250,6 @@ def _load(
         options,
         provider=provider,
         provider_options=provider_options,
-        disabled_optimizers=HARMFUL_OPTIMIZERS,
     )
     if session.get_providers()[0] != provider:
         raise UserError(

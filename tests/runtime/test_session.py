@@ -1,11 +1,14 @@
 """Sessions: named tensors, batches, and every way a model can be unfit."""
 
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import METADATA_KEY, embed
+from sodeploy.runtime.onnx_session import start_session
 from sodeploy.runtime.session import open_session
 
 pytest.importorskip("onnxruntime")
@@ -149,3 +152,24 @@ def test_a_device_that_onnxruntime_gives_up_silently_is_an_error(save_model, mon
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: available)
     with pytest.raises(UserError, match="did not get the device cuda"):
         open_session(save_model(), device="cuda")
+
+
+@pytest.mark.parametrize("exposed", ["before", "product"])
+def test_a_transpose_whose_result_is_an_output_stays(exposed: str) -> None:
+    """onnxruntime's fusion of Transpose and Gemm removes it."""
+    nodes = [
+        onnx.helper.make_node("Transpose", ["input"], ["before"], perm=[1, 0]),
+        onnx.helper.make_node("Gemm", ["before", "weight"], ["product"]),
+        onnx.helper.make_node("Transpose", ["product"], ["output"], perm=[1, 0]),
+    ]
+    value = partial(onnx.helper.make_tensor_value_info, elem_type=onnx.TensorProto.FLOAT)
+    graph = onnx.helper.make_graph(
+        nodes,
+        "transposed",
+        [value("input", shape=[4, 6])],
+        [value("output", shape=[4, 6]), value(exposed, shape=[6, 4])],
+        [onnx.numpy_helper.from_array(2 * np.eye(4, dtype=np.float32), "weight")],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    image = np.arange(24, dtype=np.float32).reshape(4, 6)
+    np.testing.assert_array_equal(start_session(model).run(["output"], {"input": image})[0], 2 * image)
