@@ -6,6 +6,8 @@ image is an initializer. A computed bias is added by a node of its own. The func
 for the rounding of float32 in a Gemm's factors.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -185,34 +187,48 @@ class _Normalizer:
         self.nodes.append(helper.make_node("Add", [node.output[0], bias], [output], name=f"{node.name}/computed_bias"))
 
     def _state_padding(self, node: onnx.NodeProto) -> None:
-        """Replace `auto_pad` by the pads it stands for, where the input's size is known."""
-        found = next((a for a in node.attribute if a.name == "auto_pad"), None)
-        if found is None:
+        """Replace `auto_pad` and `output_shape` by the pads they stand for, where the sizes are known."""
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if not attributes.keys() & {"auto_pad", "output_shape"}:
             return
-        mode = found.s.decode()
-        weight = self._values(node.input[1])
-        assert weight is not None
-        kernel = weight.shape[2:]
-        sides = (self.shapes.get(node.input[0]) or [])[2:]
-        if mode == "VALID":
-            pads = [0] * (2 * len(kernel))
-        elif mode == "NOTSET":
-            node.attribute.remove(found)
-            return
-        elif node.op_type == "Conv" and len(sides) == len(kernel) and all(sides):
-            begin, end = [], []
-            strides, dilations = (_integers(node, name, [1] * len(kernel)) for name in ("strides", "dilations"))
-            for side, size, stride, dilation in zip(sides, kernel, strides, dilations, strict=True):
-                assert side is not None
-                total = max((-(-side // stride) - 1) * stride + (size - 1) * dilation + 1 - side, 0)
-                begin.append(total // 2 if mode == "SAME_UPPER" else total - total // 2)
-                end.append(total - begin[-1])
-            pads = [*begin, *end]
+        mode = attributes.get("auto_pad", b"NOTSET").decode()
+        if mode != "NOTSET" or "output_shape" in attributes:
+            weight = self._values(node.input[1])
+            assert weight is not None
+            missing = self._missing(node, mode, weight.shape[2:])
+            if missing is None:
+                return
+            begin = [total // 2 if mode == "SAME_UPPER" else total - total // 2 for total in missing]
+            pads = [*begin, *(total - first for total, first in zip(missing, begin, strict=True))]
         else:
-            return
-        for old in [a for a in node.attribute if a.name in ("auto_pad", "pads")]:
+            pads = attributes.get("pads")
+        for old in [a for a in node.attribute if a.name in ("auto_pad", "output_shape", "pads")]:
             node.attribute.remove(old)
-        node.attribute.append(helper.make_attribute("pads", pads))
+        if pads:
+            node.attribute.append(helper.make_attribute("pads", pads))
+
+    def _missing(self, node: onnx.NodeProto, mode: str, kernel: Sequence[int]) -> list[int] | None:
+        """The padding of each side's length, both ends together (ONNX, Conv and ConvTranspose); None if unknown."""
+        if mode == "VALID" and node.op_type == "Conv":
+            return [0] * len(kernel)
+        inputs, outputs = ((self.shapes.get(name) or [])[2:] for name in (node.input[0], node.output[0]))
+        ones = [1] * len(kernel)
+        steps = [_integers(node, name, ones) for name in ("strides", "dilations")]
+        extra = _integers(node, "output_padding", [0] * len(kernel))
+        if not (len(inputs) == len(outputs) == len(kernel) and all(inputs) and all(outputs)):
+            return None
+        if any(extra) and mode.startswith("SAME"):  # shape inference and onnxruntime differ
+            return None
+        found = []
+        for into, out, size, stride, dilation, more in zip(inputs, outputs, kernel, *steps, extra, strict=True):
+            assert into is not None
+            assert out is not None
+            reach = (size - 1) * dilation + 1
+            if node.op_type == "Conv":
+                found.append(max((out - 1) * stride + reach - into, 0))
+            else:
+                found.append((into - 1) * stride + more + reach - out)
+        return found if min(found) >= 0 else None
 
     def _values(self, name: str) -> np.ndarray | None:
         """A float32 constant, or None."""

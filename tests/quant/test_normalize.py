@@ -105,6 +105,18 @@ def test_padding_is_stated(run: Run, mode: str, stride: int) -> None:
     assert "auto_pad" not in {attribute.name for attribute in made.graph.node[0].attribute}
 
 
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"])
+@pytest.mark.parametrize("size", [None, [18, 24], [17, 23]])
+def test_padding_of_a_transposed_convolution_is_stated(run: Run, mode: str, size: list[int] | None) -> None:
+    attributes = {"auto_pad": mode, "strides": [2, 2]} | ({"output_shape": size} if size else {})
+    shape = (1, 2, 9, 12)
+    nodes = [helper.make_node("ConvTranspose", ["x", "w"], ["y"], **attributes)]
+    made = same(graph(nodes, {"w": weights(2, 4, 4, 3)}, shape), shape, run)
+    names = {attribute.name for attribute in made.graph.node[0].attribute}
+    assert not names & {"auto_pad", "output_shape"}
+    assert ("pads" in names) == (mode != "NOTSET" or size is not None)
+
+
 def test_constants_of_every_form_become_initializers(run: Run) -> None:
     sparse = helper.make_sparse_tensor(
         numpy_helper.from_array(np.array([2.0], np.float32), "values"),
