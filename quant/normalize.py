@@ -201,7 +201,7 @@ class _Normalizer:
             begin = [total // 2 if mode == "SAME_UPPER" else total - total // 2 for total in missing]
             pads = [*begin, *(total - first for total, first in zip(missing, begin, strict=True))]
         else:
-            pads = attributes.get("pads")
+            pads = _integers(node, "pads", [])
         for old in [a for a in node.attribute if a.name in ("auto_pad", "output_shape", "pads")]:
             node.attribute.remove(old)
         if pads:
