@@ -28,7 +28,14 @@ from sodeploy.artifacts import atomic_write, write_manifest
 from sodeploy.calib_data import Sample, open_photographs
 from sodeploy.calib_data.options import RootOption
 from sodeploy.errors import UserError
-from sodeploy.quant.calibration.inspect_graph import as_input, opened, per_channel, side_by_side, some
+from sodeploy.quant.calibration.inspect_graph import (
+    as_input,
+    images_at_a_time,
+    opened,
+    per_channel,
+    side_by_side,
+    some,
+)
 from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import Network, attribute, load_network
 from sodeploy.runtime.onnx_file import captured
@@ -134,7 +141,8 @@ def channel_maxima(network: Network, images: Sequence[Sample]) -> dict[str, np.n
     largest = [per_channel(model.graph, "ReduceMax", f"{name}/magnitude", len(network.shape(name))) for name in tensors]
     run = opened(model, largest)
     maxima: dict[str, np.ndarray] = {}
-    measured = side_by_side(lambda sample: run(as_input(sample, network.contract)), images)
+    at_a_time = images_at_a_time(network.model)
+    measured = side_by_side(lambda sample: run(as_input(sample, network.contract)), images, at_a_time)
     for image in terminal.progress(measured, "measuring channels", total=len(images)):
         for name, value in zip(tensors, image, strict=True):
             maxima[name] = np.maximum(maxima.get(name, 0.0), value.astype(np.float64))

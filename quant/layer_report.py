@@ -27,7 +27,7 @@ from sodeploy.artifacts import write_text
 from sodeploy.calib_data import Sample, open_photographs
 from sodeploy.calib_data.options import LimitOption, RootOption
 from sodeploy.errors import UserError
-from sodeploy.quant.calibration.inspect_graph import as_input, opened, side_by_side
+from sodeploy.quant.calibration.inspect_graph import as_input, images_at_a_time, opened, side_by_side
 from sodeploy.quant.emit.fp16 import emit_fp16_simulation
 from sodeploy.quant.emit.rewriter import quantized_weight
 from sodeploy.quant.emit.tensorrt import emit_simulation, quantized_input
@@ -218,7 +218,8 @@ def _measure(network: Network, ranges: Mapping[str, Range], images: Sequence[Sam
     graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in outputs)
     run = opened(model)
     stored = {tensor: _Stored() for tensor in ranges}
-    for found in side_by_side(lambda sample: run(as_input(sample, network.contract)), images):
+    at_a_time = images_at_a_time(network.model)
+    for found in side_by_side(lambda sample: run(as_input(sample, network.contract)), images, at_a_time):
         values = np.reshape([float(value) for value in found], (-1, 3))
         for sums, (signal, noise, clipped) in zip(stored.values(), values, strict=True):
             sums.signal += signal

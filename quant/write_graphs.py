@@ -39,38 +39,34 @@ def write_graphs(
 ) -> Written:
     """Write every one of the graphs that its proof holds for.
 
-    The good graphs get their names together, once all are made. A graph that is refused leaves no file of an earlier
-    build under its name either.
+    One graph is in memory at a time. The good graphs get their names together, once all are made. A graph that is
+    refused leaves no file of an earlier build under its name either.
 
     Raises:
         UserError: an engine would refuse a graph; nothing is written.
     """
-    graphs = [(target, target.emit(network, plan)) for target in targets]
-    written, fit = Written(), []
-    for target, graph in graphs:
-        onnx.checker.check_model(graph)
-        path = beside(base, target.suffix)
-        try:
-            warnings = target.check(graph, path)
-        except Unreadable as reason:
-            written.refused.append(f"{path}: {reason}")
-            continue
-        fit.append((target, graph))
-        for warning in warnings:
-            terminal.warn(warning)
-    good = _proved(fit, plan, base, prover, written)
+    written = Written()
+    drafts: dict[str, contextlib.ExitStack] = {}  # target name -> its file, which gets its name when this is closed
     with contextlib.ExitStack() as together:
-        for target, graph in good:
-            path = written.files[target.name] = beside(base, target.suffix)
-            onnx.save(graph, together.enter_context(atomic_write(path)))
+        for target in terminal.progress(targets, "proving graphs"):
+            path = beside(base, target.suffix)
+            draft = contextlib.ExitStack()
+            with contextlib.suppress(_Refused), draft:
+                _draft(target, network, plan, path, draft.enter_context(atomic_write(path)), prover, written)
+                drafts[target.name] = together.enter_context(draft.pop_all())
+        for name in _worse_than_simulated(base, written):
+            with contextlib.suppress(_Refused), drafts.pop(name):
+                raise _Refused
+    good = [target for target in targets if target.name in drafts]
+    written.files = {target.name: beside(base, target.suffix) for target in good}
     inputs = {"model": network.path} | ({"plan": plan_file} if plan_file else {})
-    for target, _ in good:
+    for target in good:
         facts = {"method": plan.calibration.method} if target.precision == "int8" and plan.calibration else {}
         path, proof = written.files[target.name], written.proofs[target.name]
         contract = network.contract.model_dump(mode="json")
         write_manifest(path, inputs, **facts, contract=contract, proof=proof.facts())
         terminal.note(f"wrote {path}: {proof}")
-    discard_graphs(base, [target for target, _ in graphs if target.name not in written.files])
+    discard_graphs(base, [target for target in targets if target.name not in written.files])
     return written
 
 
@@ -82,21 +78,37 @@ def discard_graphs(base: Path, targets: Sequence[Target]) -> None:
         manifest_path(path).unlink(missing_ok=True)
 
 
-def _proved(
-    graphs: Sequence[tuple[Target, onnx.ModelProto]], plan: Plan, base: Path, prover: Prover, written: Written
-) -> list[tuple[Target, onnx.ModelProto]]:
-    """The graphs that are fit for use; their proofs, and why others are not, are added to `written`."""
-    good = []
-    for target, graph in terminal.progress(graphs, "proving graphs"):
-        try:
-            proof, warning = prover.prove(target, graph, plan)
-        except Disproved as reason:
-            written.refused.append(f"{beside(base, target.suffix)}: {reason}")
-            continue
-        written.proofs[target.name] = proof
-        good.append((target, graph))
-        if warning is not None:
-            terminal.warn(f"{beside(base, target.suffix)}: {warning}")
+class _Refused(Exception):
+    """A graph gets no file; `Written.refused` says why."""
+
+
+def _draft(
+    target: Target, network: Network, plan: Plan, path: Path, temporary: Path, prover: Prover, written: Written
+) -> None:
+    """Make, check, prove and save one graph. No other is in memory: each may be as large as the network.
+
+    Raises:
+        _Refused: the graph is not fit for use; the reason is added to `written`.
+        UserError: an engine would refuse the graph.
+    """
+    graph = target.emit(network, plan)
+    onnx.checker.check_model(graph)
+    try:
+        warnings = target.check(graph, path)
+        written.proofs[target.name], warning = prover.prove(target, graph, plan)
+    except (Unreadable, Disproved) as reason:
+        written.refused.append(f"{path}: {reason}")
+        raise _Refused from None
+    onnx.save(graph, temporary)
+    for text in warnings:
+        terminal.warn(text)
+    if warning is not None:
+        terminal.warn(f"{path}: {warning}")
+
+
+def _worse_than_simulated(base: Path, written: Written) -> list[str]:
+    """The targets whose graphs lose more than their simulations; `written` gets the reasons and loses the proofs."""
+    worse = []
     for name, simulation in _SIMULATION_OF.items():
         both = written.proofs.get(name), written.proofs.get(simulation)
         if both[0] is not None and both[1] is not None and worse_than_simulated(both[0], both[1]):
@@ -105,5 +117,5 @@ def _proved(
                 f"{both[1].sqnr_db:.1f} dB"
             )
             del written.proofs[name]
-            good = [pair for pair in good if pair[0].name != name]
-    return good
+            worse.append(name)
+    return worse

@@ -4,6 +4,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+_LARGE = 2**30  # bytes of all tensors that a graph makes of one image
+
 Run = Callable[[np.ndarray], list[np.ndarray]]  # (N, 3, h, w) float32 -> the outputs
 
 
@@ -34,7 +37,8 @@ def opened(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Run:
         del model.graph.output[:]
         for name in outputs:
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    session = start_session(model, inspection_options())
+    at_a_time = images_at_a_time(model)
+    session = start_session(model, inspection_options(arena=at_a_time > 1, at_a_time=at_a_time))
     name = session.get_inputs()[0].name
     given = [output.name == name for output in session.get_outputs()]
 
@@ -46,25 +50,31 @@ def opened(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Run:
     return run
 
 
-def inspection_options(arena: bool = True) -> "onnxruntime.SessionOptions":
+def inspection_options(arena: bool = True, at_a_time: int | None = None) -> "onnxruntime.SessionOptions":
     """Options for a graph many of whose tensors are outputs: the cores are shared by the images of `side_by_side`.
 
     Args:
         arena: keep memory for the next run. It never shrinks.
+        at_a_time: as of `side_by_side`.
     """
-    options = session_options(max(1, usable_cores() // _at_a_time()))
+    options = session_options(max(1, usable_cores() // (at_a_time or _at_a_time())))
     options.enable_mem_pattern = False  # every output would be planned for as if it lived throughout
     options.enable_cpu_mem_arena = arena
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting takes a core from counting
     return options
 
 
-def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def side_by_side(
+    work: Callable[[Item], Result], items: Iterable[Item], at_a_time: int | None = None
+) -> Iterator[Result]:
     """The results of `work` for each item, such as an image, in their order. Several threads work, each on one item.
 
     An error in one call ends all: the items that wait are left. Few results wait for their turn.
+
+    Args:
+        at_a_time: the number of threads; one per core, up to four, by default.
     """
-    count = _at_a_time()
+    count = at_a_time or _at_a_time()
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(count) as pool:
         try:
@@ -82,6 +92,20 @@ def side_by_side(work: Callable[[Item], Result], items: Iterable[Item]) -> Itera
 def _at_a_time() -> int:
     """Items that are on their way at the same time; each takes memory of its own."""
     return min(4, usable_cores())
+
+
+def images_at_a_time(model: onnx.ModelProto) -> int:
+    """The images that run in a graph at the same time: one where the tensors of one image take gigabytes.
+
+    Args:
+        model: its types and shapes inferred.
+    """
+    return 1 if sum(map(tensor_bytes, model.graph.value_info)) >= _LARGE else _at_a_time()
+
+
+def tensor_bytes(info: onnx.ValueInfoProto) -> int:
+    """The bytes of a float32 tensor; an open dimension counts as 1."""
+    return 4 * prod(dim.dim_value or 1 for dim in info.type.tensor_type.shape.dim)
 
 
 def per_channel(graph: onnx.GraphProto, reduce: str, tensor: str, rank: int, axis: int = 1) -> str:

@@ -63,7 +63,9 @@ def calibrate(
     samples = {digest: image for digest, image in distinct(images).items() if digest not in statistics.images}
     observer = Observer(network)
     saved = time.monotonic()
-    observed = progress(side_by_side(observer.observe, samples.values()), "calibrating", total=len(samples))
+    observed = progress(
+        side_by_side(observer.observe, samples.values(), observer.at_a_time), "calibrating", total=len(samples)
+    )
     for (digest, sample), image in zip(samples.items(), observed, strict=True):
         _add(statistics, digest, image)
         statistics.images[digest] = sample.name
@@ -145,6 +147,7 @@ class Observer:
         }
         _put_beside_makers(model.graph, len(network.model.graph.node))
         self._graph = GraphInParts(model, [*self.observed, *self._averaged])
+        self.at_a_time = self._graph.at_a_time
 
     def observe(self, sample: Sample) -> Observed:
         """Run one image, and count the values of a part of the network before the next part makes its own.

@@ -2,13 +2,16 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnx
 
-from sodeploy.quant.calibration.inspect_graph import inspection_options
+from sodeploy.quant.calibration.inspect_graph import images_at_a_time, inspection_options, tensor_bytes
 from sodeploy.runtime.onnx_session import start_session
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 PART_BYTES = 2**28  # for each image that is on its way
 
@@ -30,8 +33,21 @@ class Part:
     read_later: Collection[str]
 
 
+class _Started(NamedTuple):
+    """A part whose model was handed to onnxruntime; its other fields are those of `Part`."""
+
+    session: "onnxruntime.InferenceSession"
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    read_later: Collection[str]
+
+
 class GraphInParts:
-    """Runs a graph on one input and gives its wanted tensors, part by part, in the order of its nodes."""
+    """Runs a graph on one input and gives its wanted tensors, part by part, in the order of its nodes.
+
+    Attributes:
+        at_a_time: the inputs that may run at the same time.
+    """
 
     def __init__(self, model: onnx.ModelProto, wanted: Sequence[str]) -> None:
         """Start a session for each part.
@@ -44,15 +60,21 @@ class GraphInParts:
         self._wanted = set(wanted)
         parts = split(model, self._wanted, PART_BYTES)
         # An arena keeps what its part once took: all of them together would keep as much as the whole graph in one.
-        self._parts = [(part, start_session(part.model, inspection_options(arena=len(parts) == 1))) for part in parts]
+        self.at_a_time = images_at_a_time(model)
+        arena = len(parts) == 1
+        self._parts: list[_Started] = []
+        while parts:  # a session has weights of its own: those of its model are let go
+            part = parts.pop(0)
+            session = start_session(part.model, inspection_options(arena, self.at_a_time))
+            self._parts.append(_Started(session, part.inputs, part.outputs, part.read_later))
 
     def run(self, image: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """The wanted tensors of each part."""
         alive = {self._input: image}
         if self._input in self._wanted:
             yield dict(alive)
-        for part, session in self._parts:
-            arrays = session.run(part.outputs, {name: alive[name] for name in part.inputs})
+        for part in self._parts:
+            arrays = part.session.run(part.outputs, {name: alive[name] for name in part.inputs})
             made = {name: np.asarray(array) for name, array in zip(part.outputs, arrays, strict=True)}
             alive = {name: array for name, array in (alive | made).items() if name in part.read_later}
             yield {name: array for name, array in made.items() if name in self._wanted}
@@ -71,7 +93,7 @@ def split(model: onnx.ModelProto, wanted: Collection[str], part_bytes: int) -> l
     constants = {tensor.name: tensor for tensor in graph.initializer}
     nodes = _needed(graph.node, wanted)
     has_subgraph = any(attribute.HasField("g") for node in nodes for attribute in node.attribute)
-    sizes = {name: 0 if has_subgraph else _bytes(typed[name]) for name in wanted if name in typed}
+    sizes = {name: 0 if has_subgraph else tensor_bytes(typed[name]) for name in wanted if name in typed}
     groups: list[list[onnx.NodeProto]] = [[]]
     used = 0
     for node in nodes:
@@ -113,11 +135,6 @@ def _needed(nodes: Sequence[onnx.NodeProto], wanted: Collection[str]) -> list[on
             needed.append(node)
             read |= set(node.input)
     return needed[::-1]
-
-
-def _bytes(info: onnx.ValueInfoProto) -> int:
-    tensor = info.type.tensor_type
-    return 4 * prod(dim.dim_value or 1 for dim in tensor.shape.dim)
 
 
 def _of_any_shape(name: str) -> onnx.ValueInfoProto:

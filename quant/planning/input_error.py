@@ -16,7 +16,14 @@ from onnx import numpy_helper
 
 from sodeploy import terminal
 from sodeploy.calib_data import Sample
-from sodeploy.quant.calibration.inspect_graph import as_input, opened, per_channel, side_by_side, some
+from sodeploy.quant.calibration.inspect_graph import (
+    as_input,
+    images_at_a_time,
+    opened,
+    per_channel,
+    side_by_side,
+    some,
+)
 from sodeploy.quant.graph import Network, channel_axis_read
 from sodeploy.quant.int8 import STEPS, fp16_scale
 from sodeploy.quant.planning.plan import Range
@@ -54,9 +61,11 @@ def input_errors(network: Network, ranges: Sequence[Range], images: Iterable[Sam
         error_uint8 = _append_uint8_error(model.graph, tensor, range_of[tensor])
         errors += [per_channel(model.graph, "ReduceMean", name, rank, axis) for name in (error, error_uint8)]
     run = opened(model, errors)
+    del model  # the session has weights of its own
     chosen = some(images, IMAGES)
     totals = [np.zeros(1)] * len(errors)
-    measured = side_by_side(lambda sample: run(as_input(sample, network.contract)), chosen)
+    at_a_time = images_at_a_time(network.model)
+    measured = side_by_side(lambda sample: run(as_input(sample, network.contract)), chosen, at_a_time)
     for image in terminal.progress(measured, "measuring quantized inputs", total=len(chosen)):
         totals = [total + means for total, means in zip(totals, image, strict=True)]
     means = [total / len(chosen) for total in totals]

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, sha256, write_manifest
 from sodeploy.calib_data import Sample
-from sodeploy.quant.calibration.inspect_graph import as_input, opened, side_by_side, some
+from sodeploy.quant.calibration.inspect_graph import as_input, images_at_a_time, opened, side_by_side, some
 from sodeploy.quant.graph import Network, attribute, channel_axis, integers, pads_itself
 from sodeploy.quant.int8 import FEW_STEPS, STEPS, scales_of, weight_scales
 from sodeploy.quant.planning.plan import Rounding, rounded_key
@@ -181,7 +181,7 @@ def _covariances(
     # Within each image about its own mean, then between the means: exact in float32 also where means are large.
     within: dict[str, np.ndarray] = {}
     means: dict[str, list[np.ndarray]] = {node.name: [] for node in nodes}
-    images = side_by_side(measured, samples)
+    images = side_by_side(measured, samples, images_at_a_time(network.model))
     for image in terminal.progress(images, "measuring inputs of layers", total=len(samples)):
         for node, (mean, product, positions) in zip(nodes, image, strict=True):
             means[node.name].append(mean)
