@@ -52,6 +52,16 @@ def test_the_number_of_cores_does_not_matter(
     assert_equal(statistics, calibrate(unet, pictures))
 
 
+def test_large_networks_run_one_image_at_a_time(
+    unet: Network, pictures: list, statistics: Statistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspect_graph, "usable_cores", lambda: 3)
+    assert inspect_graph.images_at_a_time(unet.model) == 3
+    monkeypatch.setattr(inspect_graph, "_LARGE", 1)
+    assert inspect_graph.images_at_a_time(unet.model) == 1
+    assert_equal(statistics, calibrate(unet, pictures))
+
+
 def test_order_does_not_matter(unet: Network, pictures: list, statistics: Statistics) -> None:
     assert_equal(statistics, calibrate(unet, pictures[::-1]))
 

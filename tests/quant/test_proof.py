@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from sodeploy.quant.graph import Network
 from sodeploy.quant.planning.plan import Plan
 from sodeploy.quant.proof import Disproved, Proof, Prover, worse_than_simulated
 from sodeploy.quant.sources import Images
+from sodeploy.quant.write_graphs import write_graphs
 from sodeploy.runtime.session import installed_engines
 from tests.quant.conftest import Picture
 
@@ -81,6 +83,22 @@ def test_a_graph_far_below_its_simulation_is_no_good() -> None:
     assert worse_than_simulated(Proof(10.0, 0.1, 4), Proof(25.0, 0.1, 4))
     assert not worse_than_simulated(Proof(24.0, 0.1, 4), Proof(60.0, 0.1, 4))
     assert not worse_than_simulated(Proof(None, 0.0, 4), Proof(60.0, 0.1, 4))
+
+
+def test_one_graph_at_a_time_is_in_memory(
+    prover: Prover, unet: Network, plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    prove = prover.prove
+
+    def emitted(target: Target) -> Target:
+        return replace(target, emit=lambda network, plan: (steps.append("emit"), target.emit(network, plan))[1])
+
+    monkeypatch.setattr(prover, "prove", lambda *given: (steps.append("prove"), prove(*given))[1])
+    targets = [emitted(ALL[name]) for name in ("fp16.sim", "int8.sim")]
+    written = write_graphs(unet, plan, None, tmp_path / "net", prover, targets)
+    assert steps == ["emit", "prove"] * 2
+    assert list(written.files) == ["fp16.sim", "int8.sim"]
 
 
 def test_a_refused_graph_has_no_name_and_the_others_stand(
