@@ -103,9 +103,9 @@ def _can_be_stored(value: object) -> bool:
 def _drop_unread(model: onnx.ModelProto) -> None:
     graph = model.graph
     read = reads(*graph.node) | {output.name for output in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    for index in reversed(range(len(graph.initializer))):  # a list that is written anew would copy all weights
+        if graph.initializer[index].name not in read:
+            del graph.initializer[index]
 
 
 class _Normalizer:
