@@ -167,7 +167,8 @@ def start_rembg(model: Path, environment: Path, picture: bytes) -> Server:
         port = free.getsockname()[1]
     call = [str(Path(python).with_name("rembg")), "s", "--host", "127.0.0.1", "--port", str(port), "--no-ui"]
     silent = subprocess.DEVNULL
-    process = subprocess.Popen(call, stdout=silent, stderr=silent, text=True)
+    home = os.environ | {"REMBG_HOME": str(model.resolve().parent)}  # it reads models there alone
+    process = subprocess.Popen(call, stdout=silent, stderr=silent, text=True, env=home)
     extras = urllib.parse.quote(json.dumps({"model_path": str(model.resolve())}))  # rembg reads them in the query alone
     server = Server(process, port, f"/api/remove?extras={extras}", {"model": "u2net_custom"})
     return _ready(server, "POST", server.path, server.body(picture))
