@@ -71,7 +71,10 @@ def open_photographs(
     """
     dataset = open_dataset(source, masks=False, root=root).first(limit)
     chosen = dataset.samples[:: max(1, len(dataset) // _LOOKED_AT)][:_LOOKED_AT]
-    if chosen and all(_is_mask(sample.image()) for sample in chosen):
+    # An image of one color may be either; a set of nothing else says nothing.
+    if not all(_is_black_or_white(sample.image()) for sample in chosen):
+        return dataset
+    if any(np.ptp(sample.image()) > 255 - 2 * _EXTREME for sample in chosen):
         raise UserError(
             f"{dataset.name}: its images are black and white alone, as masks are (e.g. {chosen[0].name}); give the "
             "folder of the photographs"
@@ -79,7 +82,7 @@ def open_photographs(
     return dataset
 
 
-def _is_mask(image: np.ndarray) -> bool:
+def _is_black_or_white(image: np.ndarray) -> bool:
     levels = image.astype(np.int16)
     grey = np.ptp(levels, axis=2).max() <= 2
     return bool(grey and np.mean((levels < _EXTREME) | (levels > 255 - _EXTREME)) > 0.98)

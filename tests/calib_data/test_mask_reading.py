@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from test_images import encode, png_chunk
 
-from sodeploy.calib_data import open_dataset
+from sodeploy.calib_data import open_dataset, open_photographs
 from sodeploy.calib_data.mask_reading import read_map, read_mask, understand_mask
 from sodeploy.calib_data.mask_sets import check_masks
 from sodeploy.errors import UserError
@@ -254,3 +254,12 @@ def test_masks_that_are_something_else(tmp_path: Path, content: bytes, message: 
     (tmp_path / "m.png").write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_mask(tmp_path / "m.png")
+
+
+def test_pictures_of_one_color_are_no_masks(tmp_path: Path) -> None:
+    for name, level in (("black", 0), ("white", 255)):
+        cv2.imwrite(str(tmp_path / f"{name}.png"), np.full((20, 20, 3), level, np.uint8))
+    assert len(open_photographs(tmp_path)) == 2
+    cv2.imwrite(str(tmp_path / "mask.png"), np.eye(20, dtype=np.uint8) * 255)
+    with pytest.raises(UserError, match="black and white alone"):
+        open_photographs(tmp_path)
