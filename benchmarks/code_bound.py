@@ -153,7 +153,7 @@ def bounds(counts: Counts) -> dict[str, float]:
 
 
 def rows(cuobjdump: str) -> list[Row]:
-    """A row for each chain of kernels: of the batch that kernel_times.py judges, the share of one image."""
+    """A row for each chain of kernels: one image's share of the batch that kernel_times.py judges."""
     found = []
     for network, interpolation, divide_by, dtype in (
         (NETWORK, "linear", "255", np.float32),

@@ -1,8 +1,8 @@
 """Runs a kernel's machine code (SASS of a cubin), warp by warp, and counts what it issues and touches.
 
-Slow, and without time: no caches, no latency. What a warp executes, in which order of its diverging lanes, and which
-bytes it touches are those of the machine; lanes that part come together again at the lowest address that any of them
-has still to execute, which is where the compiler lets them meet.
+Slow, and without time: no caches, no latency. The instructions of a warp, the order of its diverging lanes and the
+bytes that it touches are as on the GPU. Lanes that part come together again at the lowest address that any of them has
+still to execute: there the compiler lets them meet.
 """
 
 import re
@@ -35,8 +35,13 @@ class Instruction:
 
 @dataclass
 class Counts:
-    """What warps have issued: instructions by name with modifiers, and by memory instruction the bytes that lanes asked
-    for and the sectors of 32 bytes that hold them."""
+    """The work of warps.
+
+    Attributes:
+        issued: instructions, by name with modifiers.
+        bytes: bytes that lanes asked for, by memory instruction.
+        sectors: sectors of 32 bytes that hold them.
+    """
 
     issued: Counter[str] = field(default_factory=Counter)
     bytes: Counter[str] = field(default_factory=Counter)

@@ -47,7 +47,7 @@ class Server(NamedTuple):
     """A server that is ready.
 
     Attributes:
-        fields: of the form that a picture is sent in.
+        fields: form fields that are sent with a picture.
     """
 
     process: "subprocess.Popen[str]"

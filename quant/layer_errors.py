@@ -140,7 +140,7 @@ class _Body:
         return Part(model, part.inputs, outputs, part.read_later)
 
     def with_layer(self, layer: str, state: _Tensors) -> _Tensors:
-        """What leaves the part of a layer when that is quantized.
+        """The tensors that leave the part of a layer when the layer is quantized.
 
         Args:
             state: the tensors that exist before the part.

@@ -25,7 +25,6 @@ from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.large_images import LARGEST_SIDE, LargeImages
 from sodeploy.runtime.media.conversion import MotionOptions, Smoothing, VideoFormat, conversion
 from sodeploy.runtime.media.failures import check_failures, write_failures
-from sodeploy.runtime.media.frame import Frame
 from sodeploy.runtime.media.items import STREAM, Found, Item
 from sodeploy.runtime.media.kinds import MOVING
 from sodeploy.runtime.media.opening import ModelFile, open_mappers
@@ -130,7 +129,7 @@ def infer(
     live = any(MOVING[item.kind].live for item in moving)
     with open_mappers(opened, batch, times, live) as ready:
         if stills:
-            read = partial(_read, most_pixels=most_pixels, whole=look.whole_frame)
+            read = partial(Item.read, most_pixels=most_pixels, whole=look.whole_frame)
             kernel: Style = look.kernel if opened.on_device else "map"
             made = ready.mapper(kernel).maps(stills, read)
             with contextlib.closing(made):
@@ -180,10 +179,6 @@ def _targets(
         return Targets(dict.fromkeys(found.items, output))
     suffixes = {kind: conversion(kind).output_suffix(look, motion) if kind in MOVING else suffix for kind in kinds}
     return plan_targets(found, output, suffixes, overwrite=overwrite, inputs=inputs, shard=shard)
-
-
-def _read(item: Item, most_pixels: int, whole: bool) -> Frame:
-    return item.read(most_pixels, whole)
 
 
 def parse_device(text: str) -> int | None:

@@ -34,7 +34,7 @@ class Part:
 
 
 class _Started(NamedTuple):
-    """A part whose model was handed to onnxruntime; its other fields are those of `Part`."""
+    """A part whose model was handed to onnxruntime; the other fields are as in `Part`."""
 
     session: "onnxruntime.InferenceSession"
     inputs: Sequence[str]
@@ -63,7 +63,7 @@ class GraphInParts:
         self.at_a_time = images_at_a_time(model)
         arena = len(parts) == 1
         self._parts: list[_Started] = []
-        while parts:  # a session has weights of its own: those of its model are let go
+        while parts:  # a session has weights of its own: the model is let go
             part = parts.pop(0)
             session = start_session(part.model, inspection_options(arena, self.at_a_time))
             self._parts.append(_Started(session, part.inputs, part.outputs, part.read_later))

@@ -29,8 +29,8 @@ _THREADS = 128  # of a block of the resize kernels
 _STAGE_PIECES = 12288 // 16  # STAGE_BYTES of kernels/preprocess.cu
 _TILE, _BLOCKS = 16, 4096  # output rows of such a block, at most; fewer where that leaves less blocks than that
 _STRIPES, _PATCH_VALUES = 4, 6144  # of kernels/postprocess.cu
-_STRIPE = 32  # rows of a picture that one thread of `compose` makes, at most; half as many of a few images,
-_FEW_PIXELS = 1 << 23  # those of so many pixels together, because their blocks would not fill a large GPU
+_STRIPE = 32  # rows of a picture that one thread of `compose` makes, at most
+_FEW_PIXELS = 1 << 23  # of a batch; up to here a thread makes half the rows, else its blocks do not fill a large GPU
 
 
 class CudaProcessing:

@@ -36,7 +36,7 @@ from sodeploy.runtime.media.pictures import SYNTAX, parse_look
 from sodeploy.runtime.media.sources import find_source
 from sodeploy.runtime.media.still import Format, still_suffix
 from sodeploy.runtime.media.targets import plan_targets
-from sodeploy.runtime.options import EngineOption
+from sodeploy.runtime.options import BatchOption, EngineOption, NetworkOption
 from sodeploy.runtime.session import EngineName
 
 HERE = "here"
@@ -309,10 +309,8 @@ def main(
     ] = None,
     device: Annotated[str, typer.Option(help="where to run: cpu, or cuda")] = "cpu",
     engine: EngineOption = "onnxruntime",
-    network: Annotated[str | None, typer.Option(help="of a checkpoint; by default the one that fits")] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="cuda: images in one run of the network, chosen by its size by default", min=1)
-    ] = None,
+    network: NetworkOption = None,
+    batch: BatchOption = None,
     max_megapixels: Annotated[
         float, typer.Option(help="larger images are refused before they are decoded", min=0.001)
     ] = MOST_PIXELS / 1e6,

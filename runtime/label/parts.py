@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from sodeploy.artifacts import one_line
 from sodeploy.errors import UserError
@@ -193,7 +193,7 @@ def parts_of_shards(source: Path, shards: Sequence[Path], fields: Fields, failed
     for path in shards:
         below = PurePosixPath(path.relative_to(source) if path != source else path.name).with_suffix("").as_posix()
         try:
-            parts += SHARDS[path.suffix.lower()].parts(path, below, fields)
+            parts += SHARDS[path.suffix.lower()](path, below, fields)
         except BrokenShard as error:
             failed[str(path)] = str(error)
     return parts
@@ -290,17 +290,8 @@ def _item(below: str, name: str, read: Callable[[], bytes]) -> Item:
     return Item(name, decode=decode)
 
 
-class Shard(NamedTuple):
-    """A kind of shard.
-
-    Attributes:
-        parts: the parts of a file, whose path below the source is the second argument; raises `BrokenShard`.
-    """
-
-    parts: Callable[[Path, str, Fields], list[Part]]
-
-
-SHARDS: dict[str, Shard] = {
-    ".parquet": Shard(_parquet_parts),
-    ".tar": Shard(_tar_parts),
+# The end of a shard's name -> its parts, given its path below the source; it raises `BrokenShard`.
+SHARDS: dict[str, Callable[[Path, str, Fields], list[Part]]] = {
+    ".parquet": _parquet_parts,
+    ".tar": _tar_parts,
 }

@@ -12,7 +12,6 @@ from typing import Any
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.composition import Style
-from sodeploy.runtime.media.frame import Frame
 from sodeploy.runtime.media.items import Found, Item
 from sodeploy.runtime.media.kinds import MOVING
 from sodeploy.runtime.media.opening import ModelFile, open_mappers
@@ -108,7 +107,7 @@ class Worker:
         todo = targets.todo
         kernel: Style = job.look.kernel if job.model.on_device else "map"
         made = self._opened.mapper(kernel).maps(
-            todo, partial(_read, most_pixels=job.most_pixels, whole=job.look.whole_frame)
+            todo, partial(Item.read, most_pixels=job.most_pixels, whole=job.look.whole_frame)
         )
         with contextlib.closing(made):
             write_all(made, todo, partial(write_one, style=kernel, look=job.look, suffix=job.suffix), outcome)
@@ -125,7 +124,3 @@ def _is_safe(item: Item, outcome: Outcome) -> bool:
         outcome.fail(item, f"{item} leads out of the destination; rename it")
         return False
     return True
-
-
-def _read(item: Item, most_pixels: int, whole: bool) -> Frame:
-    return item.read(most_pixels, whole)
