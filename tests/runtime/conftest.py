@@ -1,5 +1,6 @@
 """Tiny models and images for the runtime's tests."""
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from sodeploy.runtime.contract import Contract, embed
 from sodeploy.runtime.gpu import device as device_module
 from sodeploy.runtime.gpu.device import open_device
 from sodeploy.runtime.gpu.driver import driver_problem
+from sodeploy.runtime.media.pictures import load_estimation
 
 SaveModel = Callable[..., Path]
 if binding := os.environ.get("TEST_BINDING"):  # the tests of test_device.py that run others on an imitated driver
@@ -87,6 +89,13 @@ def save_model(tmp_path: Path) -> SaveModel:
         return path
 
     return save
+
+
+@pytest.fixture(scope="session")
+def estimation() -> None:
+    """pymatting is loaded, which a service does at its start, with a note, and is not ready meanwhile."""
+    if importlib.util.find_spec("pymatting") is not None:
+        load_estimation()
 
 
 @pytest.fixture(scope="session", params=["emulated"] if driver_problem() else ["emulated", "gpu"])

@@ -31,6 +31,8 @@ from sodeploy.runtime.serve.refusals import STATUS
 from sodeploy.runtime.serve.settings import Settings, digest, parse_models, read_keys
 from sodeploy.runtime.session import open_session
 
+pytestmark = pytest.mark.usefixtures("estimation")
+
 SaveModel = Callable[..., Path]
 
 

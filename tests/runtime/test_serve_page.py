@@ -21,7 +21,10 @@ from sodeploy.runtime.serve.listening import listening_socket, make_server
 from sodeploy.runtime.serve.settings import Settings
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)"),
+    pytest.mark.usefixtures("estimation"),
+]
 
 SaveModel = Callable[..., Path]
 
