@@ -165,13 +165,16 @@ def rows(cuobjdump: str) -> list[Row]:
     ):
         contract = benchmark_contract(network, interpolation, divide_by)
         device = MachineCode(cuobjdump)
-        CudaProcessing(device, contract, None, input_dtype=dtype).preprocess([_image()] * COUNT)
+        processing = CudaProcessing(device, contract, None, input_dtype=dtype)
+        processing.stage([_image()] * COUNT)
+        processing.preprocess()
         name = f"pre {interpolation} {np.dtype(dtype).name}" + (" by maximum" if divide_by == "max" else "")
         found.append(_row(name, network, preprocess_bytes([SIZE], contract, np.dtype(dtype).itemsize), device))
     for style in STYLES:
         device = MachineCode(cuobjdump)
         processing = CudaProcessing(device, benchmark_contract(NETWORK, "linear", "255"), None, style)
-        _, output = processing.preprocess([_image()] * COUNT)
+        output = processing.stage([_image()] * COUNT).output
+        processing.preprocess()
         device.counts.clear()
         device.upload(output, np.random.default_rng(1).random((COUNT, *NETWORK), np.float32), None)
         processing.postprocess()

@@ -140,7 +140,8 @@ def _time(
     for _ in range(copies):
         log = WorkLog(device)
         processing = CudaProcessing(log, contract, stream, style, dtype)
-        processing.preprocess([image] * len(sizes))
+        processing.stage([image] * len(sizes))
+        processing.preprocess()
         before.append(list(log.work))
         processing.postprocess()
         after.append(log.work[len(before[-1]) :])

@@ -29,7 +29,8 @@ def main() -> None:
             colors = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
             stream = device.stream()
             processing = CudaProcessing(device, Contract.model_validate(size | colors | fields), stream, style)
-            processing.preprocess(images)
+            processing.stage(images)
+            processing.preprocess()
             processing.postprocess()
             device.wait(stream)
             processing.release()

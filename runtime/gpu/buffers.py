@@ -46,12 +46,17 @@ class ComputeDevice(Protocol):
 
 
 class Buffer:
-    """Device memory of at least the size last asked for, with pinned host memory beside it where it crosses the bus."""
+    """Device memory of at least the size last asked for, with pinned host memory beside it where it crosses the bus.
+
+    Attributes:
+        host: the pinned memory, uint8; empty without.
+        taken: how often memory has been taken. Graphs recorded before the last time hold addresses that are no more.
+    """
 
     def __init__(self, device: ComputeDevice, pinned: bool = False) -> None:
         self._device, self._pinned = device, pinned
         self._memory: DeviceMemory | None = None
-        self._size = 0
+        self._size = self.taken = 0
         self.host = np.empty(0, np.uint8)
 
     @property
@@ -78,6 +83,7 @@ class Buffer:
             self._take(size)
 
     def _take(self, size: int) -> None:
+        self.taken += 1
         self._memory = self._device.allocate(size)
         if self._pinned:
             self.host = self._device.pinned(size)

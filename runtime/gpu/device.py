@@ -68,11 +68,20 @@ class Event(Protocol):
 class Graph:
     """Work recorded once and launched as one; it reads and writes the addresses it was recorded with."""
 
-    def __init__(self, driver: Any, executable: Any) -> None:
-        self._driver, self._executable = driver, executable
+    def __init__(self, device: "Device", driver: Any, executable: Any) -> None:
+        self._device, self._driver, self._executable = device, driver, executable
 
     def launch(self, stream: Stream) -> None:
-        check_call(self._driver, self._driver.cuGraphLaunch(self._executable, stream.handle))
+        """
+        Raises:
+            DeviceLost: the context has ended.
+            DeviceError: the GPU refuses.
+        """
+        try:
+            _check_call(self._driver, self._driver.cuGraphLaunch(self._executable, stream.handle))
+        except DeviceError:
+            self._device.require_alive()
+            raise
 
     def free(self) -> None:
         if self._executable is not None:
@@ -213,7 +222,7 @@ class Device(abc.ABC):
             raise UserError("CUDA graphs need cuda-bindings: pip install 'sodeploy[cuda]'") from None
 
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
-        check_call(driver, driver.cuStreamBeginCapture(stream.handle, mode))
+        _check_call(driver, driver.cuStreamBeginCapture(stream.handle, mode))
         try:
             enqueue()
         except BaseException:
@@ -221,9 +230,9 @@ class Device(abc.ABC):
             if ended[0] == driver.CUresult.CUDA_SUCCESS:
                 driver.cuGraphDestroy(ended[1])
             raise
-        graph = check_call(driver, driver.cuStreamEndCapture(stream.handle))
+        graph = _check_call(driver, driver.cuStreamEndCapture(stream.handle))
         try:
-            return Graph(driver, check_call(driver, driver.cuGraphInstantiate(graph, 0)))
+            return Graph(self, driver, _check_call(driver, driver.cuGraphInstantiate(graph, 0)))
         finally:
             driver.cuGraphDestroy(graph)
 
@@ -320,7 +329,7 @@ def require_index(index: int, count: int) -> None:
         raise UserError(f"GPU {index} does not exist, there are {count}; see nvidia-smi and CUDA_VISIBLE_DEVICES")
 
 
-def check_call(driver: Any, result: tuple[Any, ...]) -> Any:
+def _check_call(driver: Any, result: tuple[Any, ...]) -> Any:
     """The result of a call of cuda.bindings.driver, if it succeeded.
 
     Raises:

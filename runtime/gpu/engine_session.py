@@ -1,9 +1,9 @@
 """Engines of TensorRT 10, 11 and TensorRT-RTX as sessions.
 
 `EngineSession.infer` takes and gives host arrays like any session. `EngineSession.enqueue` takes device addresses: with
-it, pre-processing, network and post-processing follow each other on the GPU (runtime/gpu/pipeline.py). A run that
-comes again is recorded as a CUDA graph, where the engine allows that, and launched as one from then on. TensorRT-RTX
-records its own graphs: only it knows when the kernels for a shape are compiled.
+it, pre-processing, network and post-processing follow each other on the GPU (runtime/gpu/pipeline.py). Runs that come
+again are recorded as CUDA graphs (runtime/gpu/graphs.py). TensorRT-RTX records its own: only it knows when the kernels
+for a shape are compiled.
 """
 
 import contextlib
@@ -17,18 +17,16 @@ import numpy as np
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.contract import CALIBRATION_KEY, PRECISION_KEY, Contract
-from sodeploy.runtime.errors import DeviceError, DeviceLost, OutOfDeviceMemory
+from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
 from sodeploy.runtime.gpu.buffers import Buffer
-from sodeploy.runtime.gpu.device import Device, Graph, open_device
+from sodeploy.runtime.gpu.device import Device, open_device
 from sodeploy.runtime.gpu.engine_record import Builder, EngineRecord, check_engine
+from sodeploy.runtime.gpu.graphs import Graphs
 from sodeploy.runtime.gpu.rtx_runtime import RtxRuntime
-from sodeploy.terminal import note, warn
+from sodeploy.terminal import warn
 
 if TYPE_CHECKING:
     import tensorrt as trt
-
-_MOST_GRAPHS = 16  # kept per session; each belongs to one pair of buffers
-_CAPTURE_ATTEMPTS = 3
 
 
 class Shapes(NamedTuple):
@@ -120,7 +118,11 @@ class Engine:
 
 
 class EngineSession:
-    """An engine with an execution context and a stream of its own; for one thread at a time."""
+    """An engine with an execution context and a stream of its own; for one thread at a time.
+
+    Attributes:
+        graphs: of its stream. All are of the shape that the context is set to.
+    """
 
     def __init__(self, engine: Engine, stream: Any = None, owns_device: bool = False) -> None:
         """
@@ -143,10 +145,8 @@ class EngineSession:
         if self._owns_stream:
             self._stream = self.device.stream()
         self._input, self._output = (Buffer(self.device, pinned=True) for _ in range(2))
-        self._shape: tuple[int, ...] = ()  # that the context is set to; all graphs are of it
-        self._seen: set[tuple[int, int]] = set()  # pairs of addresses
-        self._graphs: dict[tuple[int, int], Graph] = {}
-        self._captures_left = 0 if engine.rtx else _CAPTURE_ATTEMPTS
+        self._shape: tuple[int, ...] = ()  # that the context is set to
+        self.graphs = Graphs(self.device, self._stream, str(engine.path), recordable=engine.rtx is None)
 
     def enqueue(self, input_address: int, output_address: int, shape: tuple[int, int, int, int]) -> None:
         """Put one run on the session's stream: the input (N, 3, h, w) at one device address to the output at another.
@@ -161,16 +161,15 @@ class EngineSession:
             raise ValueError(f"the session of {self.engine.path} is closed")
         if shape != self._shape:
             self._set_shape(shape)
-        addresses = (input_address, output_address)
-        if addresses in self._graphs:
-            self._graphs[addresses].launch(self._stream)
-            return
-        self._run(addresses)
-        # A run that comes again is worth a graph. It is recorded behind a plain run of the same shape, because the
-        # first run after a change of shape prepares what a graph may not contain.
-        if addresses in self._seen and self._captures_left:
-            self._record(addresses)
-        self._seen.add(addresses)
+        contract, context = self.contract, self._context
+        done = (
+            context.set_tensor_address(contract.input_name, input_address)
+            and context.set_tensor_address(contract.output_name, output_address)
+            and context.execute_async_v3(self._stream.handle)
+        )
+        if not done:
+            self.device.require_alive()
+            raise DeviceError(f"{self.engine.path} does not run ({self.engine.logger.last_error()})")
 
     def infer(self, batch: np.ndarray) -> np.ndarray:
         """(N, 3, h, w) float32 -> (N, 1, h, w) float32, in as many runs as the engine's largest batch asks for.
@@ -211,7 +210,7 @@ class EngineSession:
     def close(self) -> None:
         """Free context, graphs and buffers; the session cannot be used any more."""
         with self.device.current():
-            self._free_graphs()
+            self.graphs.clear()
             self._input.free()
             self._output.free()
             if self._context is not None and self.engine.rtx:
@@ -247,7 +246,8 @@ class EngineSession:
         source[: len(images)] = images
         source[len(images) :] = 0
         device.upload(self._input.address, source, stream)
-        self.enqueue(self._input.address, self._output.address, shape)
+        addresses = self._input.address, self._output.address
+        self.graphs.run((shape, addresses), lambda: self.enqueue(*addresses, shape))
         device.download(result, self._output.address, stream)
         device.wait(stream)
         return result[: len(images)].astype(np.float32)
@@ -257,7 +257,7 @@ class EngineSession:
         if not self.engine.shapes.take(shape):
             raise UserError(self._wrong_shape(shape))
         assert self._context is not None
-        self._free_graphs()
+        self.graphs.clear()
         self._shape = ()
         contract = self.contract
         if not self._context.set_input_shape(contract.input_name, shape):
@@ -269,41 +269,6 @@ class EngineSession:
                 f"build it again: {self.engine.record.rebuild}"
             )
         self._shape = shape
-
-    def _run(self, addresses: tuple[int, int]) -> None:
-        contract, context = self.contract, self._context
-        assert context is not None
-        done = (
-            context.set_tensor_address(contract.input_name, addresses[0])
-            and context.set_tensor_address(contract.output_name, addresses[1])
-            and context.execute_async_v3(self._stream.handle)
-        )
-        if not done:
-            self.device.require_alive()
-            raise DeviceError(f"{self.engine.path} does not run ({self.engine.logger.last_error()})")
-
-    def _record(self, addresses: tuple[int, int]) -> None:
-        """Record one run as a graph; an engine that cannot be recorded a few times runs without, and that is said."""
-        try:
-            graph = self.device.record(lambda: self._run(addresses), self._stream)
-        except DeviceLost:
-            raise
-        except UserError as error:
-            self._captures_left -= 1 if isinstance(error, DeviceError) else self._captures_left
-            if not self._captures_left:
-                note(f"{self.engine.path} runs without CUDA graphs: {error}")
-            return
-        while len(self._graphs) >= _MOST_GRAPHS:
-            self._graphs.pop(next(iter(self._graphs))).free()
-        self._graphs[addresses] = graph
-
-    def _free_graphs(self) -> None:
-        if self._graphs:  # one of them may still run
-            self.device.wait(self._stream)
-        for graph in self._graphs.values():
-            graph.free()
-        self._graphs.clear()
-        self._seen.clear()
 
     def _wrong_shape(self, shape: Sequence[int]) -> str:
         least, most = self.engine.shapes

@@ -3,6 +3,9 @@
 Reader threads decode images ahead. Each batch then takes a lane, which is a CUDA stream with an execution context and
 buffers of its own: up, kernels, network, kernels, down, one after another without the host in between. While one lane's
 network runs, the next one's images are copied up and the last one's pictures down.
+
+Batches of the same picture sizes, as of a video, are one CUDA graph from the third on: one launch in the place of some
+hundred. In a folder of mixed sizes hardly a batch is like another; there the network alone is a graph.
 """
 
 import contextlib
@@ -18,7 +21,7 @@ import numpy as np
 from sodeploy.errors import UserError
 from sodeploy.runtime.composition import Style
 from sodeploy.runtime.errors import DeviceError, DeviceLost, OutOfDeviceMemory
-from sodeploy.runtime.gpu.processing import CudaProcessing
+from sodeploy.runtime.gpu.processing import CudaProcessing, Staged
 from sodeploy.runtime.gpu.session import DeviceSession
 from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.measure.metrics import usable_cores
@@ -164,6 +167,7 @@ class Lane:
             self._mark,
         )
         self._largest = 0  # images of the largest batch so far
+        self._buffers: tuple[int, ...] = ()  # those that the graphs were recorded with
         self._events: dict[str, Any] = {}  # by the stage they end
         if timeline:  # GPU events tell the time since another event only: note when one was
             self._mark(_ORIGIN)
@@ -215,15 +219,37 @@ class Lane:
         contract = self._session.contract
         shape = (count, 3, contract.height, contract.width)
         with self._span("copy images, enqueue"):
-            addresses = self._processing.preprocess(images, room=count)
-            self._session.enqueue(*addresses, shape)
-            self._mark("infer")
-            self._processing.postprocess()
+            self._enqueue(self._processing.stage(images, room=count), shape)
         with self._span("wait for the GPU"):
             self._device.wait(self._stream)
         self._note_stages()
         with self._span("copy pictures"):
             return self._processing.pictures()
+
+    def _enqueue(self, staged: Staged, shape: tuple[int, int, int, int]) -> None:
+        graphs = self._session.graphs
+        if staged.buffers != self._buffers:
+            graphs.clear()
+            self._buffers = staged.buffers
+
+        def network() -> None:
+            self._session.enqueue(staged.input, staged.output, shape)
+
+        def whole() -> None:
+            self._processing.preprocess()
+            network()
+            self._processing.postprocess()
+
+        def parts() -> None:
+            self._processing.preprocess()
+            graphs.run(shape, network)
+            self._mark("infer")
+            self._processing.postprocess()
+
+        if self._timeline:  # a graph tells nothing of its parts
+            parts()
+        else:
+            graphs.run((shape, staged.work), whole, first=parts)
 
     def _span(self, name: str) -> contextlib.AbstractContextManager[None]:
         return self._timeline.span(name) if self._timeline else contextlib.nullcontext()

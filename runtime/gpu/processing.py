@@ -6,8 +6,9 @@ make pictures of its output, which come down in one copy. Resized bytes are exac
 of the CPU path.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,10 +34,28 @@ _STRIPE = 32  # rows of a picture that one thread of `compose` makes, at most
 _FEW_PIXELS = 1 << 23  # of a batch; up to here a thread makes half the rows, else its blocks do not fill a large GPU
 
 
+class Staged(NamedTuple):
+    """A batch in pinned memory.
+
+    Attributes:
+        input: device address of the network's input (N, 3, h, w), which `preprocess` fills on the stream.
+        output: device address with room for its output (N, 1, h, w).
+        work: equal for batches whose work is the same but for the pixels, as of images of the same sizes in the same
+            order. A graph of it fits them all, as long as `buffers` stays.
+        buffers: how often each buffer has been taken anew; with another one, older graphs hold old addresses.
+    """
+
+    input: int
+    output: int
+    work: Hashable
+    buffers: tuple[int, ...]
+
+
 class CudaProcessing:
     """Takes one batch at a time over one stream, and keeps its buffers for the next.
 
-    Call `preprocess`, run the network on the same stream, call `postprocess`, synchronise the stream, call `pictures`.
+    Call `stage` and `preprocess`, run the network on the same stream, call `postprocess`, synchronise the stream, call
+    `pictures`.
     """
 
     def __init__(
@@ -61,23 +80,19 @@ class CudaProcessing:
         self._input_dtype, self._output_dtype, self._mark = np.dtype(input_dtype), np.dtype(output_dtype), mark
         self._up, self._down = Buffer(device, pinned=True), Buffer(device, pinned=True)
         self._input, self._output, self._work = Buffer(device), Buffer(device), Buffer(device)
+        self._buffers = (self._up, self._down, self._input, self._output, self._work)
         self._normalisation = _normalisation(contract)
-        self._sizes: list[tuple[int, int]] = []
-        self._stripes: list[int] = []  # rows of a thread of `compose`, by picture
+        self._sizes: tuple[tuple[int, int], ...] = ()
+        self._tables: list[_Tables] = []  # of each image
         self._map_size = (0, 0)
 
-    def preprocess(
-        self, images: Sequence[np.ndarray], size: tuple[int, int] | None = None, room: int = 1
-    ) -> tuple[int, int]:
-        """Enqueue the way from images to the network's input.
+    def stage(self, images: Sequence[np.ndarray], size: tuple[int, int] | None = None, room: int = 1) -> Staged:
+        """Copy a batch into pinned memory, with what the kernels need to know of it; nothing is enqueued.
 
         Args:
-            images: N >= 1 of (H, W, 3) uint8 RGB, each of its own size; copied before the call returns.
+            images: N >= 1 of (H, W, 3) uint8 RGB, each of its own size.
             size: (h, w) of the input; the contract's by default.
             room: have memory for a batch of at least so many, for an engine that takes no smaller one.
-
-        Returns:
-            Device addresses: the input (N, 3, h, w), filled on the stream, and room for the output (N, 1, h, w).
 
         Raises:
             OutOfDeviceMemory: the batch does not fit.
@@ -88,14 +103,27 @@ class CudaProcessing:
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
                 raise ValueError(f"expected an image (H, W, 3) uint8, got {image.shape} {image.dtype}")
         height, width = self._map_size = size or (self._contract.height, self._contract.width)
-        self._sizes = [(image.shape[0], image.shape[1]) for image in images]
+        self._sizes = tuple((image.shape[0], image.shape[1]) for image in images)
         count, pixels = len(images), height * width
         self._input.reserve(max(count, room) * 3 * pixels * self._input_dtype.itemsize)
         self._output.reserve(max(count, room) * pixels * self._output_dtype.itemsize)
         self._reserve_work(count, pixels)
-        stretch = self._upload(images)
-        self._mark("upload")
+        self._write(images)
+        work = (self._sizes, self._up_size, self._factors, self._jobs, self._pictures)
+        return Staged(self._input.address, self._output.address, work, tuple(buffer.taken for buffer in self._buffers))
 
+    def preprocess(self) -> None:
+        """Enqueue the way from the staged images to the network's input.
+
+        Raises:
+            UserError: the kernels cannot be compiled for this GPU.
+        """
+        self._mark("staged")
+        self._device.upload(self._up.address, self._up.host[: self._up_size], self._stream)
+        self._mark("upload")
+        height, width = self._map_size
+        count, pixels = len(self._sizes), height * width
+        stretch = min(tables.stretch for tables in self._tables)  # it needs the most blocks; those too many end at once
         across = -(-width // stretch)
         tile = _TILE
         while tile > 1 and across * -(-height // tile) * count < _BLOCKS:
@@ -114,10 +142,9 @@ class CudaProcessing:
                 name, grid, block, self._bytes, self._input.address, np.int32(pixels), self._maxima, self._factors
             )
         self._mark("preprocess")
-        return self._input.address, self._output.address
 
     def postprocess(self) -> None:
-        """Enqueue the way from the output, at the address that `preprocess` gave, to pictures in host memory."""
+        """Enqueue the way from the output, at the address that `stage` gave, to pictures in host memory."""
         count, (height, width) = len(self._sizes), self._map_size
         logit, stretch = np.int32(self._contract.output == "logit"), np.int32(self._contract.stretch)
         ranges, output, suffix = self._down.address, self._output.address, _SUFFIXES[self._output_dtype]
@@ -126,7 +153,9 @@ class CudaProcessing:
         pixels = np.int32(height * width)
         self._launch(f"output_range_{suffix}", grid, (256, 1, 1), output, pixels, logit, ranges)
         columns = max(-(-width // _columns(self._style)) for _, width in self._sizes)
-        rows = max(-(-size[0] // (_STRIPES * stripe)) for size, stripe in zip(self._sizes, self._stripes, strict=True))
+        rows = max(
+            -(-size[0] // (_STRIPES * tables.stripe)) for size, tables in zip(self._sizes, self._tables, strict=True)
+        )
         map_size = (np.int32(height), np.int32(width))
         self._launch(
             f"compose_{self._style}_{suffix}",
@@ -162,7 +191,7 @@ class CudaProcessing:
 
     def release(self) -> None:
         """Free the buffers, which the next batch reserves anew; the stream must be idle."""
-        for buffer in (self._up, self._down, self._input, self._output, self._work):
+        for buffer in self._buffers:
             buffer.free()
 
     def _launch(
@@ -181,8 +210,8 @@ class CudaProcessing:
         self._work.reserve(layout.size)
         self._bytes, self._maxima = (self._work.address + place for place in places)
 
-    def _upload(self, images: Sequence[np.ndarray]) -> int:
-        """Copy up images, taps and what the kernels need to know; returns the stretch of the resize."""
+    def _write(self, images: Sequence[np.ndarray]) -> None:
+        """Put images, taps and what the kernels need to know into pinned memory."""
         up, down = Layout(), Layout()
         down.room(len(images) * _RANGE.itemsize)
         self._places_down = [down.room(h * w * CHANNELS[self._style]) for h, w in self._sizes]
@@ -190,21 +219,20 @@ class CudaProcessing:
         self._down.reserve(down.size)
 
         jobs, pictures = np.zeros(len(images), _IMAGE), np.zeros(len(images), _PICTURE)
-        stretch, self._stripes = _THREADS, []
         most = _STRIPE if sum(height * width for height, width in self._sizes) > _FEW_PIXELS else _STRIPE // 2
-        for n, (image, (height, width)) in enumerate(zip(images, self._sizes, strict=True)):
+        self._tables = [
+            _tables(size, self._map_size, self._contract.interpolation, self._style, most) for size in self._sizes
+        ]
+        for n, (image, size, tables) in enumerate(zip(images, self._sizes, self._tables, strict=True)):
             place = up.add(image)
-            resize = Resize((height, width), self._map_size, self._contract.interpolation)
-            own_stretch = _stretch(resize)
-            stretch = min(stretch, own_stretch)  # the smallest needs the most blocks; too many end at once
-            jobs[n] = _image_record(place, resize, own_stretch, up)
-            rows, columns = map_taps(self._map_size[0], height), map_taps(self._map_size[1], width)
-            self._stripes.append(_stripe(rows, columns, self._style, most))
-            taps = up.add(rows), up.add(columns)
-            pictures[n] = (self._down.address + self._places_down[n], place, *taps, height, width, self._stripes[n], 0)
+            resize, down_place = tables.resize, self._down.address + self._places_down[n]
+            taps = map(up.add, resize.tables)
+            jobs[n] = (place, *taps, *size, resize.rule, resize.factor, tables.stretch, tables.cell)
+            pictures[n] = (down_place, place, *map(up.add, tables.map_taps), *size, tables.stripe, 0)
         self._factors = up.add(self._normalisation)
         self._jobs, self._pictures = up.add(jobs), up.add(pictures)
 
+        self._up_size = up.size
         self._up.reserve(up.size)
         base = self._up.address  # from here on places become addresses
         for field in ("pixels", "rows", "columns"):
@@ -213,17 +241,36 @@ class CudaProcessing:
             pictures[field] += base
         self._factors, self._jobs, self._pictures = self._factors + base, self._jobs + base, self._pictures + base
         up.write(self._up.host)
-        self._mark("staged")
-        self._device.upload(base, self._up.host[: up.size], self._stream)
-        return stretch
 
 
-def _image_record(
-    pixels: int, resize: Resize, stretch: int, layout: Layout
-) -> tuple[int, int, int, int, int, int, float, int, int]:
-    """One _IMAGE, with places in `layout` for addresses."""
-    rows, columns = map(layout.add, resize.tables)
-    return pixels, rows, columns, *resize.source, resize.rule, resize.factor, stretch, covered(resize.columns, 1)
+class _Tables(NamedTuple):
+    """What the kernels need to know of all images of one size.
+
+    Attributes:
+        resize: to the network's input.
+        stretch: output pixels of a row that a block makes.
+        cell: source pixels of a row that make an output pixel, at most.
+        map_taps: of the rows and of the columns, from the map to the picture.
+        stripe: rows of a picture that a thread of `compose` makes.
+    """
+
+    resize: Resize
+    stretch: int
+    cell: int
+    map_taps: tuple[np.ndarray, np.ndarray]
+    stripe: int
+
+
+@functools.lru_cache(maxsize=256)
+def _tables(size: tuple[int, int], map_size: tuple[int, int], interpolation: str, style: Style, most: int) -> _Tables:
+    """
+    Args:
+        most: rows of a picture that a thread may make, at most.
+    """
+    resize = Resize(size, map_size, interpolation)
+    rows, columns = (map_taps(*sides) for sides in zip(map_size, size, strict=True))
+    stripe = _stripe(rows, columns, style, most)
+    return _Tables(resize, _stretch(resize), covered(resize.columns, 1), (rows, columns), stripe)
 
 
 def _columns(style: Style) -> int:

@@ -11,6 +11,7 @@ from sodeploy.artifacts import require_file
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.gpu.device import Device, open_device
 from sodeploy.runtime.gpu.engine_session import open_engine
+from sodeploy.runtime.gpu.graphs import Graphs
 from sodeploy.runtime.session import OnnxRuntimeSession
 
 
@@ -45,6 +46,10 @@ class DeviceSession(Protocol):
 
     @property
     def output_dtype(self) -> type[np.generic]: ...
+
+    @property
+    def graphs(self) -> Graphs:
+        """Of the session's stream, for work that contains `enqueue`."""
 
     def enqueue(self, input_address: int, output_address: int, shape: tuple[int, int, int, int]) -> None:
         """Put one run on the stream: the input (N, 3, h, w) at one address to the output (N, 1, h, w) at the other."""
@@ -101,6 +106,7 @@ class OnnxDeviceSession:
         self.precision, self.metadata = self._session.precision, self._session.metadata
         self.input_dtype, self.output_dtype = self._session.input_dtype, self._session.output_dtype
         self.smallest_batch, self.largest_batch = self.contract.batch or 1, self.contract.batch
+        self.graphs = Graphs(device, self._stream, str(path), recordable=False)  # onnxruntime takes memory in a run
 
     def enqueue(self, input_address: int, output_address: int, shape: tuple[int, int, int, int]) -> None:
         self._session.enqueue(input_address, output_address, shape)

@@ -78,7 +78,9 @@ def test_the_machine_code_makes_the_cpu_path_s_input(cuobjdump: str, interpolati
     contract = benchmark_contract((6, 20), interpolation, "255")
     image = np.random.default_rng(0).integers(0, 256, (17, 70, 3), dtype=np.uint8)
     device = MachineCode(cuobjdump, blocks=None)
-    address, _ = CudaProcessing(device, contract, None).preprocess([image])
+    processing = CudaProcessing(device, contract, None)
+    address = processing.stage([image]).input
+    processing.preprocess()
     made = np.empty((3, 6, 20), np.float32)
     device.download(made, address, None)
     np.testing.assert_array_equal(made, preprocess(image, contract))
@@ -93,7 +95,8 @@ def test_the_machine_code_makes_the_cpu_path_s_pictures(cuobjdump: str) -> None:
     made = {}
     for style in STYLES:
         processing = CudaProcessing(device, contract, None, style)
-        _, address = processing.preprocess([image])
+        address = processing.stage([image]).output
+        processing.preprocess()
         device.upload(address, output, None)
         processing.postprocess()
         made[style] = processing.pictures()[0]

@@ -47,7 +47,8 @@ def network_input(
     """(N, 3, h, w) as the kernels make it."""
     stream = device.stream()
     processing = CudaProcessing(device, contract, stream, input_dtype=dtype)
-    address, _ = processing.preprocess(batch, size)
+    address = processing.stage(batch, size).input
+    processing.preprocess()
     made = peek(device, address, (len(batch), 3, *size), dtype, stream)
     processing.release()
     return made
@@ -106,7 +107,8 @@ def through(device: Any, contract: Contract, outputs: np.ndarray, batch: list[np
     """The pictures of `outputs` (N, 1, h, w), as the product would make them."""
     stream = device.stream()
     processing = CudaProcessing(device, contract, stream, style, output_dtype=outputs.dtype.type)
-    _, address = processing.preprocess(batch, outputs.shape[2:])
+    address = processing.stage(batch, outputs.shape[2:]).output
+    processing.preprocess()
     poke(device, address, outputs, stream)
     processing.postprocess()
     device.wait(stream)
@@ -192,7 +194,8 @@ def test_a_panorama_does_not_change_the_blocks_of_its_batch(make_contract: MakeC
             pass
 
     processing = CudaProcessing(Noting(), contract, None)  # type: ignore[arg-type]
-    processing.preprocess(images([(8, 640), (8, 20000)]))
+    processing.stage(images([(8, 640), (8, 20000)]))
+    processing.preprocess()
     place = processing._jobs - processing._up.address
     jobs = sent[0][place : place + 2 * cuda_processing._IMAGE.itemsize].view(cuda_processing._IMAGE)
     assert [int(job["stretch"]) for job in jobs] == [128, 8]
@@ -228,7 +231,8 @@ def test_buffers_serve_batches_of_any_size_in_turn(device: Any, make_contract: M
     processing = CudaProcessing(device, contract, stream)
     for seed, sizes in enumerate([SIZES[:2], SIZES, SIZES[3:4]]):
         batch = images(sizes, seed)
-        address, _ = processing.preprocess(batch)
+        address = processing.stage(batch).input
+        processing.preprocess()
         made = peek(device, address, (len(batch), 3, 16, 24), np.float32, stream)
         np.testing.assert_array_equal(made, np.stack([preprocess(image, contract) for image in batch]))
     processing.release()

@@ -159,11 +159,14 @@ def test_page_locked_memory_that_cannot_be_had_is_no_full_gpu(gpu: Device) -> No
 def test_a_fault_of_a_kernel_ends_the_device(gpu: Device) -> None:
     with gpu.current():
         stream, memory = gpu.stream(), gpu.allocate(4096)
+        graph = gpu.record(lambda: gpu.clear(memory.address, 16, stream), stream)
         arguments = (np.uint64(memory.address), np.int32(8), np.int32(0), np.uint64(memory.address))
         gpu.launch("output_range_f32", (1, 1, 1), (256, 1, 1), arguments, stream)  # an error shows at the wait
         for _ in range(2):
             with pytest.raises(DeviceLost, match=r"is lost to this process \(CUDA_ERROR_ILLEGAL_ADDRESS\)"):
                 gpu.wait(stream)
+        with pytest.raises(DeviceLost):  # else a run whose batches are graphs would go on for ever
+            graph.launch(stream)
 
 
 class DriverCalls:
@@ -263,7 +266,7 @@ def test_a_driver_older_than_pycuda_is_refused(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("binding", list(device_module.BINDINGS))
 def test_all_of_it_on_an_imitated_driver(binding: str, tmp_path: Path, repository: Path) -> None:
     environment = imitated_driver(tmp_path, binding) | {"IMITATED_CUDA_PINNED": str(2**25)}
-    names = ("device", "cuda_processing", "engine_session", "pipeline", "infer", "bench_gpu")
+    names = ("device", "cuda_processing", "engine_session", "graphs", "pipeline", "infer", "bench_gpu")
     # The kernels are those of the emulated device: of their own tests only the way there and back is run again.
     chosen = "not emulated and not (cuda_processing and not (pictures or buffers))"
     done = run_tests(repository, environment, [f"test_{name}.py" for name in names], chosen)

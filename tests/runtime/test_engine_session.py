@@ -116,57 +116,6 @@ def test_graphs_belong_to_one_shape(device: Any, save_engine: SaveEngine) -> Non
             np.testing.assert_allclose(session.infer(batch(count)), expected(batch(count)), atol=1e-6)
 
 
-def test_a_run_is_recorded_once_it_has_run(
-    device: Any, save_engine: SaveEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record, recorded = type(device).record, []
-
-    def noting(self: Any, enqueue: Callable[[], None], stream: Any) -> Any:
-        recorded.append(enqueue)
-        return record(self, enqueue, stream)
-
-    monkeypatch.setattr(type(device), "record", noting)
-    with open_engine(save_engine(), device) as session:
-        for number in range(5):  # the first run is a plain one: TensorRT finishes its preparations in it
-            np.testing.assert_allclose(session.infer(batch(2, number)), expected(batch(2, number)), atol=1e-6)
-        assert len(recorded) == 1
-        for _ in range(2):  # the last image runs as a whole batch, so that the graph stays
-            np.testing.assert_allclose(session.infer(batch(9)), expected(batch(9)), atol=1e-6)
-        assert len(recorded) == 2
-
-
-def test_an_engine_that_cannot_be_recorded_runs_without(
-    device: Any, save_engine: SaveEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(*_: object) -> None:
-        raise DeviceError("the GPU refuses a CUDA graph (CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED)")
-
-    monkeypatch.setattr(type(device), "record", refuse)
-    with open_engine(save_engine(), device) as session:
-        for _ in range(7):
-            np.testing.assert_allclose(session.infer(batch(2)), expected(batch(2)), atol=1e-6)
-    assert capsys.readouterr().err.count("runs without CUDA graphs") == 1
-
-
-def test_one_failed_capture_does_not_end_graphs(
-    device: Any, save_engine: SaveEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    record, attempts = type(device).record, []
-
-    def fail_once(self: Any, enqueue: Callable[[], None], stream: Any) -> Any:
-        attempts.append(enqueue)
-        if len(attempts) == 1:
-            raise DeviceError("the GPU refuses a CUDA graph (CUDA_ERROR_STREAM_CAPTURE_INVALIDATED)")
-        return record(self, enqueue, stream)
-
-    monkeypatch.setattr(type(device), "record", fail_once)
-    with open_engine(save_engine(), device) as session:
-        for _ in range(5):
-            np.testing.assert_allclose(session.infer(batch(2)), expected(batch(2)), atol=1e-6)
-    assert len(attempts) == 2
-    assert not capsys.readouterr().err
-
-
 def test_an_output_of_another_shape_is_refused_before_it_runs(device: Any, save_engine: SaveEngine) -> None:
     with (
         open_engine(save_engine(makes=[1, 32, 24]), device) as session,
@@ -214,19 +163,6 @@ def test_a_lost_gpu_ends_the_run(device: Any, save_engine: SaveEngine) -> None:
         with pytest.raises(DeviceLost):
             session.infer(batch(2))
         device.lost = ""
-
-
-def test_the_number_of_graphs_is_bounded(device: Any, save_engine: SaveEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_session, "_MOST_GRAPHS", 2)
-    with open_engine(save_engine(), device) as session:
-        places = [device.allocate(3 * 16 * 24 * 4 * 2) for _ in range(5)]
-        with device.current():
-            for place in [*places, *places, *places]:
-                session.enqueue(place.address, places[0].address, (1, 3, 16, 24))
-            assert len(session._graphs) == 2
-            device.wait(session._stream)
-            for place in places:
-                place.free()
 
 
 def test_no_room_for_a_batch_means_smaller_ones_and_a_warning(

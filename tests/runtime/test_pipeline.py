@@ -127,14 +127,14 @@ def test_an_error_that_shows_only_when_the_stream_is_waited_for(
 
 
 def test_an_image_that_cannot_be_processed_fails_alone(session: EngineSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = pipeline.CudaProcessing.preprocess
+    run = pipeline.CudaProcessing.stage
 
     def picky(self: Any, images: list[np.ndarray], **rest: Any) -> Any:
         if any(one.shape[:2] == SIZES[4] for one in images):
             raise UserError("an image 90 pixels wide cannot be shrunk")
         return run(self, images, **rest)
 
-    monkeypatch.setattr(pipeline.CudaProcessing, "preprocess", picky)
+    monkeypatch.setattr(pipeline.CudaProcessing, "stage", picky)
     made = [picture for _, picture in pictures(session, range(10), image, batch=4)]
     assert [number for number, picture in enumerate(made) if isinstance(picture, UserError)] == [4, 9]
 
@@ -142,14 +142,14 @@ def test_an_image_that_cannot_be_processed_fails_alone(session: EngineSession, m
 def test_a_batch_without_room_is_halved(
     session: EngineSession, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = pipeline.CudaProcessing.preprocess
+    run = pipeline.CudaProcessing.stage
 
     def cramped(self: Any, images: list[np.ndarray], **rest: Any) -> Any:
         if len(images) > 1:
             raise OutOfDeviceMemory("the GPU has no room for 99 MiB more")
         return run(self, images, **rest)
 
-    monkeypatch.setattr(pipeline.CudaProcessing, "preprocess", cramped)
+    monkeypatch.setattr(pipeline.CudaProcessing, "stage", cramped)
     made = [picture for _, picture in pictures(session, range(5), image, batch=4, lanes=1)]
     assert all(isinstance(picture, np.ndarray) for picture in made)
     assert "going on with a batch of 2" in capsys.readouterr().err
