@@ -37,7 +37,7 @@ It also writes
 
 import shlex
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -45,57 +45,32 @@ import onnx
 import typer
 
 from sodeploy import command_line, terminal
-from sodeploy.artifacts import locked, manifest_path, write_manifest
+from sodeploy.artifacts import locked, manifest_path
 from sodeploy.calib_data import Dataset, Sample, open_dataset, open_photographs
 from sodeploy.calib_data.layouts import image_files
-from sodeploy.calib_data.mask_sets import check_masks
 from sodeploy.calib_data.options import LimitOption, RootOption
 from sodeploy.errors import UserError
 from sodeploy.quant import engine
-from sodeploy.quant.budget.gate import require_disjoint, require_uncounted
-from sodeploy.quant.budget.search import find_plan
-from sodeploy.quant.calib_cache import plan_from_cache
+from sodeploy.quant.budget.gate import require_disjoint
+from sodeploy.quant.build_plan import SCENES, Within, plan_of, write_plan
 from sodeploy.quant.calibration.inspect_graph import some
 from sodeploy.quant.calibration.methods import DEFAULT, METHODS, Method
-from sodeploy.quant.calibration.observer import calibrate
 from sodeploy.quant.emit.float_types import FP16_ALONE, FloatName
 from sodeploy.quant.emit.rewriter import GraphPrecision
 from sodeploy.quant.emit.targets import TARGETS, targets_of
 from sodeploy.quant.engines.shapes import Profile, checked_profile, parse_profile
 from sodeploy.quant.graph import Network, load_network
-from sodeploy.quant.planning.decide import make_plan
-from sodeploy.quant.planning.drift import drift
-from sodeploy.quant.planning.fp16_range import beyond_fp16
-from sodeploy.quant.planning.plan import Plan, load_plan, save_plan
-from sodeploy.quant.planning.targets import CpuKind, for_cpu
+from sodeploy.quant.planning.plan import Plan
+from sodeploy.quant.planning.targets import CpuKind
 from sodeploy.quant.proof import IMAGES, Disproved, Prover, prove_engine
-from sodeploy.quant.sources import Cache, Counted, Edited, Images, Source, beside, evidence_of, network_for
-from sodeploy.quant.write_graphs import Written, discard_graphs, write_graphs
+from sodeploy.quant.sources import Cache, Counted, Edited, Images, Source, beside, network_for
+from sodeploy.quant.write_graphs import Written, write_graphs
 from sodeploy.runtime.gpu.driver import driver_problem
 from sodeploy.runtime.measure.budget import Budget, parse_budget
 from sodeploy.runtime.session import installed_engines
 from sodeploy.stages import command
 
 _DATA_SET = 4  # images in a folder that holds hardly anything else
-_SCENES = "synthetic:calib:4:320"  # in place of calibration images, for a build of fp16 alone
-
-
-@dataclass(frozen=True)
-class Within:
-    """A limit to the loss of accuracy, and the images and masks to measure the loss on."""
-
-    budget: Budget
-    evaluation: Dataset
-
-    @classmethod
-    def of(cls, budget: Budget, evaluation: Dataset) -> "Within":
-        """The limit, after a check of the masks.
-
-        Raises:
-            UserError: a mask cannot be read; or every mask is empty or full.
-        """
-        check_masks(evaluation, evaluation.name)
-        return cls(budget, evaluation)
 
 
 @dataclass(frozen=True)
@@ -117,16 +92,6 @@ class Built:
     search: Path | None = None
     graphs: dict[str, Path] = field(default_factory=dict)
     engines: dict[GraphPrecision, Path] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """A plan, its own file, and the files it was made from."""
-
-    plan: Plan
-    file: Path | None = None
-    statistics: Path | None = None
-    search: Path | None = None
 
 
 def build(
@@ -175,7 +140,7 @@ def build(
     with locked(output_dir):
         file = network.path
         network = network_for(source, network, base)
-        planned = _plan(source, network, base, method, within, cpu, "bf16" in floats)
+        planned = plan_of(source, network, base, method, within, cpu, "bf16" in floats)
         prover = Prover(onnx.load(file), network, _proving_images(source))
         written = write_graphs(network, planned.plan, planned.file, base, prover, targets_of(planned.plan, floats))
         made = _build_engines(written, base, shapes, prover) if engines else {}
@@ -225,7 +190,7 @@ def emit(network: Network | str | Path, plan: Plan, output_dir: str | Path) -> d
         raise UserError(f"the plan was made for another network than {network.path}; make one for this file")
     _require_no_pictures(Path(output_dir))
     path = beside(Path(output_dir) / network.path.stem, ".plan.json")
-    _save(plan, path, {"model": network.path}, "emitted as it is")
+    write_plan(plan, path, {"model": network.path}, "emitted as it is")
     return build(network.path, output_dir, Edited(path), engines=False).graphs
 
 
@@ -247,87 +212,7 @@ def _report_refused(written: Written) -> None:
 def _proving_images(source: Source | None) -> list[Sample]:
     """A few images to run every graph on: of the calibration, or drawn ones where there is none."""
     images = source.dataset if isinstance(source, Images) else source.images if isinstance(source, Counted) else None
-    return some(open_dataset(_SCENES, masks=False) if images is None else images, IMAGES)
-
-
-def _plan(
-    source: Source | None,
-    network: Network,
-    base: Path,
-    method: Method,
-    within: Within | None,
-    cpu: CpuKind,
-    bf16: bool,
-) -> _Planned:
-    """The plan to follow, written beside `base` unless a file holds it already."""
-    if isinstance(source, Edited):
-        return _Planned(load_plan(source.plan, network), source.plan)
-    path = beside(base, ".plan.json")
-    if isinstance(source, Cache):
-        plan = for_cpu(plan_from_cache(network, source.file), cpu)
-        _save(plan, path, {"model": network.path, "calib_cache": source.file}, f"ranges from {source.file}")
-        return _Planned(plan, path)
-    evidence, counted = None, None
-    if source is not None:
-        if within is not None and isinstance(source, Counted):
-            require_uncounted(source.statistics, within.evaluation)
-        evidence, counted = evidence_of(source, network, base, method)
-    inputs = {"model": network.path} | ({"statistics": counted} if counted else {})
-    if within is not None:
-        record = beside(base, ".search.json")
-        found = find_plan(network, within.evaluation, within.budget, record, evidence, method)
-        facts = {
-            "evaluation": str(within.evaluation),
-            "budget": within.budget,
-            "differences": {name: asdict(delta) for name, delta in found.verdict.deltas.items()},
-        }
-        plan = for_cpu(found.plan, cpu)
-        _save(plan, path, inputs, found.name, **facts)
-        planned = _Planned(plan, path, counted, record)
-    elif evidence is not None:
-        plan = for_cpu(make_plan(network, evidence, method), cpu)
-        _save(plan, path, inputs, f"ranges by {method} from {len(evidence.statistics.images)} images")
-        planned = _Planned(plan, path, counted)
-    else:
-        return _without_int8(network, beside(base, ".fp16.plan.json"), bf16)
-    if evidence is not None and (moved := drift(planned.plan, evidence.statistics)) is not None:
-        terminal.note(str(moved))
-    return planned
-
-
-def _without_int8(network: Network, path: Path, bf16: bool) -> _Planned:
-    """A plan of floats with the nodes in fp32 that fp16 would change; it is written only if there are any.
-
-    There are no calibration images. Constants are known, and activations are counted on drawn scenes.
-    """
-    layers = beyond_fp16(network, calibrate(network, open_dataset(_SCENES, masks=False)))
-    plan = Plan.without_int8(network, layers)
-    if not layers:
-        return _Planned(plan)
-    save_plan(plan, path)
-    write_manifest(path, {"model": network.path}, activations_from=_SCENES)
-    held = sum(layer.bf16 is True for layer in layers.values())
-    remedy = "" if bf16 or not held else f"; --bf16 writes a graph that has {held} of them in bf16"
-    terminal.note(f"wrote {path}: {len(layers)} nodes stay in fp32, {next(iter(layers.values())).reason}{remedy}")
-    return _Planned(plan, path)
-
-
-def _save(plan: Plan, path: Path, inputs: dict[str, Path], origin: str, **facts: Any) -> None:
-    discard_graphs(
-        _base_of(path), targets_of(plan, ("fp16", "bf16"))
-    )  # a kill from here on leaves no graph of another plan
-    save_plan(plan, path)
-    write_manifest(path, inputs, **_method_of(plan), **facts)
-    terminal.note(f"wrote {path}: {len(plan.nodes('int8'))} of {len(plan.layers)} layers int8, {origin}")
-
-
-def _base_of(plan: Path) -> Path:
-    return plan.with_name(plan.name.removesuffix(".plan.json"))
-
-
-def _method_of(plan: Plan) -> dict[str, str]:
-    """The method of calibration as a field of a manifest; none for fp16 alone."""
-    return {"method": plan.calibration.method} if plan.calibration is not None else {}
+    return some(open_dataset(SCENES, masks=False) if images is None else images, IMAGES)
 
 
 def _build_engines(written: Written, base: Path, shapes: Profile | None, prover: Prover) -> dict[Any, Path]:

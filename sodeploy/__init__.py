@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from sodeploy.errors import UserError as UserError
     from sodeploy.export.adopt import adopt as adopt
     from sodeploy.export.to_onnx import export as to_onnx  # noqa: F401
-    from sodeploy.quant.build_engine import Within as Within
     from sodeploy.quant.build_engine import build as build
     from sodeploy.quant.build_engine import build as build_engine  # noqa: F401
     from sodeploy.quant.build_engine import emit as emit
+    from sodeploy.quant.build_plan import Within as Within
     from sodeploy.quant.calibration.observer import calibrate as calibrate
     from sodeploy.quant.calibration.statistics import Statistics as Statistics
     from sodeploy.quant.calibration.statistics import load_statistics as load_statistics
@@ -75,7 +75,7 @@ _MODULES = {
     "Statistics": "quant.calibration.statistics",
     "Stopped": "errors",
     "UserError": "errors",
-    "Within": "quant.build_engine",
+    "Within": "quant.build_plan",
     "adopt": "export.adopt",
     "bench": "runtime.bench",
     "build": "quant.build_engine",

@@ -160,7 +160,8 @@ def _build(run: Run) -> None:
     wanted = run.experiment.build
     if wanted is None:
         return
-    from sodeploy.quant.build_engine import Within, build
+    from sodeploy.quant.build_engine import build
+    from sodeploy.quant.build_plan import Within
     from sodeploy.quant.calibration.methods import DEFAULT, METHODS
     from sodeploy.quant.sources import Images
     from sodeploy.runtime.measure.budget import parse_budget

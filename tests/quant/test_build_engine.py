@@ -15,7 +15,7 @@ import pytest
 from sodeploy.artifacts import read_manifest
 from sodeploy.calib_data import Dataset, open_dataset, subset
 from sodeploy.errors import UserError
-from sodeploy.quant import build_engine, equalize
+from sodeploy.quant import build_engine, build_plan, equalize
 from sodeploy.quant import calibrate as calibrate_stage
 from sodeploy.quant.calibration import observer as observer_module
 from sodeploy.quant.calibration.observer import calibrate, gather
@@ -151,7 +151,7 @@ def test_statistics_counted_elsewhere(
     with pytest.raises(UserError, match="--calib has 6 images that --statistics has not"):
         build_engine.build(unet_file, tmp_path / "d", Counted(tmp_path / "none.npz", images), engines=False)
     some = Dataset("some", pictures[:3])
-    within = build_engine.Within({"mae": 0.01}, some)
+    within = build_plan.Within({"mae": 0.01}, some)
     with pytest.raises(UserError, match=r"3 of the calibration images .*all\.npz are also in some"):
         build_engine.build(unet_file, tmp_path, Counted(tmp_path / "all.npz"), within=within)
 

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sodeploy.calib_data import Dataset, Sample
 from sodeploy.errors import UserError
-from sodeploy.quant import build_engine
+from sodeploy.quant import build_engine, build_plan
 from sodeploy.quant.budget import gate as gate_module
 from sodeploy.quant.budget.gate import Gate, require_disjoint
 from sodeploy.quant.budget.search import Candidate, fewest, search, summary
@@ -269,7 +269,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     brightness_network(tmp_path / "net.onnx", {1: 1000})
     budget = {"s": 0.02}
     out = tmp_path / "out"
-    within = build_engine.Within(budget, EVALUATION)
+    within = build_plan.Within(budget, EVALUATION)
     built = build_engine.build(tmp_path / "net.onnx", out, Images(CALIBRATION), within=within, engines=False)
     plan = load_plan(out / "net.plan.json", load_network(tmp_path / "net.onnx"))
     assert plan.layers["blur2"].precision == "fp16"
