@@ -56,7 +56,9 @@ def read_image(path: str | Path, most_pixels: int = MOST_PIXELS) -> np.ndarray:
 
 def decode_image(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """Decode the bytes of an encoded image, as `read_image` does; `name` stands in the error."""
-    check_header(data, name, most_pixels)
+    if check_header(data, name, most_pixels).kind == "JPEG":
+        return decode(data, cv2.IMREAD_COLOR_RGB, name)
+    # Not in all formats: OpenCV 4.14 leaves TIFF of 16 bits and AVIF with alpha in BGR.
     image = decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, name)
     if image.dtype == np.uint16:
         image = cv2.convertScaleAbs(image, alpha=1 / 257)  # 65535 = 255 * 257, rounded

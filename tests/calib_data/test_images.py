@@ -63,6 +63,12 @@ def test_formats(tmp_path: Path, suffix: str) -> None:
     assert inner.max() <= (6 if suffix == ".jpg" else 0)
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".webp", ".tif"])
+def test_the_bytes_are_opencv_s_in_rgb(tmp_path: Path, suffix: str) -> None:
+    path = encode(tmp_path / f"a{suffix}", PICTURE)
+    np.testing.assert_array_equal(read_image(path), cv2.imread(str(path))[..., ::-1])
+
+
 def test_grey_becomes_rgb(tmp_path: Path) -> None:
     grey = np.arange(48 * 64, dtype=np.uint16).reshape(48, 64).astype(np.uint8)
     image = read_image(encode(tmp_path / "grey.png", grey))
