@@ -16,12 +16,13 @@ from sodeploy.artifacts import one_line, require_file
 from sodeploy.calib_data.images import MOST_PIXELS, megapixels
 from sodeploy.errors import UserError
 from sodeploy.runtime.video.color import Color, Converter
+from sodeploy.runtime.video.tail import missing_bytes
 from sodeploy.terminal import warn
 
 if TYPE_CHECKING:
     import av
 
-_MISSING_TAIL_S = 0.5  # a file whose last packet ends so much before the duration in its header is cut off
+_MISSING_TAIL_S = 0.5  # a file without sizes is cut off if it ends so much before the duration in its header
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ class VideoReader:
 
         self.path = require_file(path, "give the path of a video")
         try:
-            self._container = av.open(str(path))
+            try:
+                self._container = av.open(str(path))
+            except av.InvalidDataError:  # a fragment of an MP4 that is cut spoils the index of those before it
+                self._container = av.open(str(path), options={"fflags": "+ignidx"})
         except (av.FFmpegError, OSError) as error:
             raise UserError(f"{path} is broken or no video ({_reason(error)}); replace or remove it") from None
         try:
@@ -190,13 +194,20 @@ class VideoReader:
                 yield from packet.decode()
             except av.FFmpegError:
                 broken += 1
-        missing = Fraction(self._container.duration or 0, 1_000_000) - self._end
-        if self._container.format.name == "avi":  # its duration is guessed from the size of the file
-            missing = self._stream.frames / self.rate - self._end
-        if missing > _MISSING_TAIL_S:
-            self.failure = f"its last {float(missing):.1f} s are missing"
+        if (failure := self._missing_tail()) is not None:
+            self.failure = failure
         elif broken:
             self.failure = f"{broken} of its frames are broken and left out"
+
+    def _missing_tail(self) -> str | None:
+        """The tail that the file lacks, in words; None if it lacks none, as far as the file tells."""
+        count = missing_bytes(self.path, self._container, [self._stream, *self.sounds])
+        if count is not None:
+            return f"it is cut off: its last {count} bytes are missing" if count else None
+        if self._container.format.name == "avi":  # its duration is guessed from the size of the file
+            return None
+        missing = Fraction(self._container.duration or 0, 1_000_000) - self._end
+        return f"its last {float(missing):.1f} s are missing" if missing > _MISSING_TAIL_S else None
 
     def _flushed(self) -> Iterator[Any]:
         """The frames that the decoder still holds after a failure."""

@@ -1,9 +1,11 @@
 """Videos read and written: times, sound, rotation, colors, sizes, and files that are broken."""
 
+import re
 import threading
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,40 @@ def copy(source: Path, target: Path, alpha: bool = False) -> str | None:
             image = frame.image
             writer.write(frame, np.dstack([image, image[..., 0]]) if alpha else image)
     return reader.failure
+
+
+def again(source: Path, target: Any, options: dict[str, str]) -> Any:
+    """Write the packets of a video into another file, by a muxer with options; returns `target`."""
+    if isinstance(target, Path):
+        target.parent.mkdir(exist_ok=True)
+    suffix = Path(source).suffix[1:]
+    with (
+        av.open(str(source)) as clip,
+        av.open(
+            str(target) if isinstance(target, Path) else target,
+            "w",
+            format={"mkv": "matroska"}.get(suffix, suffix),
+            options=options,
+        ) as out,
+    ):
+        streams = {stream.index: out.add_stream_from_template(stream) for stream in clip.streams}
+        mux(clip, out, streams)
+    return target
+
+
+def mux(source: Any, out: Any, streams: dict[int, Any]) -> None:
+    """Copy the packets of the streams, by their index, to those of another container."""
+    for packet in source.demux():
+        if packet.size and packet.stream.index in streams:
+            packet.stream = streams[packet.stream.index]
+            out.mux(packet)
+
+
+def failure_of(path: Path) -> tuple[str | None, int]:
+    """Why reading a video ended early, and the frames before."""
+    with VideoReader(path) as reader:
+        count = sum(1 for _ in reader.frames())
+    return reader.failure, count
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -283,6 +319,74 @@ class TestBroken:
         assert failure is not None
         assert "missing" in failure or "broken after" in failure
         assert 5 < len(content(tmp_path / "out.mp4").images) < 55
+
+    @pytest.mark.parametrize(
+        ("name", "codec", "sound", "options"),
+        [
+            ("a.mp4", "libx264", "aac", {"movflags": "faststart"}),
+            ("a.mp4", "libx264", None, {"movflags": "frag_keyframe+empty_moov"}),
+            ("a.mp4", "libx264", None, {"movflags": "cmaf"}),
+            ("a.mov", "mjpeg", "pcm_s16le", {"movflags": "faststart"}),
+            ("a.mkv", "libx264", None, {}),
+            ("a.mkv", "libx264", "flac", {"live": "1"}),
+            ("a.webm", "libvpx-vp9", "libopus", {"cues_to_front": "1"}),
+            ("a.avi", "mpeg4", "mp3", {}),
+        ],
+    )
+    def test_a_tail_of_a_few_frames_that_is_missing(
+        self, tmp_path: Path, name: str, codec: str, sound: str | None, options: dict[str, str]
+    ) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (30, 48, 64, 3), dtype=np.uint8)
+        pixels = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        clip = save_clip(tmp_path / name, 30, codec=codec, sound=sound, pixels=pixels, image=lambda n: noise[n])
+        path = again(clip, tmp_path / "again" / name, options)
+        whole, count = failure_of(path)
+        assert whole is None
+        size = path.stat().st_size
+        for part in (0.9, 0.7):
+            path.write_bytes(path.read_bytes()[: int(size * part)])
+            failure, left = failure_of(path)
+            assert failure is not None
+            assert re.fullmatch(r"it is cut off: its last \d+ bytes are missing", failure)
+            assert 0 < left <= count
+
+    def test_a_fragment_whose_own_list_of_frames_is_cut(self, tmp_path: Path) -> None:
+        options = {"movflags": "frag_keyframe+empty_moov"}
+        path = again(save_clip(tmp_path / "a.mp4", 30, sound=None, gop_size=10), tmp_path / "b.mp4", options)
+        data = path.read_bytes()
+        path.write_bytes(data[: data.rindex(b"moof") + 40])
+        failure, left = failure_of(path)
+        assert failure is not None
+        assert "it is cut off" in failure
+        assert left == 20
+
+    @pytest.mark.parametrize(
+        ("name", "codec", "options"),
+        [
+            ("a.avi", "mpeg4", {}),  # no sizes, and a number of frames that is made up
+            ("a.mkv", "libx264", {}),
+            ("a.webm", "libvpx-vp9", {}),
+            ("a.mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"}),
+        ],
+    )
+    def test_a_whole_file_that_went_through_a_pipe(
+        self, tmp_path: Path, name: str, codec: str, options: dict[str, str]
+    ) -> None:
+        clip = save_clip(tmp_path / name, 30, codec=codec, sound=None)
+        with open(tmp_path / f"piped_{name}", "wb") as file:
+            sink = SimpleNamespace(write=file.write, name=name)
+            again(clip, sink, options)
+        assert failure_of(tmp_path / f"piped_{name}") == (None, 30)
+
+    def test_subtitles_may_last_longer_than_the_video(self, tmp_path: Path) -> None:
+        (tmp_path / "a.srt").write_text("1\n00:00:00,000 --> 00:00:20,000\nhello\n")
+        save_clip(tmp_path / "a.mkv", 30)
+        clip, text = av.open(str(tmp_path / "a.mkv")), av.open(str(tmp_path / "a.srt"))
+        with clip, text, av.open(str(tmp_path / "b.mkv"), "w") as out:
+            made = [(source, out.add_stream_from_template(source.streams[0])) for source in (clip, text)]
+            for source, stream in made:
+                mux(source, out, {0: stream})
+        assert failure_of(tmp_path / "b.mkv") == (None, 30)
 
     def test_bytes_that_are_wrong(self, tmp_path: Path) -> None:
         noise = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), dtype=np.uint8)
