@@ -3,10 +3,10 @@
     python benchmarks/beside_rembg.py out/u2netp.onnx --photos photos [--checkpoint ckpt_fast.pth] [--images 1,200]
 
 Each tool is a command in a process of its own and cuts out the same photographs. rembg takes the same ONNX file
-(u2net_custom). transparent-background takes no ONNX file, only a checkpoint of InSPyReNet (Swin-B); with --checkpoint
-it and ours run that one in PyTorch, at 384 x 384. The others get an environment of their own from
-beside-requirements.txt. Writes beside_rembg.json and beside_rembg.md. Times mean something on a machine that does
-nothing else.
+(u2net_custom). transparent-background takes no ONNX file, only a checkpoint of InSPyReNet (Swin-B): it and ours run
+that one in PyTorch, at 384 x 384. Without --checkpoint its network has random weights: the time does not depend on
+them, but the maps are noise. The others get an environment of their own from beside-requirements.txt. Writes
+beside_rembg.json and beside_rembg.md. Times mean something on a machine that does nothing else.
 """
 
 import json
@@ -31,7 +31,9 @@ from sodeploy.runtime.measure.report import Table, show, to_markdown
 from sodeploy.runtime.session import open_session
 
 HERE = Path(__file__).resolve().parent
+CLOCKED_REMOVER = HERE / "clocked_remover.py"
 REQUIREMENTS = HERE / "beside-requirements.txt"
+INSPYRENET = "inspyrenet_swinb"  # the network of CLOCKED_REMOVER
 REPEATS = 5  # runs of the network alone
 
 
@@ -61,6 +63,7 @@ def compare(
 
     Args:
         counts: numbers of images; photographs are used again where there are fewer.
+        checkpoint: weights of InSPyReNet; None for random ones.
 
     Raises:
         UserError: there are no photographs, or our own command fails.
@@ -95,21 +98,24 @@ def compare(
         return [*rembg, "-m", "u2net_custom", "-x", options, source, target]
 
     measured.append(_measured("rembg", rembg_on, folders, output, seconds))
+    weights = checkpoint or output / "random_weights.pth"
+    name = "checkpoint" if checkpoint else "random weights"
+    clock = output / "clock.json"
     if checkpoint is None:
-        measured.append(Measured("transparent-background", failure="it takes no ONNX file; give --checkpoint"))
-        return measured
-    remover = Path(python).with_name("transparent-background")
+        measure([python, CLOCKED_REMOVER, weights], output / "random_weights.log")
 
-    def theirs(source: Path, target: Path) -> list[str | Path]:
+    def remover(source: Path, target: Path) -> list[str | Path]:
         return [
-            remover, "--source", source, "--dest", target, "--type", "rgba", "--mode", "fast", "--ckpt", checkpoint
+            python, CLOCKED_REMOVER, weights, clock,
+            "--source", source, "--dest", target, "--type", "rgba", "--mode", "fast",
         ]  # fmt: skip
 
-    return [
-        *measured,
-        _measured("transparent-background, checkpoint", theirs, folders, output),
-        _measured("sodeploy, checkpoint", sodeploy(checkpoint, "--network", "inspyrenet_swinb"), folders, output),
-    ]
+    theirs = _measured(f"transparent-background, {name}", remover, folders, output)
+    if not theirs.failure:
+        theirs.network_s = float(np.median(json.loads(clock.read_text())))
+    seconds = _network_seconds(weights, INSPYRENET)
+    mine = _measured(f"sodeploy, {name}", sodeploy(weights, "--network", INSPYRENET), folders, output, seconds)
+    return [*measured, theirs, mine]
 
 
 def _folder_of(photos: Sequence[Path], count: int, folder: Path) -> Path:
@@ -122,9 +128,13 @@ def _folder_of(photos: Sequence[Path], count: int, folder: Path) -> Path:
     return folder
 
 
-def _network_seconds(model: Path) -> float:
-    """The median time of the network alone for one image, in this process."""
-    with open_session(model) as session:
+def _network_seconds(model: Path, network: str | None = None) -> float:
+    """The median time of the network alone for one image, in this process.
+
+    Args:
+        network: the registered network of a checkpoint.
+    """
+    with open_session(model, network=network) as session:
         batch = np.zeros((1, 3, session.contract.height, session.contract.width), np.float32)
         session.infer(batch)
         times = []
@@ -173,7 +183,7 @@ def table(measured: Sequence[Measured], counts: Sequence[int]) -> Table:
     header = ["", *(f"{what}, {n}" for n in counts for what in ("s", "MiB")), "s per image", "outside the network"]
     caption = (
         "s: seconds of the whole process, start included; MiB: its peak memory; s per image: seconds for one more "
-        "image; outside the network: s per image less the time of the network alone in onnxruntime"
+        "image; outside the network: s per image less the time of the network alone"
     )
     return Table("Cut-outs of photographs, on the CPU", header, rows, caption=caption)
 
@@ -183,7 +193,7 @@ def main(
     photos: Annotated[Path, typer.Option(help="folder of photographs")],
     images: Annotated[str, typer.Option(help="numbers of images, with commas between them")] = "1,200",
     checkpoint: Annotated[
-        Path | None, typer.Option(help="weights of InSPyReNet (Swin-B, 384), for transparent-background")
+        Path | None, typer.Option(help="weights of InSPyReNet (Swin-B, 384) for the last two rows; random by default")
     ] = None,
     output: Annotated[Path, typer.Option(help="folder for the record, the tables and the logs")] = Path("out/beside"),
     environment: Annotated[Path, typer.Option(help="environment of the other tools; made where it is missing")] = Path(
