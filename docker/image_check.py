@@ -1,12 +1,14 @@
-"""Build the image for CPUs and run it, without a Docker daemon and without a registry.
+"""Build an image and run it, without a Docker daemon and without a registry.
 
     make image-check
+    .venv/bin/python docker/image_check.py --target train
     .venv/bin/python docker/image_check.py --engine docker --image sodeploy:cpu    # an image that exists
 
 Debian's base is made by debootstrap and kept in build/image. podman builds in a chroot with the host's network. pip's
 settings and the certificates of this machine are secrets of the build. The check compares masks of the container with
-masks made here, byte for byte, then starts the service and waits until it is healthy. The root file system is
-read-only, and the user is not the image's. Where a tool is missing, the check says so and ends with status 0.
+masks made here, byte for byte, then starts the service and waits until it is healthy. In the image `train` it exports
+the network before. The root file system is read-only, and the user is not the image's. Where a tool is missing, the
+check says so and ends with status 0.
 """
 
 import configparser
@@ -23,7 +25,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -31,7 +33,6 @@ import typer
 
 from sodeploy import command_line, terminal
 from sodeploy.errors import UserError
-from sodeploy.stages import stage_named
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "image"
@@ -45,6 +46,29 @@ NETWORK, SIZE = "u2net_tiny", 128  # pixels; OpenVINO refuses sizes at which a p
 ENGINES = ("onnxruntime", "openvino")
 # Left out of the base: names and addresses of this machine, and files that the package manager can fetch again
 NOT_IN_BASE = ("etc/resolv.conf", "etc/hostname", "var/cache/apt", "var/lib/apt/lists/*", "var/log/*", "dev/*")
+
+
+class Target(NamedTuple):
+    """A target of the Dockerfile that can be built and run without a GPU.
+
+    Attributes:
+        base: the build argument that names its base.
+        unwanted: beginnings of the names of packages that it must not hold.
+        serves: whether it starts the service, with a health check.
+        exports: whether it makes ONNX files.
+    """
+
+    base: str
+    unwanted: tuple[str, ...] = ()
+    serves: bool = False
+    exports: bool = False
+
+
+TargetName = Literal["cpu", "train"]
+TARGETS: dict[TargetName, Target] = {
+    "cpu": Target("CPU_BASE", unwanted=("torch", "nvidia"), serves=True),
+    "train": Target("TRAIN_BASE", exports=True),
+}
 
 
 class Runner(NamedTuple):
@@ -95,14 +119,14 @@ def make_base(archive: Path) -> None:
         partial.replace(archive)
 
 
-def build(runner: Runner, image: str) -> float:
-    """Build the target `cpu`; returns the seconds that it took."""
+def build(runner: Runner, target: TargetName, image: str) -> float:
+    """Build a target; returns the seconds that it took."""
     make_base(FOLDER / f"debian-{RELEASE}.tar")
     call([*runner.program, "import", "-q", str(FOLDER / f"debian-{RELEASE}.tar"), BASE])
     started = time.perf_counter()
     with build_secrets() as secrets:
         options = ["--format", "docker", "--isolation", "chroot", "--network", "host", "--layers"]
-        options += ["--target", "cpu", "--build-arg", f"CPU_BASE={BASE}", *secrets, "-t", image]
+        options += ["--target", target, "--build-arg", f"{TARGETS[target].base}={BASE}", *secrets, "-t", image]
         call([*runner.program, "build", *options, "-f", str(ROOT / "docker" / "Dockerfile"), str(ROOT)])
     return time.perf_counter() - started
 
@@ -128,7 +152,7 @@ def build_secrets() -> Iterator[list[str]]:
         yield options + (["--secret", f"id=certificates,src={certificates}"] if certificates else [])
 
 
-def check_content(runner: Runner, image: str) -> None:
+def check_content(runner: Runner, image: str, target: Target) -> None:
     """Nothing of this machine and nothing of the build is in the image."""
     unwanted = ("/etc/pip.conf", "/run/secrets", "/source", "/opt/venv/bin/pip", "/work/pyproject.toml")
     tests = "; ".join(f"test ! -e {path} || echo {path}" for path in unwanted)
@@ -137,7 +161,7 @@ def check_content(runner: Runner, image: str) -> None:
         raise UserError(f"{image} holds {', '.join(found)}, which belong to the build; correct docker/Dockerfile")
     packages = "import importlib.metadata as m; print(*sorted(d.name for d in m.distributions()))"
     names = output(runner.container("--rm", "--entrypoint", "python", image, "-c", packages)).split()
-    heavy = [name for name in names if name == "torch" or name.startswith("nvidia")]
+    heavy = [name for name in names if name.startswith(target.unwanted)] if target.unwanted else []
     if heavy:
         raise UserError(f"{image} is for CPUs and holds {', '.join(heavy)}; correct its extras in docker/Dockerfile")
 
@@ -155,6 +179,13 @@ def make_inputs(folder: Path) -> tuple[Path, Path]:
     picture = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
     cv2.imwrite(str(folder / "picture.png"), cv2.resize(picture, (160, 120), interpolation=cv2.INTER_CUBIC))
     return folder / "model.onnx", folder / "picture.png"
+
+
+def check_export(runner: Runner, image: str, folder: Path) -> None:
+    """The container exports the network: the masks that follow are made with its file in place of the one made here."""
+    words = ["--model", NETWORK, "--checkpoint", "weights.pth", "--size", str(SIZE), "--output", "exported.onnx"]
+    call(runner.container("--rm", "-v", f"{folder}:/work", image, "export", *words))
+    (folder / "exported.onnx").replace(folder / "model.onnx")
 
 
 def check_masks(runner: Runner, image: str, folder: Path) -> None:
@@ -231,28 +262,32 @@ def output(words: Sequence[str]) -> str:
 
 
 def main(
+    target: Annotated[TargetName, typer.Option(help="target of docker/Dockerfile")] = "cpu",
     image: Annotated[str | None, typer.Option(help="an image that exists; by default one is built")] = None,
     engine: Annotated[str, typer.Option(help="the program that runs containers: podman or docker")] = "podman",
 ) -> None:
-    """Build the image for CPUs, run it, and compare its masks with those made here."""
+    """Build an image, run it, and compare its masks with masks made here."""
     runner = podman() if engine == "podman" else Runner((engine,))
     results: list[str] = []
     if image is None:
         if reason := reason_to_skip():
             terminal.results.print(f"skipped: {reason}", soft_wrap=True)
             return
-        image = "localhost/sodeploy:cpu"
-        results.append(f"built in {build(runner, image):.0f} s")
+        image = f"localhost/sodeploy:{target}"
+        results.append(f"built in {build(runner, target, image):.0f} s")
     size = int(output([*runner.program, "image", "inspect", "-f", "{{.Size}}", image]))
     results.append(f"{size / 1e6:.0f} MB")
-    check_content(runner, image)
+    check_content(runner, image, TARGETS[target])
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         make_inputs(folder)
         os.chown(folder, USER, -1)
+        if TARGETS[target].exports:
+            check_export(runner, image, folder)
+            results.append("it exports a network")
         check_masks(runner, image, folder)
         results.append(f"masks equal byte for byte with {', '.join(ENGINES)}, as another user on a read-only root")
-        if stage_named("serve"):
+        if TARGETS[target].serves:
             results.append(f"service healthy after {check_service(runner, image, folder):.1f} s, its mask equal")
     terminal.results.print(f"{image}: {'; '.join(results)}", soft_wrap=True)
 

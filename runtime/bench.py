@@ -9,6 +9,8 @@ With --max-drop the fastest model that loses no more is recommended (see measure
 
 With --device cuda the GPU also does pre- and post-processing, and images per second are measured through the pipeline
 of runtime/infer.py; --timeline writes what the pipeline does when.
+
+With --ray, Ray's workers score the images of a large set; times are measured here, on its first images.
 """
 
 import contextlib
@@ -28,10 +30,12 @@ from sodeploy.calib_data.options import LimitOption, RootOption
 from sodeploy.calib_data.sources import Source
 from sodeploy.errors import UserError
 from sodeploy.runtime.cpu import processor_name
+from sodeploy.runtime.fleet import Fleet, RayOption, require_ray
 from sodeploy.runtime.gpu.driver import current_gpu, gpu_state
 from sodeploy.runtime.gpu.timeline import Timeline
 from sodeploy.runtime.measure import metrics
 from sodeploy.runtime.measure.budget import Budget, parse_budget
+from sodeploy.runtime.measure.divided import judge_divided
 from sodeploy.runtime.measure.opening import (
     announce_stand_ins,
     count_calibration_images,
@@ -53,6 +57,7 @@ from sodeploy.workers import usable_cores
 
 REPORT_FILE = "index.html"
 _WARMUP = 3  # runs of each model before the first run that counts
+_TIMED = 200  # images whose times are measured where a fleet scores the others
 _CHUNK = 16  # images between two rounds of scoring: this many maps of each model wait in memory
 
 
@@ -70,6 +75,7 @@ def bench(
     engines: Sequence[EngineName] = ("onnxruntime",),
     keys: Sequence[str] | None = None,
     log: EvidenceLog | None = None,
+    fleet: Fleet | None = None,
 ) -> BenchRecord:
     """Run every model on every image of `data`.
 
@@ -92,10 +98,15 @@ def bench(
             for one of them only there.
         keys: the metrics, in the order of tables; the default ones by default. Those of `budget` are added.
         log: where to note what a report shows beyond the record.
+        fleet: workers of Ray. They score all images but the first 200, whose times are measured here. Models and data
+            lie where every worker finds them under these names.
 
     Raises:
+        ModuleNotFoundError: there is a fleet, and the extra "ray" is not installed.
         UserError: a model, the device or the data is unfit; the message says which and why.
     """
+    if fleet is not None:
+        require_ray()
     if not models:
         raise UserError("no models given; give the baseline first, then the models to compare with it")
     on_gpu = [device == "cuda" or Path(model).suffix == ".engine" for model in models]
@@ -114,15 +125,24 @@ def bench(
         announce_stand_ins(tested)
         mapped = stack.enter_context(metrics.parallel_map(workers))
         before = gpu_state() if any(on_gpu) else {}
-        _measure(tested, dataset, threads, partial(_scores, mapped, _with_budget(keys, budget), log))
+        judge = partial(_score if log is None else _examine, keys=_with_budget(keys, budget))
+        timed = dataset if fleet is None else dataset.first(_TIMED)
+        scored = _measure(tested, timed, threads, lambda samples, maps: _noted(mapped(judge, samples, maps), log))
+        if fleet is not None:
+            left = dataset.samples[len(timed) :]
+            workers_models = partial(open_models, models, on_gpu, fleet.threads, engines, dataset[0])
+            scored += _noted(judge_divided(workers_models, left, judge, fleet, any(on_gpu)), log)
+        for model, parts in zip(tested, zip(*scored, strict=True), strict=True):
+            model.scores = metrics.join(parts)
         if any(on_gpu):
-            _measure_throughput(tested, dataset, batch, timeline)
+            _measure_throughput(tested, timed, batch, timeline)
         after = gpu_state() if any(on_gpu) else {}
         left_out = _leave_out_undefined(tested, dataset)
         record = BenchRecord(
             rows=[row_of(model, tested, dataset.name) for model in tested],
             dataset=dataset.name,
             images=len(tested[0].scores),
+            timed=None if fleet is None else len(tested[0].times["total"]),
             left_out=left_out,
             threads=threads,
             batch=batch,
@@ -141,9 +161,9 @@ def _measure(
     dataset: Dataset,
     threads: int,
     scored_by: Callable[..., Iterable[list[metrics.Scores]]],
-) -> None:
-    """Fill in the times and scores of each model."""
-    scored: list[list[metrics.Scores]] = []  # of each image, of each model
+) -> list[list[metrics.Scores]]:
+    """Fill in the times of each model; the scores of each image, of each model."""
+    scored: list[list[metrics.Scores]] = []
     waiting: list[tuple[Sample, list[np.ndarray]]] = []
     before = cv2.getNumThreads()
     cv2.setNumThreads(threads)
@@ -161,8 +181,7 @@ def _measure(
                 waiting.clear()
     finally:
         cv2.setNumThreads(before)
-    for model, parts in zip(tested, zip(*scored, strict=True), strict=True):
-        model.scores = metrics.join(parts)
+    return scored
 
 
 def _measure_throughput(
@@ -185,9 +204,10 @@ def _leave_out_undefined(tested: Sequence[ModelUnderTest], dataset: Dataset) -> 
     if left_out:
         terminal.warn(f"{dataset.name}: {metrics.left_out_in_words(left_out)}")
         for model, scores in zip(tested, defined, strict=True):
-            kept = [name not in left_out for name in names]
             model.scores = scores
-            model.times = {stage: list(np.array(values)[kept]) for stage, values in model.times.items()}
+            kept = np.array([name not in left_out for name in names[: len(model.times["total"])]])
+            if kept.any():
+                model.times = {stage: list(np.array(values)[kept]) for stage, values in model.times.items()}
     return left_out
 
 
@@ -196,20 +216,14 @@ def _with_budget(keys: Sequence[str] | None, budget: Budget | None) -> Sequence[
     return (*chosen, *(key for key in budget or () if key not in chosen))
 
 
-def _scores(
-    mapped: Callable[..., Iterable[Any]],
-    keys: Sequence[str],
-    log: EvidenceLog | None,
-    samples: Sequence[Sample],
-    maps: Sequence[list[np.ndarray]],
-) -> Iterator[list[metrics.Scores]]:
-    """The scores of each model on each sample; evidence goes into `log`."""
-    if log is None:
-        yield from mapped(partial(_score, keys=keys), samples, maps)
-        return
-    for evidence in mapped(partial(_examine, keys=keys), samples, maps):
-        log.add(evidence)
-        yield evidence.scores
+def _noted(judged: Iterable[Any], log: EvidenceLog | None) -> Iterator[list[metrics.Scores]]:
+    """The scores of each model on each image; evidence goes into `log`."""
+    for one in judged:
+        if log is None:
+            yield one
+        else:
+            log.add(one)
+            yield one.scores
 
 
 def _examine(sample: Sample, maps: list[np.ndarray], keys: Sequence[str]) -> ImageEvidence:
@@ -258,6 +272,7 @@ def main(
         str | None, typer.Option(help="exit with 3 if a loss may be larger, at 95 %: s=0.003,mae=0.001")
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="fail-on: write the checks as JUnit XML")] = None,
+    ray: RayOption = None,
 ) -> None:
     """Compare models in accuracy, with intervals, and in speed."""
     budget = parse_budget(max_drop, metrics.METRICS) if max_drop is not None else None
@@ -285,6 +300,7 @@ def main(
             parse_engines(engine),
             keys,
             log,
+            None if ray is None else Fleet(ray, workers, threads or 1),
         )
         for dataset, log in zip(datasets, logs, strict=True)
     ]

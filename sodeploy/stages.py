@@ -154,6 +154,7 @@ STAGES = {
         ),
         ("quant", "cpu"),
         needs=(Need(("--calib",), unless="--merge"),),
+        bare={"--ray": "here"},
     ),
     "build_engine": Stage(
         "quant.build_engine",
@@ -214,6 +215,7 @@ STAGES = {
         ("bench", "cpu"),
         renamed={"--images": "--limit", "--profile": "--timeline"},
         writes=("--json", "--markdown", "--timeline", "--junit"),
+        bare={"--ray": "here"},
     ),
     "infer": Stage(
         "runtime.infer",

@@ -20,6 +20,7 @@ from sodeploy.quant.graph import PASSING, Network, attribute, channel_axis_read,
 from sodeploy.terminal import note, progress
 
 _CHECKPOINT_SECONDS = 20.0  # the most work that an interrupt can cost
+Checkpoint = Callable[[Statistics], None]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def calibrate(
     network: Network | str | Path,
     images: Iterable[Sample] | str | Path,
     statistics: Statistics | None = None,
-    checkpoint: Callable[[Statistics], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Statistics:
     """Run the float32 network over `images` once and count the values of its tensors.
 
@@ -61,14 +62,27 @@ def calibrate(
     images = open_photographs(images) if isinstance(images, str | Path) else images
     statistics = statistics or Statistics(network.digest)
     samples = {digest: image for digest, image in distinct(images).items() if digest not in statistics.images}
-    observer = Observer(network)
-    saved = time.monotonic()
-    observed = progress(
-        side_by_side(observer.observe, samples.values(), observer.at_a_time), "calibrating", total=len(samples)
-    )
+    counted = add_images(statistics, Observer(network), samples)
+    return keep(progress(counted, "calibrating", total=len(samples)), statistics, checkpoint)
+
+
+def add_images(statistics: Statistics, observer: "Observer", samples: Mapping[str, Sample]) -> Iterator[Sample]:
+    """Count images, by their digests; gives each one when `statistics` holds it."""
+    observed = side_by_side(observer.observe, samples.values(), observer.at_a_time)
     for (digest, sample), image in zip(samples.items(), observed, strict=True):
         _add(statistics, digest, image)
         statistics.images[digest] = sample.name
+        yield sample
+
+
+def keep(steps: Iterable[object], statistics: Statistics, checkpoint: Checkpoint | None) -> Statistics:
+    """Take all steps, each of which adds to `statistics`; returns them. `checkpoint` as of `calibrate`.
+
+    Raises:
+        UserError: no image was counted.
+    """
+    saved = time.monotonic()
+    for _ in steps:
         if checkpoint and time.monotonic() - saved > _CHECKPOINT_SECONDS:
             checkpoint(statistics)
             saved = time.monotonic()
@@ -88,10 +102,15 @@ def _add(statistics: Statistics, digest: str, image: Observed) -> None:
         statistics.channel_sums[tensor] = statistics.channel_sums.get(tensor, 0) + fixed_point(mean)
 
 
-def gather(network: Network, images: Iterable[Sample], file: Path) -> Statistics:
+def gather(
+    network: Network, images: Iterable[Sample], file: Path, count: Callable[..., Statistics] = calibrate
+) -> Statistics:
     """Statistics over exactly `images`; the network runs only on images that `file` does not hold yet.
 
     `file` then holds them all, with a manifest. After an interrupt it holds the images counted so far.
+
+    Args:
+        count: `calibrate`, or another function with its parameters.
     """
     samples = distinct(images)
     statistics = Statistics(network.digest)
@@ -104,7 +123,7 @@ def gather(network: Network, images: Iterable[Sample], file: Path) -> Statistics
             note(f"{file} is of another network or of other images; calibrating anew")
     if statistics.images.keys() != samples.keys() or not samples:
         left = [sample for digest, sample in samples.items() if digest not in statistics.images]
-        statistics = calibrate(network, left, statistics, checkpoint=lambda so_far: so_far.save(file))
+        statistics = count(network, left, statistics, checkpoint=lambda so_far: so_far.save(file))
     names = {digest: sample.name for digest, sample in samples.items()}
     if statistics.images != names:  # counted under other names, in another data set or by an older version
         statistics.images = names

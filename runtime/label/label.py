@@ -9,13 +9,7 @@ picture is whole or absent. The same command goes on where a run ended.
 
 import contextlib
 import json
-import logging
-import os
-import signal
-import socket
-import threading
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +19,7 @@ import typer
 from sodeploy import artifacts, command_line, terminal
 from sodeploy.calib_data.images import MOST_PIXELS
 from sodeploy.errors import UserError, first_few
+from sodeploy.runtime.fleet import HERE, Fleet, answers, require_ray
 from sodeploy.runtime.infer import parse_device
 from sodeploy.runtime.label.forecast import Measured, forecast, forecast_table, measure
 from sodeploy.runtime.label.parts import Fields, Part, find_shards, parts_of_files, parts_of_shards
@@ -39,29 +34,8 @@ from sodeploy.runtime.media.targets import plan_targets
 from sodeploy.runtime.options import BatchOption, EngineOption, NetworkOption
 from sodeploy.runtime.session import EngineName
 
-HERE = "here"
 RECORD = "labels.json"
 FAILURES = "failures.csv"
-_CONNECT_S = 5.0
-_STORE_BYTES = 100_000_000  # of Ray on this machine; only names and counts go through it
-
-
-@dataclass(frozen=True)
-class Fleet:
-    """The workers.
-
-    Attributes:
-        address: of a running Ray cluster, "auto" for the one that this machine belongs to, "here" to start Ray here.
-        workers: at most; by default as many as the cluster has room for. The first one starts the run, and others
-            follow while parts wait.
-        threads: CPU cores of a worker.
-        gpus: share of a GPU of a worker on cuda; 0.25 puts four workers on each GPU.
-    """
-
-    address: str = HERE
-    workers: int | None = None
-    threads: int = 1
-    gpus: float = 1.0
 
 
 @dataclass
@@ -115,8 +89,7 @@ def label(
         UserError: the source or the model is unfit, `output` holds pictures of another model or look, or there is no
             such cluster.
     """
-    import ray  # noqa: F401  # before any work, where it is missing
-
+    require_ray()
     output, model = Path(output), artifacts.require_file(model, "give an .onnx file, an .engine or a checkpoint")
     gpu = parse_device(device)
     opened = ModelFile(model.resolve(), gpu, engine, network, False, LargeImages(), fleet.threads)
@@ -174,85 +147,28 @@ def _parts(source: Path, job: Job, fields: Fields, result: Labelled) -> list[Par
 
 def _run(parts: list[Part], job: Job, fleet: Fleet, result: Labelled) -> None:
     """Label the parts."""
-    if not parts:
-        return
-    import ray.data
+    done = Counter[str]()
 
-    with _cluster(fleet.address):
-        on_gpu = job.model.gpu is not None
-        room = ray.cluster_resources()
-        most = int(room.get("GPU", 0) / fleet.gpus if on_gpu else room.get("CPU", 0) / fleet.threads)
-        if most < 1:
-            needs = f"{fleet.gpus:g} GPU" if on_gpu else f"{fleet.threads} cores"
-            has = f"{room.get('CPU', 0):g} cores and {room.get('GPU', 0):g} GPUs"
-            raise UserError(f"Ray has no room for a worker of {needs}; it has {has}")
-        most = min(most, fleet.workers or most, len(parts))
-        rows = (
-            ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts))
-            .map(
-                Worker,
-                fn_constructor_kwargs={"job": job},
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, max_tasks_in_flight_per_actor=2),
-                num_cpus=fleet.threads,
-                num_gpus=fleet.gpus if on_gpu else None,
-            )
-            .iter_rows()
-        )
-        done = Counter[str]()
+    def remark() -> str:
+        return f"{done['written']} images"
 
-        def remark() -> str:
-            return f"{done['written']} images"
-
-        kept: list[dict[str, Any]] = []
-        for row in terminal.progress(rows, "parts", len(parts), remark=remark):
+    kept: list[dict[str, Any]] = []
+    with contextlib.closing(answers(Worker, parts, fleet, on_gpu=job.model.gpu is not None, job=job)) as rows:
+        for _, row in terminal.progress(rows, "parts", len(parts), remark=remark):
+            if isinstance(row, UserError):
+                result.stopped = str(row)
+                break
             kept.append(row)
             done.update(written=row["written"])
             result.skipped += row["skipped"]
-            for path, reason in json.loads(row["failed"]).items():
-                result.failed[Path(path)] = reason
+            for path, reason in row["failed"].items():
+                result.failed[path] = reason
                 terminal.warn(reason)
             if row["stopped"]:
                 result.stopped = row["stopped"]
                 break
-        result.written = done["written"]
-        result.measured = measure(kept)
-
-
-@contextlib.contextmanager
-def _cluster(address: str) -> Iterator[None]:
-    """Ray, connected until the block ends; one that the caller has connected to stays."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to Ray's makers
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    import ray
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    if ray.is_initialized():
-        yield
-        return
-    settings: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-    terminating = signal.getsignal(signal.SIGTERM)
-    try:
-        if address == HERE:
-            ray.init(include_dashboard=False, object_store_memory=_STORE_BYTES, **settings)
-        else:
-            if ":" in address:  # Ray itself waits for minutes
-                host, _, port = address.removeprefix("ray://").rpartition(":")
-                socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
-            ray.init(address, **settings)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"--ray {address}: there is no such cluster ({artifacts.one_line(error, 120)}); start one with "
-            "`ray start --head`, or leave the address out"
-        ) from None
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, terminating)  # Ray's would end the process without a word
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    result.written = done["written"]
+    result.measured = measure(kept)
 
 
 def _require_same(output: Path, settings: dict[str, Any]) -> None:

@@ -1,8 +1,6 @@
 """A worker: it opens the network once and labels one part after another. Ray starts it, and another where it dies."""
 
 import contextlib
-import json
-import os
 import time
 import uuid
 from dataclasses import dataclass
@@ -12,13 +10,13 @@ from typing import Any
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.composition import Style
+from sodeploy.runtime.label.parts import Part
 from sodeploy.runtime.media.items import Found, Item
 from sodeploy.runtime.media.kinds import MOVING
 from sodeploy.runtime.media.opening import ModelFile, open_mappers
 from sodeploy.runtime.media.outcome import Outcome, write_all, write_one
 from sodeploy.runtime.media.pictures import Look
 from sodeploy.runtime.media.targets import plan_targets
-from sodeploy.workers import limit_cores
 
 
 @dataclass(frozen=True)
@@ -46,41 +44,34 @@ class Worker:
     """Labels parts. What it returns for each is a row of a table."""
 
     def __init__(self, job: Job) -> None:
+        """
+        Raises:
+            UserError: the model is unfit.
+        """
         began = time.monotonic()
-        threads = job.model.threads or 1
-        limit_cores(threads)
-        os.environ["NUMBA_NUM_THREADS"] = str(threads)  # of the estimate of an edge's colors
         self._job = job
         self._name = uuid.uuid4().hex
-        self._unfit = ""
         with contextlib.ExitStack() as resources:
-            try:
-                self._opened = resources.enter_context(open_mappers(job.model, job.batch, None))
-            except UserError as error:  # Ray would start the worker again and again
-                self._unfit = str(error)
+            self._opened = resources.enter_context(open_mappers(job.model, job.batch, None))
             self._resources = resources.pop_all()
         self._ready_s = time.monotonic() - began
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, part: Part) -> dict[str, Any]:
         """Label one part.
 
         A picture that stands there is left as it is: a worker that died may have made it.
-
-        Args:
-            row: the part, under "part".
         """
         began = time.time()
-        outcome = Outcome(stopped=self._unfit)
+        outcome = Outcome()
         read = written = 0
-        if not outcome.stopped:
-            try:
-                with row["part"].opened() as found:
-                    read, written = self._label(found, outcome)
-                    read += row["part"].size
-            except UserError as error:
-                outcome.fail(Path(getattr(row["part"], "path", "")), str(error))
-            except OSError as error:
-                outcome.stopped = f"{error.filename or self._job.output}: {error.strerror}; correct it"
+        try:
+            with part.opened() as found:
+                read, written = self._label(found, outcome)
+                read += part.size
+        except UserError as error:
+            outcome.fail(Path(getattr(part, "path", "")), str(error))
+        except OSError as error:
+            outcome.stopped = f"{error.filename or self._job.output}: {error.strerror}; correct it"
         return {
             "worker": self._name,
             "ready_s": self._ready_s,
@@ -90,7 +81,7 @@ class Worker:
             "skipped": outcome.skipped,
             "bytes_read": read,
             "bytes_written": written,
-            "failed": json.dumps({str(source): reason for source, reason in outcome.failed.items()}),
+            "failed": outcome.failed,
             "stopped": outcome.stopped,
         }
 

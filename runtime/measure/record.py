@@ -108,6 +108,9 @@ class BenchRecord(Record):
     rows: list[Row] = Field(description="one per model; the first is the baseline")
     dataset: str
     images: int = Field(description="images that were scored")
+    timed: int | None = Field(
+        default=None, description="images whose times were measured; null: all. Ray's workers scored the others"
+    )
     left_out: list[str] = Field(description="images left out because a metric is undefined on their mask")
     threads: int
     batch: int

@@ -293,7 +293,8 @@ def _cost(record: BenchRecord) -> Table:
         spread = [_spread(row.latency_ms[stage]) for stage in stages]
         rows.append([row.name, row.engine, *counts, shape, f"{row.size_mib:.2f}", *spread])
     threads = f"{record.threads} CPU thread{'s' if record.threads > 1 else ''}"
-    caption = f"p50 / p90 / p99 in ms per image over {record.images} images, models in turn, decoding not counted"
+    timed = record.images if record.timed is None else f"the first {record.timed}"
+    caption = f"p50 / p90 / p99 in ms per image over {timed} images, models in turn, decoding not counted"
     batches = [
         f"{row.name} computes {row.input_shape[0]} images whenever it is given one"
         for row in record.rows

@@ -66,17 +66,15 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def run(parts: list[Part], job: Job, fleet: Fleet, result: Labelled) -> None:
         worker = Worker(job)
-        rows = [worker({"part": part}) for part in parts]
+        rows = [worker(part) for part in parts]
         for row in rows:
             result.written += row["written"]
             result.skipped += row["skipped"]
             result.stopped = result.stopped or row["stopped"]
-            result.failed.update({Path(path): reason for path, reason in json.loads(row["failed"]).items()})
+            result.failed.update(row["failed"])
         result.measured = measure(rows)
 
     monkeypatch.setattr(module, "_run", run)
-    monkeypatch.setenv("NUMBA_NUM_THREADS", "1")  # restored at the end
-    monkeypatch.setattr("sodeploy.runtime.label.worker.limit_cores", lambda most: None)
 
 
 def ancestors(process: int) -> Iterator[int]:
