@@ -177,7 +177,7 @@ class TestCommand:
             ([unet_file, unet_file, "--calib", images], "give one ONNX file and --calib DATA"),
             (["--merge", whole, whole], "both statistics counted the same 6 image(s)"),
             (["--merge", whole, unet_file], "holds no calibration statistics"),
-            (["--merge", whole, "--calib", images], "leave --calib and --shard out"),
+            (["--merge", whole, "--calib", images], "leave --calib, --shard and --ray out"),
         ):
             done = self.run(repository, *arguments, "--output", tmp_path / "out.npz")
             assert done.returncode == 1
