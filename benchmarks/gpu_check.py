@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path(__file__).resolve().parent / "results"
 # What is measured, and what for. The pages that performance_section.py writes list what still awaits a GPU.
 PARTS = {
-    "GPU tests": "device, kernels, sessions and CUDA graphs on a real driver",
+    "GPU tests": "device, kernels, sessions, the pipeline and its CUDA graphs on a real driver",
     "Kernels": "time of each kernel against the least that its bytes take at this GPU's copy bandwidth, with images "
     "that are not in the cache; goals: at least 80 % of it for 32 images of 1920x1080, pre and post of one such "
     "image in under 60 us together",
@@ -46,7 +46,13 @@ PARTS = {
 }
 LAST_START = 360  # seconds after which no part is begun
 TEST_LIMIT = 150  # seconds for the GPU tests
-GPU_TESTS = ["test_device.py", "test_cuda_processing.py", "test_engine_session.py"]
+GPU_TESTS = [
+    "test_device.py",
+    "test_cuda_processing.py",
+    "test_engine_session.py",
+    "test_graphs.py",
+    "test_pipeline.py",
+]
 _ON_GPU = "not emulated and not stay_within"  # these run on the CPU
 _NOT_FOR_A_GPU = ([".sim"], [".cpu"], [".openvino"])
 _WHEELS = "benchmarks/gpu_machine/prepare.py collects the wheels for a machine without a network"

@@ -16,12 +16,13 @@ from sodeploy.artifacts import check_output_folder
 from sodeploy.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions", "pysodmetrics")
+PACKAGES = ("pydantic", "pysodmetrics")  # and all that they need
+THERE = ("numpy", "scipy", "opencv_python_headless")  # the machine has its own
 MOST_BYTES = 64 << 20
 
 
 def prepare(output: Path, python: str) -> list[Path]:
-    """Download the wheels; returns them.
+    """Download the wheels, in the versions of constraints.txt; returns them.
 
     Args:
         python: the version of the other machine's Python, for example "3.12".
@@ -32,12 +33,16 @@ def prepare(output: Path, python: str) -> list[Path]:
     check_output_folder(output)
     folder = output / "whl"
     wanted = [f"{name}=={importlib.metadata.version(name)}" for name in PACKAGES]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--constraint", str(ROOT / "constraints.txt")]
     command += ["--only-binary=:all:", "--implementation=cp", f"--python-version={python}"]
     command += ["--platform=manylinux2014_x86_64", "--platform=manylinux_2_28_x86_64", "--dest", str(folder), *wanted]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"pip found no wheels for Python {python}: {' '.join(done.stderr.split())[-300:]}")
+    for wheel in folder.glob("*.whl"):
+        if wheel.name.split("-")[0] in THERE:
+            wheel.unlink()
     wheels = sorted(folder.glob("*.whl"))
     short = f"cp{python.replace('.', '')}"
     for wheel in wheels:
