@@ -85,8 +85,9 @@ def engine_of(file: Path, folder: Path, shapes: str | None) -> Path:
     if file.suffix != ".onnx":
         return file
     from sodeploy import terminal
-    from sodeploy.artifacts import locked, sha256
+    from sodeploy.artifacts import sha256
     from sodeploy.errors import UserError
+    from sodeploy.folder_lock import locked
     from sodeploy.quant.engine import build, choose_builder, parse_profile
     from sodeploy.runtime.gpu.driver import current_gpu
     from sodeploy.runtime.gpu.engine_record import check_engine

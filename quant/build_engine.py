@@ -45,11 +45,12 @@ import onnx
 import typer
 
 from sodeploy import command_line, terminal
-from sodeploy.artifacts import locked, manifest_path
+from sodeploy.artifacts import manifest_path
 from sodeploy.calib_data import Dataset, Sample, open_dataset, open_photographs
 from sodeploy.calib_data.layouts import image_files
 from sodeploy.calib_data.options import LimitOption, RootOption
 from sodeploy.errors import UserError
+from sodeploy.folder_lock import locked
 from sodeploy.quant import engine
 from sodeploy.quant.budget.gate import require_disjoint
 from sodeploy.quant.build_plan import SCENES, Within, plan_of, write_plan

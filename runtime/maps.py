@@ -19,6 +19,7 @@ from sodeploy.calib_data import open_datasets
 from sodeploy.calib_data.options import LimitOption, RootOption
 from sodeploy.calib_data.sources import Source
 from sodeploy.errors import UserError, first_few
+from sodeploy.folder_lock import locked
 from sodeploy.runtime.infer import infer
 from sodeploy.runtime.media.outcome import Outcome
 from sodeploy.runtime.options import BatchOption, DeviceOption, EngineOption, NetworkOption
@@ -61,7 +62,7 @@ def write_maps(
     model = artifacts.require_file(model, "give an .onnx file, an .engine or a checkpoint")
     datasets = [one.first(limit) for one in open_datasets(data, masks=False, root=root)]
     artifacts.check_output_folder(output)
-    with artifacts.locked(output):
+    with locked(output):
         made_by = {"model": str(model), "sha256": artifacts.sha256(model), "network": network}
         record = output / RECORD
         sets = _recorded_sets(output)

@@ -21,6 +21,7 @@ from sodeploy.calib_data import open_dataset, open_datasets, open_photographs
 from sodeploy.errors import UserError, first_few
 from sodeploy.experiment import Experiment, Journal, Train, digest_of_path, listing, load_experiment
 from sodeploy.experiment_summary import PAGE, SUMMARY, differences_of, write_summary
+from sodeploy.folder_lock import locked
 from sodeploy.runtime.evaluate import EVALUATION, Outputs, evaluate, write_outputs
 from sodeploy.runtime.gpu.driver import driver_problem
 from sodeploy.runtime.maps import holds_maps_of, require_all, write_maps
@@ -90,7 +91,7 @@ def run_experiment(config: str | Path, only: Sequence[str] = STEPS, workers: int
     output = experiment.output or Path("out") / Path(config).stem
     artifacts.check_output_folder(output)
     steps = {"train": _train, "export": _export, "build": _build, "test": _test, "eval": _eval, "report": _report}
-    with artifacts.locked(output):
+    with locked(output):
         run = Run(Path(config), experiment, output, Journal(output), workers)
         for name in STEPS:
             if name in only:

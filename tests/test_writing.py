@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sodeploy import artifacts
+from sodeploy import artifacts, folder_lock
 from sodeploy.errors import UserError
 from sodeploy.outputs import check_outputs
 
@@ -67,11 +67,11 @@ def test_leftovers_of_dead_runs_are_removed_and_no_others(tmp_path: Path) -> Non
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
-    with artifacts.locked(tmp_path / "out"):
-        code = f"from sodeploy import artifacts; artifacts.locked({str(tmp_path / 'out')!r}).__enter__()"
+    with folder_lock.locked(tmp_path / "out"):
+        code = f"from sodeploy import folder_lock; folder_lock.locked({str(tmp_path / 'out')!r}).__enter__()"
         second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
         assert re.search(r"another run( \(process \d+\))? is writing into", second.stderr)
-    with artifacts.locked(tmp_path / "out"):
+    with folder_lock.locked(tmp_path / "out"):
         assert not list((tmp_path / "out").iterdir())
 
 

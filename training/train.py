@@ -22,10 +22,10 @@ import typer
 from torch import nn
 
 from sodeploy import command_line, terminal
-from sodeploy.artifacts import locked
 from sodeploy.calib_data.options import RootOption
 from sodeploy.calib_data.sources import Source
 from sodeploy.errors import Stopped, UserError
+from sodeploy.folder_lock import locked
 from sodeploy.runtime.measure.report import Table, show
 from sodeploy.training.backbone import load_backbone
 from sodeploy.training.checkpoint import load_checkpoint

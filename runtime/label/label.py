@@ -19,6 +19,7 @@ import typer
 from sodeploy import artifacts, command_line, terminal
 from sodeploy.calib_data.images import MOST_PIXELS
 from sodeploy.errors import UserError, first_few
+from sodeploy.folder_lock import locked
 from sodeploy.runtime.fleet import HERE, Fleet, answers, require_ray
 from sodeploy.runtime.infer import parse_device
 from sodeploy.runtime.label.forecast import Measured, forecast, forecast_table, measure
@@ -101,7 +102,7 @@ def label(
     look = parse_look(style, threshold)
     job = Job(opened, output.resolve(), look, still_suffix(format, look.channels), most_pixels, batch)
     artifacts.check_output_folder(output)
-    with artifacts.locked(output):
+    with locked(output):
         result = Labelled()
         parts = _parts(Path(source), job, fields, result)
         settings = {

@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from sodeploy.artifacts import locked
 from sodeploy.calib_data import Dataset
 from sodeploy.errors import UserError
+from sodeploy.folder_lock import locked
 from sodeploy.quant import build_engine
 from sodeploy.quant.emit.targets import TARGETS, Target
 from sodeploy.quant.graph import Network

@@ -16,6 +16,7 @@ import torch
 
 from sodeploy import artifacts
 from sodeploy.errors import UserError
+from sodeploy.folder_lock import locked
 from sodeploy.training.checkpoint import load_checkpoint
 from sodeploy.training.models import build
 from sodeploy.training.recipe import Validation
@@ -97,7 +98,7 @@ def test_a_run_leaves_what_it_says(recipe: Path, tmp_path: Path) -> None:
 
 def test_one_run_at_a_time_in_a_folder(recipe: Path, tmp_path: Path) -> None:
     with (
-        artifacts.locked(tmp_path / "run"),
+        locked(tmp_path / "run"),
         pytest.raises(UserError, match=rf"another run \(process {os.getpid()}\) is writing into .*run; wait"),
     ):
         train(recipe, output=tmp_path / "run")
