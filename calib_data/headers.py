@@ -12,6 +12,7 @@ _DEFLATED = 8 * 1032  # pixels of one bit, at the greatest compression that defl
 _PNG_NEEDED = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _BMP_PLAIN, _BMP_BIT_FIELDS = 0, 3
 _SUBFILE, _WIDTH, _HEIGHT, _COMPRESSION, _SAMPLES = 254, 256, 257, 259, 277  # tags of a TIFF
+_EXTRA, _PROFILE = 338, 34675
 _NO_PAGE = 0b101  # bits of the tag "subfile": a smaller copy, a mask
 _MOST_PREVIEWS = 64
 GREY, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 3, 4, 6  # colour types of a PNG's header
@@ -28,6 +29,8 @@ class Header:
         paged: the file holds more than one page.
         alpha: the file may have an alpha channel.
         densest: the most pixels that one byte of the file can hold; None where its coding sets no bound.
+        associated: of a TIFF: whether its colors are stored multiplied by alpha; None where it does not say.
+        profile: the ICC profile of a TIFF or an AVIF; None where there is none, and of other formats.
     """
 
     kind: str
@@ -37,6 +40,8 @@ class Header:
     alpha: bool = False
     densest: int | None = None
     paged: bool = False
+    associated: bool | None = None
+    profile: bytes | None = None
 
     @property
     def pixels(self) -> int:
@@ -170,26 +175,33 @@ def _tiff(data: bytes) -> Header:
     """The first page's size, and whether there are more pages."""
     order: Literal["<", ">"] = "<" if data[:2] == b"II" else ">"
     (offset,) = struct.unpack(f"{order}I", data[4:8])
-    found, following = _tiff_page(data, order, offset)
+    found, sizes, following = _tiff_page(data, order, offset)
     densest = {1: 8, 8: _DEFLATED, 32946: _DEFLATED}.get(found.get(_COMPRESSION, 1))
     alpha = found.get(_SAMPLES, 1) in (2, 4)
     paged = _has_page(data, order, following)
-    return Header("TIFF", found[_WIDTH], found[_HEIGHT], alpha=alpha, densest=densest, paged=paged)
+    profile = data[found[_PROFILE] :][: sizes[_PROFILE]] if _PROFILE in found else None
+    associated = {1: True, 2: False}.get(found.get(_EXTRA, 0)) if alpha else None
+    return Header("TIFF", found[_WIDTH], found[_HEIGHT], False, alpha, densest, paged, associated, profile)
 
 
-def _tiff_page(data: bytes, order: Literal["<", ">"], offset: int) -> tuple[dict[int, int], int]:
-    """The first value of each tag of the page at `offset`, and the offset of the next page; 0 for none."""
+def _tiff_page(data: bytes, order: Literal["<", ">"], offset: int) -> tuple[dict[int, int], dict[int, int], int]:
+    """The page at `offset`.
+
+    Returns:
+        The first value of each tag, or the place of values that take more than four bytes; the number of values of each
+        tag; and the offset of the next page, 0 for none.
+    """
     (count,) = struct.unpack(f"{order}H", data[offset : offset + 2])
-    found = {}
+    found, sizes = {}, {}
     for entry in range(min(count, 512)):
         at = offset + 2 + 12 * entry
-        tag, kind, _ = struct.unpack(f"{order}HHI", data[at : at + 8])
+        tag, kind, sizes[tag] = struct.unpack(f"{order}HHI", data[at : at + 8])
         found[tag] = struct.unpack(
             f"{order}H" if kind == 3 else f"{order}I", data[at + 8 : at + (10 if kind == 3 else 12)]
         )[0]
     end = offset + 2 + 12 * count
     following = data[end : end + 4]
-    return found, struct.unpack(f"{order}I", following)[0] if len(following) == 4 else 0
+    return found, sizes, struct.unpack(f"{order}I", following)[0] if len(following) == 4 else 0
 
 
 def _has_page(data: bytes, order: Literal["<", ">"], offset: int) -> bool:
@@ -197,7 +209,7 @@ def _has_page(data: bytes, order: Literal["<", ">"], offset: int) -> bool:
     for _ in range(_MOST_PREVIEWS):
         if not 0 < offset < len(data):
             return False
-        found, offset = _tiff_page(data, order, offset)
+        found, _, offset = _tiff_page(data, order, offset)
         if not found.get(_SUBFILE, 0) & _NO_PAGE:
             return True
     return False
@@ -207,7 +219,9 @@ def _avif(data: bytes) -> Header:
     """The largest picture of the file's property boxes (ISO/IEC 23008-12, `ispe`)."""
     sizes = [struct.unpack(">II", data[at.end() + 4 : at.end() + 12]) for at in re.finditer(b"ispe", data[:65536])]
     width, height = max(sizes, key=lambda size: size[0] * size[1], default=(0, 0))
-    return Header("AVIF", width, height, data[8:12] == b"avis", alpha=True)
+    box = re.search(rb"(.{4})colr(?:prof|rICC)", data[:65536], re.DOTALL)
+    profile = data[box.end() : box.start() + int.from_bytes(box[1], "big")] if box else None
+    return Header("AVIF", width, height, data[8:12] == b"avis", alpha=True, profile=profile)
 
 
 def _jpeg2000(data: bytes) -> Header:

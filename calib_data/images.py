@@ -1,5 +1,6 @@
 """Images: decoding photographs of every kind that people have, and writing pictures."""
 
+import re
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ SUFFIXES = frozenset(
     )
 )
 MOST_PIXELS = 178_956_970  # an image beyond is refused before it is decoded: half a gigabyte as 8-bit RGB
+_AVIF_TURN = re.compile(rb"\0\0\0\x09(irot|imir)(.)", re.DOTALL)  # quarters to the left; the axis that is flipped
 
 # Our own errors say what went wrong and name the file, which OpenCV's log does not know.
 _set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # moved after OpenCV 4.10
@@ -56,10 +58,13 @@ def read_image(path: str | Path, most_pixels: int = MOST_PIXELS) -> np.ndarray:
 
 def decode_image(data: bytes, name: str | Path, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """Decode the bytes of an encoded image, as `read_image` does; `name` stands in the error."""
-    if check_header(data, name, most_pixels).kind == "JPEG":
+    header = check_header(data, name, most_pixels)
+    if header.kind == "JPEG":
         return decode(data, cv2.IMREAD_COLOR_RGB, name)
     # Not in all formats: OpenCV 4.14 leaves TIFF of 16 bits and AVIF with alpha in BGR.
     image = decode(data, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH, name)
+    if header.associated or (header.associated is False and image.dtype == np.uint8):  # OpenCV multiplies these
+        image = _divided(image, decode(data, cv2.IMREAD_UNCHANGED, name)[..., 3])
     if image.dtype == np.uint16:
         image = cv2.convertScaleAbs(image, alpha=1 / 257)  # 65535 = 255 * 257, rounded
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image))
@@ -148,7 +153,7 @@ def decode(data: bytes, flags: int, name: str | Path) -> np.ndarray:
         raise UserError(f"{name} has values of {image.dtype}; save it with 8 or 16 bits per channel, or remove it")
     if image is None or _is_cut_short(data):
         raise UserError(f"{name} is broken or not an 8 or 16 bit image that OpenCV reads; replace or remove it")
-    return image
+    return _upright_avif(image, data) if data[4:11] == b"ftypavi" else image
 
 
 def write_picture(path: str | Path, picture: np.ndarray) -> None:
@@ -167,6 +172,20 @@ def write_picture(path: str | Path, picture: np.ndarray) -> None:
     if not encoded:
         raise UserError(f"{path}: OpenCV cannot encode a picture of {picture.shape} as {path.suffix}")
     artifacts.write_bytes(path, data.tobytes())
+
+
+def _divided(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Colors that were multiplied by alpha, as they were; black where nothing of them is left."""
+    full = np.iinfo(image.dtype).max
+    factor = full / np.maximum(alpha, 1).astype(np.float32)
+    return np.asarray(np.rint(image * factor[..., None]).clip(0, full).astype(image.dtype))
+
+
+def _upright_avif(image: np.ndarray, data: bytes) -> np.ndarray:
+    """Turn an AVIF as its properties say (ISO/IEC 23008-12, irot and imir); OpenCV leaves it as it is stored."""
+    for kind, value in _AVIF_TURN.findall(data[:65536]):
+        image = np.rot90(image, value[0] & 3) if kind == b"irot" else np.flip(image, value[0] & 1)
+    return np.ascontiguousarray(image)
 
 
 def _is_cut_short(data: bytes) -> bool:

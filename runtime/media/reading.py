@@ -58,7 +58,8 @@ def _metadata(data: bytes, header: Header) -> tuple[bytes, bytes | None]:
     flags = cv2.IMREAD_REDUCED_COLOR_8 if header.kind == "JPEG" else cv2.IMREAD_COLOR
     _, kinds, blobs = cv2.imdecodeWithMetadata(np.frombuffer(data, np.uint8), flags=flags)
     found = {int(kind): np.asarray(blob).tobytes() for kind, blob in zip(kinds, blobs, strict=True)}
-    return found.get(cv2.IMAGE_METADATA_EXIF, b""), usable_profile(found.get(cv2.IMAGE_METADATA_ICCP))
+    profile = header.profile or found.get(cv2.IMAGE_METADATA_ICCP)  # OpenCV gives none of TIFF and AVIF
+    return found.get(cv2.IMAGE_METADATA_EXIF, b""), usable_profile(profile)
 
 
 def _alpha(data: bytes, name: str | Path, exif: bytes) -> np.ndarray | None:

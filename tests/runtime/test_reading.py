@@ -14,6 +14,7 @@ from sodeploy.runtime.media.reading import decode_frame, read_frame
 
 Image = pytest.importorskip("PIL.Image")
 ImageCms = pytest.importorskip("PIL.ImageCms")
+ImageOps = pytest.importorskip("PIL.ImageOps")
 
 RED = (200, 30, 20)
 
@@ -71,21 +72,45 @@ def test_heic_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
         decode_frame(b"\0\0\0\x1cftypheic" + bytes(100), "x.heic")
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_transparency_is_turned_as_the_image_is(kind: str, orientation: int) -> None:
     picture = Image.new("RGBA", (60, 40), (*RED, 255))
     picture.paste((0, 0, 255, 100), (0, 0, 20, 10))  # blue and transparent in the corner
     exif = Image.Exif()
     exif[0x112] = orientation
-    settings = {"lossless": True} if kind == "WEBP" else {}
-    frame = decode_frame(saved(picture, kind, exif=exif, **settings), "x")
+    settings = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100, "subsampling": "4:4:4"}}.get(kind, {})
+    data = saved(picture, kind, exif=exif, **settings)
+    frame = decode_frame(data, "x")
     assert frame.alpha is not None
     assert frame.size == ((40, 60) if orientation < 5 else (60, 40))
-    np.testing.assert_array_equal(frame.alpha == 100, frame.image[..., 2] == 255)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    found = np.dstack([frame.image, frame.alpha])
+    np.testing.assert_allclose(found.astype(int), expected, atol=3 if kind == "AVIF" else 0)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("stored", [0, 1, 2])  # not said, multiplied by alpha, not multiplied
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_colors_of_a_tiff_are_not_multiplied_by_its_transparency(stored: int, kind: type) -> None:
+    full = np.iinfo(kind).max
+    straight = np.array([200, 30, 100]) / 255
+    colors = straight * 102 / 255 if stored == 1 else straight
+    pixel = np.rint(np.append(colors, 102 / 255) * full).astype("<u2" if kind is np.uint16 else kind)
+    bits, place = pixel.itemsize * 8, 8 + 2 + 12 * 10 + 4
+    tags = [(256, 4, 1), (257, 4, 1), (258, 3, bits), (259, 3, 1), (262, 3, 2), (273, 4, place + 8), (277, 3, 4)]
+    tags += [(278, 4, 1), (279, 4, 4 * pixel.itemsize), (338, 3, stored)]
+    entries = [
+        struct.pack("<HHII", tag, size, 4 if tag == 258 else 1, place if tag == 258 else value)
+        for tag, size, value in tags
+    ]
+    page = struct.pack("<H", len(tags)) + b"".join(entries) + bytes(4) + struct.pack("<4H", *[bits] * 4)
+    frame = decode_frame(b"II*\0\x08\0\0\0" + page + pixel.tobytes(), "x")
+    assert frame.alpha is not None
+    assert frame.alpha[0, 0] == 102
+    np.testing.assert_allclose(frame.image[0, 0], [200, 30, 100], atol=1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
 def test_profiles(kind: str) -> None:
     assert decode_frame(saved(red(), kind, icc_profile=profile()), "x").profile == profile()
     assert decode_frame(saved(red(), kind, icc_profile=profile("LAB")), "x").profile is None
