@@ -3,7 +3,8 @@ BIN := .venv/bin
 ROOMS := calib_data training export quant runtime
 STAMP := .venv/.installed
 
-.PHONY: install demo test test-quick test-oldest test-all-builds lint gpu-check fuzz docs docs-text docs-figures image-check audit
+.PHONY: install demo test test-quick test-oldest test-all-builds lint gpu-check fuzz api-check docs docs-text \
+	docs-figures image-check audit
 
 install: $(STAMP)
 
@@ -54,6 +55,16 @@ lint: $(STAMP)
 MINUTES ?= 10
 fuzz: $(STAMP)
 	PYTHONPATH=$(CURDIR) $(BIN)/python tests/fuzz.py --minutes $(MINUTES)
+
+# Requests that schemathesis makes from the service's OpenAPI description, without API keys and with one; minutes
+EXAMPLES ?= 200
+api-check: $(STAMP) .venv-api/.installed
+	PYTHONPATH=$(CURDIR) $(BIN)/python tests/api_check.py .venv-api/bin/schemathesis --examples $(EXAMPLES)
+
+.venv-api/.installed: tests/api-requirements.txt
+	test -x .venv-api/bin/python || $(PYTHON) -m venv .venv-api
+	.venv-api/bin/python -m pip install --quiet --disable-pip-version-check -r tests/api-requirements.txt
+	touch $@
 
 # On a machine with an NVIDIA GPU, from whatever is installed there; writes benchmarks/results/<gpu>-<date>.{json,md}
 gpu-check:

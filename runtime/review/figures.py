@@ -59,7 +59,7 @@ def latency(evidence: Evidence) -> str:
     """The median time of each stage, model by model."""
     rows = evidence.record.rows
     stages = [stage for stage in rows[0].latency_ms if stage != "total"]
-    figure, panels = _figure(9.6, 0.9 + 0.45 * len(rows), 1, 1)
+    figure, panels = _figure(9.6, 1.2 + 0.45 * len(rows), 1, 1)
     axes = panels[0, 0]
     for place, row in enumerate(rows):
         left = 0.0
@@ -69,7 +69,14 @@ def latency(evidence: Evidence) -> str:
             left += time
     axes.set_yticks(range(len(rows)), [f"{row.name}, {row.engine}" for row in rows])
     axes.set(xlabel="ms per image, p50 of each stage", ylim=(len(rows) - 0.5, -0.5))
-    axes.legend(ncols=len(stages), fontsize="small", frameon=False, labelcolor=_INK, loc="upper right")
+    axes.legend(  # above the bars, which may fill the axes
+        ncols=len(stages),
+        fontsize="small",
+        frameon=False,
+        labelcolor=_INK,
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+    )
     return _svg(figure)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Security
+from fastapi.security import APIKeyHeader
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -121,7 +122,13 @@ def _add_pictures(app: FastAPI, service: Service) -> None:
         ("/v1/batch", batch, schema.several_pictures(), several),
     ):
         app.add_api_route(
-            path, endpoint, methods=["POST"], response_class=Response, responses=responses, openapi_extra=request
+            path,
+            endpoint,
+            methods=["POST"],
+            response_class=Response,
+            responses=responses,
+            openapi_extra=request,
+            dependencies=_key(service),
         )
     for path in ("/api/remove", "/v1.0/removebg"):  # rembg's and remove.bg's
         app.add_api_route(path, cutout, methods=["POST"], include_in_schema=False)
@@ -165,8 +172,14 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
     app.add_api_route("/healthz", healthz)
     app.add_api_route("/readyz", readyz, responses={503: {"description": "loading, draining or failed"}})
-    app.add_api_route("/v1/models", models, responses={401: {"description": "unauthorized"}})
-    app.add_api_route("/metrics", metrics, response_class=Response, responses={401: {"description": "unauthorized"}})
+    locked: dict[str, Any] = {"responses": {401: {"description": "unauthorized"}}, "dependencies": _key(service)}
+    app.add_api_route("/v1/models", models, **locked)
+    app.add_api_route("/metrics", metrics, response_class=Response, **locked)
+
+
+def _key(service: Service) -> list[Any]:
+    """The API key for the OpenAPI description, where the service has one; `Guard` asks for it."""
+    return [Security(APIKeyHeader(name="X-Api-Key", auto_error=False))] if service.settings.keys else []
 
 
 async def _one(request: Request, service: Service, default_type: str) -> Response:

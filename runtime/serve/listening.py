@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from sodeploy.errors import UserError
 
@@ -125,6 +126,45 @@ class Server(uvicorn.Server):
         return protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
 
+def _protocol_with_patience(seconds: float) -> type[asyncio.Protocol]:
+    """uvicorn's protocol, which closes a connection whose next request does not begin: its head is late.
+
+    Without it a sender of half a head would hold a connection for ever.
+
+    Args:
+        seconds: from the connection, or from the first byte of a further request, to the end of its head.
+    """
+    base: Any = AutoHTTPProtocol
+
+    class Protocol(base):
+        _late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, error: Exception | None) -> None:
+            super().connection_lost(error)
+            self._rest()
+
+        def _watch(self) -> None:
+            if self.cycle is not None and not self.cycle.response_complete:  # a request is under way
+                self._rest()
+            elif self._late is None:
+                self._late = self.loop.call_later(seconds, self.transport.close)
+
+        def _rest(self) -> None:
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+
+    return Protocol
+
+
 def make_server(app: Any, alone: bool, deadline_s: float, drain_s: float) -> Server:
     """A server for an ASGI application, without a word in any log.
 
@@ -134,6 +174,7 @@ def make_server(app: Any, alone: bool, deadline_s: float, drain_s: float) -> Ser
     """
     config = uvicorn.Config(
         app,
+        http=_protocol_with_patience(deadline_s),
         log_config=None,
         log_level="critical",
         access_log=False,  # its lines would tell who sent what

@@ -52,7 +52,7 @@ PICTURES = tuple(MEDIA_TYPES.values())
 
 
 def _request(names: list[str], files: dict[str, Any], raw: bool) -> dict[str, Any]:
-    fields = {name: {**OWN[name].schema, "description": OWN[name].does} for name in names}
+    fields = {name: {**_or_empty(OWN[name].schema), "description": OWN[name].does} for name in names}
     form = {"type": "object", "required": ["file"], "properties": {**files, **fields}}
     content: dict[str, Any] = {"multipart/form-data": {"schema": form}}
     if raw:
@@ -60,7 +60,12 @@ def _request(names: list[str], files: dict[str, Any], raw: bool) -> dict[str, An
     return {
         "requestBody": {"required": True, "content": content},
         "parameters": [
-            {"name": name, "in": "query", "required": False, "description": OWN[name].does, "schema": OWN[name].schema}
-            for name in names
+            {"name": name, "in": "query", "required": False, "description": OWN[name].does, "schema": schema}
+            for name, schema in ((name, _or_empty(OWN[name].schema)) for name in names)
         ],
     }
+
+
+def _or_empty(schema: dict[str, object]) -> dict[str, object]:
+    """A parameter's schema, or no text: a form sends a field that nobody has filled in so, and it counts as absent."""
+    return {"anyOf": [schema, {"type": "string", "maxLength": 0}]}

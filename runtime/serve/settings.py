@@ -27,7 +27,7 @@ class Settings:
         batch: pictures in one run of a network, at most.
         window_s: seconds that a run waits for more pictures.
         queue: pictures that are accepted and not answered yet, at most, in one process.
-        deadline_s: seconds from a request's first byte to its answer, at most.
+        deadline_s: seconds from the end of a request's head to its answer, and for the head itself, at most.
         most_pixels: the largest width x height of a picture that is decoded.
         most_bytes: the largest file of a picture.
         keys: SHA-256 digests of the API keys; empty: no key is asked for.

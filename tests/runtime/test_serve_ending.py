@@ -53,6 +53,21 @@ def ask(port: int) -> bytes:
         connection.close()
 
 
+def test_a_connection_without_a_whole_head_is_closed() -> None:
+    with (
+        listening_socket("127.0.0.1", 0) as listening,
+        running(make_server(application, True, 0.3, 0.1), listening),
+        socket.socket() as half,
+        socket.socket() as silent,
+    ):
+        for connection in (half, silent):
+            connection.connect(listening.getsockname())
+            connection.settimeout(20)
+        half.sendall(b"GET / HTTP/1.1\r\nX: ")
+        assert (half.recv(100), silent.recv(100)) == (b"", b"")
+        assert ask(listening.getsockname()[1]) == b"ok"
+
+
 def test_a_connection_that_asyncio_accepts_at_the_end_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     before = Server._take_waiting
     late = socket.socket()
