@@ -71,8 +71,8 @@ def compare(
 
     Returns:
         `model`; `load`; `instructions` (`matrix_instructions`); `benches`, a `BenchRecord` as JSON for each number of
-        threads; `sessions`, for each of its rows: `model`, `engine`, `start_s`, `cached_start_s` (from nothing imported
-        to the first map, and once more), `peak_mib`, or `failure`.
+        threads; `sessions`, for each of its rows: `model`, `engine`, `start_s`, `cached_start_s` (from the file to the
+        first map, with the import of the engine, and once more), `peak_mib`, or `failure`.
     """
     graphs, taken = graphs_of(model), taking(model, engines)
     terminal.note(f"{model}: {', '.join(path.name for path in graphs)}")
@@ -131,12 +131,13 @@ def _table(entry: dict[str, Any]) -> Table:
     for index, row in enumerate(first.rows):
         graph = Path(row.model).name.removeprefix(f"{Path(first.rows[0].model).stem}.").removesuffix(".onnx")
         scores = [part for key in METRICS for part in (decimal(row.metrics[key]), interval(row.delta[key]))]
+        error = "" if row.map_error is None else decimal(row.map_error)
         times = [f"{made.rows[index].time_ratio.value:.2f}" for made in benches]
         opened = cost.get((row.model, row.engine), {})
         figures = [_rounded(opened.get(key), 1) for key in ("start_s", "cached_start_s")]
         figures.append(_rounded(opened.get("peak_mib"), 0))
-        rows.append(["fp32" if index == 0 or graph == "onnx" else graph, row.engine, *scores, *times, *figures])
-    header = ["graph", "engine", *(part for label in METRICS.values() for part in (label, "difference"))]
+        rows.append(["fp32" if index == 0 or graph == "onnx" else graph, row.engine, error, *scores, *times, *figures])
+    header = ["graph", "engine", "map error", *(part for label in METRICS.values() for part in (label, "difference"))]
     header += [f"time, {made.threads} thread{'s' if made.threads > 1 else ''}" for made in benches]
     header += ["start (s)", "again (s)", "memory (MiB)"]
     instructions = ", ".join(entry["instructions"]) or "neither VNNI nor AMX"
@@ -148,10 +149,12 @@ def _table(entry: dict[str, Any]) -> Table:
         rows,
         2,
         caption=f"{first.hardware} ({instructions}){busy}\n"
+        "map error: mean absolute difference of the maps to those of fp32 in onnxruntime, of maps from 0 to 1\n"
         "difference to fp32 with 95 % interval (paired bootstrap over images), * where it excludes zero\n"
         "time of inference as a multiple of fp32's in onnxruntime with as many threads, all graphs in turn\n"
-        f"start: from nothing to the first map, and again with what OpenVINO kept on disk; memory: the most that a "
-        f"process with one session held; {benches[0].threads} thread(s)",
+        "start: from the file to the first map, with the import of the engine; again: with the compiled model that "
+        "OpenVINO kept on disk\n"
+        f"memory: the most that a process with one session held; {benches[0].threads} thread(s)",
     )
 
 

@@ -25,9 +25,9 @@ from sodeploy.quant.emit.targets import Target
 from sodeploy.quant.graph import Network, channel_axis
 from sodeploy.quant.int8 import STEPS, UINT8_STEPS, dequantize_weight, fp16_scale
 from sodeploy.quant.planning.plan import Plan
+from sodeploy.runtime import openvino_session
 from sodeploy.runtime.onnx_floats import other_floats, to_float32
 from sodeploy.runtime.onnx_session import session_options, start_session
-from sodeploy.runtime.openvino_session import runner_of
 from sodeploy.runtime.processing import to_saliency
 from sodeploy.runtime.session import installed_engines, open_session
 
@@ -42,7 +42,7 @@ _WORSE_THAN_SIMULATION_DB = 6.0
 _NEGLIGIBLE = 1e-3  # of the float32 map's spread: a map that varies less is constant
 
 _IN_FP32 = "onnxruntime's CPU computes fp16 and bf16 in float32; the simulation shows the roundings of this graph"
-_WITHOUT_OPENVINO = "OpenVINO is not installed; onnxruntime ran its graph"
+_WITHOUT_OPENVINO = "OpenVINO is not installed"
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,12 @@ class Prover:
         if "bfloat16" in other_floats(graph):  # which no CPU kernel reads
             graph = copy.deepcopy(graph)
             to_float32(graph)
-        if target.measured_in == "openvino" and "openvino" in installed_engines():
-            proof = replace(self.compare(_run_in_openvino(graph, target), "it"), engine="openvino")
-        else:
+        if target.measured_in != "openvino":
             proof = self.compare(_run(graph), "it")
-        if target.measured_in == "openvino" and proof.engine != "openvino":
-            proof = replace(proof, limits=_WITHOUT_OPENVINO)
+        elif lacking := _WITHOUT_OPENVINO if "openvino" not in installed_engines() else openvino_session.problem():
+            proof = replace(self.compare(_run(graph), "it"), limits=f"{lacking}; onnxruntime ran its graph")
+        else:
+            proof = replace(self.compare(_run_in_openvino(graph, target), "it"), engine="openvino")
         if target.engine:
             proof = replace(proof, limits=_IN_FP32)
         if proof.sqnr_db is None or proof.sqnr_db >= _HEALTHY_DB[target.precision]:
@@ -200,7 +200,7 @@ def _run(graph: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Callab
 def _run_in_openvino(graph: onnx.ModelProto, target: Target) -> Callable[[np.ndarray], np.ndarray]:
     """As `_run`, in OpenVINO; a graph that it does not run is disproved."""
     try:
-        run = runner_of(graph.SerializeToString(), Path(f"the {target.name} graph"))
+        run = openvino_session.runner_of(graph.SerializeToString(), Path(f"the {target.name} graph"))
     except UserError as error:
         raise Disproved(str(error)) from None
 

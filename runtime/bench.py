@@ -162,7 +162,7 @@ def _measure(
     threads: int,
     scored_by: Callable[..., Iterable[list[metrics.Scores]]],
 ) -> list[list[metrics.Scores]]:
-    """Fill in the times of each model; the scores of each image, of each model."""
+    """Fill in the times and map errors of each model; the scores of each image, of each model."""
     scored: list[list[metrics.Scores]] = []
     waiting: list[tuple[Sample, list[np.ndarray]]] = []
     before = cv2.getNumThreads()
@@ -175,6 +175,8 @@ def _measure(
                     model.warm_up(image, sample.name)
             turn = index % len(tested)
             maps = {model: model.run(image, sample.name) for model in (*tested[turn:], *tested[:turn])}
+            for model in tested:
+                model.map_errors.append(float(np.mean(cv2.absdiff(maps[model], maps[tested[0]])) / 255))
             waiting.append((sample, [maps[model] for model in tested]))
             if len(waiting) == _CHUNK or index + 1 == len(dataset):
                 scored += scored_by(*zip(*waiting, strict=True))
@@ -207,6 +209,7 @@ def _leave_out_undefined(tested: Sequence[ModelUnderTest], dataset: Dataset) -> 
             model.scores = scores
             kept = np.array([name not in left_out for name in names[: len(model.times["total"])]])
             if kept.any():
+                model.map_errors = list(np.array(model.map_errors)[kept])
                 model.times = {stage: list(np.array(values)[kept]) for stage, values in model.times.items()}
     return left_out
 

@@ -50,22 +50,16 @@ class OpenVinoSession:
             cache: keep the compiled model on disk.
 
         Raises:
-            UserError: OpenVINO is missing or has no CPU plugin; the CPU lacks bf16; more threads than cores; the file
-                is broken, holds an operator that OpenVINO lacks, or does not keep its contract.
+            UserError: OpenVINO is missing or has no CPU plugin; the CPU lacks bf16; the file is broken, holds an
+                operator that OpenVINO lacks, or does not keep its contract.
         """
-        openvino = _openvino(path)
         self._path, self._body, self._streams = path, body, streams
-        self._core = openvino.Core()
-        if "CPU" not in self._core.available_devices:
-            raise UserError(f"this OpenVINO has no CPU plugin; install it again: {_INSTALL}")
+        openvino, self._core = _start(path)
         if body == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise UserError("this CPU does not compute in bf16; choose the engine openvino, whose body is fp32")
-        threads = threads or usable_cores()
-        if threads > usable_cores():
-            raise UserError(f"{threads} threads were asked of {usable_cores()} cores; give at most {usable_cores()}")
         self._config = {
             "INFERENCE_PRECISION_HINT": _HINTS[body],
-            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_NUM_THREADS": threads or usable_cores(),
             "NUM_STREAMS": streams,
             "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
         }
@@ -170,7 +164,7 @@ def kernels_of(model: bytes, path: Path) -> dict[str, Counter[str]]:
     Raises:
         UserError: OpenVINO is missing or refuses the graph.
     """
-    core = _openvino(path).Core()
+    _, core = _start(path)
     with _failures_named(path):
         return _kernels(core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
 
@@ -184,7 +178,7 @@ def runner_of(model: bytes, path: Path) -> Callable[[np.ndarray], np.ndarray]:
     Raises:
         UserError: OpenVINO is missing or refuses the graph; the function raises it where a run fails.
     """
-    core = _openvino(path).Core()
+    _, core = _start(path)
     with _failures_named(path):
         compiled = core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
@@ -205,16 +199,30 @@ def _kernels(compiled: Any) -> dict[str, Counter[str]]:
     return found
 
 
-_INSTALL = "pip install 'sodeploy[openvino]'"
+def problem() -> str | None:
+    """Why OpenVINO, which is installed, cannot run here; None: it can."""
+    try:
+        _start()
+    except UserError as error:
+        return str(error)
+    return None
 
 
-def _openvino(path: Path) -> ModuleType:
+_PACKAGE = "pip install 'sodeploy[openvino]'"
+_ANEW = "pip install --force-reinstall --no-deps openvino"
+
+
+def _start(path: Path | None = None) -> tuple[ModuleType, Any]:
+    """OpenVINO and its core, which has a CPU plugin; `path` is the file to run, for messages."""
+    where = "" if path is None else f"{path}: "
     try:
         import openvino
     except ImportError as error:
-        raise UserError(f"{path}: the engine openvino cannot be imported ({error}); install it: {_INSTALL}") from None
-    module: ModuleType = openvino
-    return module
+        raise UserError(f"{where}the engine openvino cannot be imported ({error}); install it: {_PACKAGE}") from None
+    core = openvino.Core()
+    if "CPU" not in core.available_devices:
+        raise UserError(f"{where}this OpenVINO has no CPU plugin; install it again: {_ANEW}")
+    return openvino, core
 
 
 def _cache_folder(version: str) -> Path | None:

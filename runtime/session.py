@@ -21,6 +21,7 @@ from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
 from sodeploy.runtime.onnx_cuda import ASSIGNMENT_OPTION, nodes_on_cpu, preload_libraries
 from sodeploy.runtime.onnx_session import session_options, start_session
 from sodeploy.stages import command
+from sodeploy.workers import usable_cores
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -101,10 +102,12 @@ def open_session(
 
     Raises:
         ModuleNotFoundError: a checkpoint needs PyTorch.
-        UserError: the file is missing, broken or of no known kind, has no contract or does not keep it, or `device` or
-            `engine` cannot be had; nothing ever falls back to another one.
+        UserError: the file is missing, broken or of no known kind, has no contract or does not keep it; more threads
+            than cores; or `device` or `engine` cannot be had: nothing ever falls back to another one.
     """
     path = require_file(path, "give the path of a model")
+    if device == "cpu" and (threads or 0) > (cores := usable_cores()):
+        raise UserError(f"{threads} threads were asked of {cores} cores; give at most {cores}")
     if path.suffix.lower() in CHECKPOINT_SUFFIXES:
         opener = importlib.import_module(_CHECKPOINT_SESSION).open_checkpoint
         session: Session = opener(path, network, f"cuda:{gpu}" if device == "cuda" else device, threads, compiled)

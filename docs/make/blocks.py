@@ -6,6 +6,7 @@ That is every block between two marker lines (see marked.py) and the picture of 
 test fails where a block is not what it would write. Nothing is measured here: docs/make/figures.py does that.
 """
 
+import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from sodeploy.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 PICTURE = ROOT / "docs" / "images" / "house.svg"
 
-sys.path.append(str(ROOT / "benchmarks"))  # where the performance section and the count of arrows are made
+sys.path.append(str(ROOT / "benchmarks"))  # whose records become tables
 
 # The first word of a block's name -> what writes it, given the other words. A new kind of block costs one entry.
 KINDS: dict[str, Callable[[str], str]] = {
@@ -46,8 +47,9 @@ KINDS: dict[str, Callable[[str], str]] = {
     "structure": lambda _: _structure(),
     "bound": lambda _: records.code_bound(),
     "performance": lambda _: _performance(),
-    "cpu": lambda _: _cpu_engines(),
-    "rivals": lambda _: _rivals(),
+    "cpu": lambda _: _benchmark("cpu_engines"),
+    "rivals": lambda part: _benchmark("rivals", part or "tables"),
+    "planning": lambda _: _benchmark("calibration_time"),
 }
 
 
@@ -79,18 +81,13 @@ def _performance() -> str:
     return performance_section.section()
 
 
-def _cpu_engines() -> str:
-    import cpu_engines
-
-    path = records.RECORDS / "cpu_engines.json"
-    return records.tables(cpu_engines.tables(json.loads(path.read_text()))) if path.exists() else records.NOT_MEASURED
-
-
-def _rivals() -> str:
-    import rivals
-
-    path = records.RECORDS / "rivals.json"
-    return records.tables(rivals.tables(json.loads(path.read_text()))) if path.exists() else records.NOT_MEASURED
+def _benchmark(name: str, part: str = "tables") -> str:
+    """The tables that a benchmark makes of its record by the function `part`."""
+    path = records.RECORDS / f"{name}.json"
+    if not path.exists():
+        return records.NOT_MEASURED
+    make = getattr(importlib.import_module(name), part)
+    return records.tables(make(json.loads(path.read_text())))
 
 
 def _structure() -> str:

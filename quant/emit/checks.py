@@ -17,8 +17,8 @@ from onnx import TensorProto, numpy_helper
 from sodeploy.errors import UserError
 from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import PASSING, QUANTIZING, WEIGHTED, attribute, channel_axis
+from sodeploy.runtime import openvino_session
 from sodeploy.runtime.onnx_session import session_options, start_session
-from sodeploy.runtime.openvino_session import kernels_of
 from sodeploy.runtime.session import installed_engines
 from sodeploy.stages import command
 
@@ -113,16 +113,18 @@ class Unreadable(Exception):
 
 
 def openvino_warnings(model: onnx.ModelProto, path: Path) -> list[str]:
-    """A line where OpenVINO, if it is installed, computes int8 layers in float.
+    """A line where OpenVINO, if it is installed, cannot run or computes int8 layers in float.
 
     Raises:
         Unreadable: OpenVINO refuses the graph, for example a pooling window larger than a small feature map.
     """
     if "openvino" not in installed_engines():
         return []
+    if broken := openvino_session.problem():
+        return [f"{path} has not been run in OpenVINO: {broken}"]
     wanted = len(_with_integer_weights(model))
     try:
-        kernels = kernels_of(model.SerializeToString(), path)
+        kernels = openvino_session.kernels_of(model.SerializeToString(), path)
     except UserError as error:
         raise Unreadable(str(error).removeprefix(f"{path}: ")) from None
     run = sum(count for precision in ("i8", "u8") for count in kernels.get(precision, {}).values())

@@ -74,6 +74,11 @@ class Row(Record):
     size_mib: float
     metrics: dict[str, float] = Field(description="by the keys of the table of metrics: mae, mean_f, ...")
     delta: dict[str, Difference] = Field(description="model - baseline, by the same keys; 0 for the baseline itself")
+    map_error: float | None = Field(
+        default=None,
+        description="mean absolute difference of the maps to the baseline's, of maps from 0 to 1, on the images whose "
+        "times were measured; null: an old record",
+    )
     latency_ms: dict[str, Percentiles] = Field(description="by stage: pre, infer, post, total; more on a GPU")
     time_ratio: Difference = Field(description="inference time / inference time of the baseline")
     stand_in: str = Field(description='why the times are not those of a deployed model; "": they are')

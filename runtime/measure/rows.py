@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from sodeploy.runtime.measure.budget import Budget, Verdict
 from sodeploy.runtime.measure.differences import bootstrap_deltas
 from sodeploy.runtime.measure.published import published_parameters
@@ -31,6 +33,7 @@ def row_of(model: ModelUnderTest, tested: Sequence[ModelUnderTest], dataset: str
         size_mib=Path(model.path).stat().st_size / 2**20,
         metrics=model.scores.summary(),
         delta={key: Difference.of(delta) for key, delta in bootstrap_deltas(baseline.scores, model.scores).items()},
+        map_error=float(np.mean(model.map_errors)),
         latency_ms=model.latency(),
         time_ratio=Difference(value=ratio.value, ci95=ratio.interval),
         stand_in=model.stand_in,

@@ -26,6 +26,8 @@ class ModelUnderTest:
         name: the short name in tables and sentences.
         own_memory_mib: device memory that it took to become ready.
         times: by stage, ms of each image.
+        map_errors: of each image with times, the mean absolute difference of its map to the first model's; maps are
+            from 0 to 1.
         scores: of each image; empty until it has been scored.
         throughput: on a GPU, once it has been measured.
         calibrated_on: how many of the images it was calibrated on; None: it does not say.
@@ -36,6 +38,7 @@ class ModelUnderTest:
     name: str
     own_memory_mib: float = 0.0
     times: dict[str, list[float]] = field(default_factory=dict)
+    map_errors: list[float] = field(default_factory=list)
     scores: Scores = field(default_factory=lambda: Scores({}))
     throughput: Throughput | None = None
     calibrated_on: int | None = None

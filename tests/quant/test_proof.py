@@ -52,6 +52,23 @@ def test_good_graphs_have_a_figure(prover: Prover, unet: Network, plan: Plan, na
     assert (proof.engine == "openvino") == (name == "int8.openvino" and not without)
 
 
+def test_a_broken_openvino_is_no_fault_of_the_graph(
+    prover: Prover, unet: Network, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("openvino")
+    monkeypatch.setattr(openvino.Core, "available_devices", property(lambda _: []))
+    target = ALL["int8.openvino"]
+    graph = target.emit(unet, plan)
+    (warning,) = target.check(graph, Path("net.onnx"))
+    assert warning.startswith(
+        "net.onnx has not been run in OpenVINO: this OpenVINO has no CPU plugin; install it again"
+    )
+    proof, _ = prover.prove(target, graph, plan)
+    assert proof.engine == "onnxruntime"
+    assert proof.limits is not None
+    assert proof.limits.endswith("; onnxruntime ran its graph")
+
+
 def test_nan_and_constant_maps_are_refused(prover: Prover, unet: Network, plan: Plan) -> None:
     simulation = ALL["int8.sim"]
     for value, problem in ((np.nan, "NaN or infinite"), (1e4, "is constant")):

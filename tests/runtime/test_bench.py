@@ -13,12 +13,14 @@ import pytest
 import typer
 
 from sodeploy import command_line
+from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
 from sodeploy.runtime.bench import bench, main
 from sodeploy.runtime.measure.differences import FEWEST_IMAGES
 from sodeploy.runtime.measure.metrics import default_metrics
 from sodeploy.runtime.measure.record import Difference, GpuStates, to_json
 from sodeploy.runtime.measure.report import bench_tables, decimal, labels, to_markdown
+from sodeploy.runtime.measure.runners import CpuRunner
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("py_sod_metrics")
@@ -74,6 +76,10 @@ def test_the_record_holds_what_is_documented(models, data):
     assert all(delta == Difference(value=0, ci95=None) for delta in good.delta.values())
     assert bad.delta["mae"].value == pytest.approx(bad.metrics["mae"] - good.metrics["mae"])
     assert bad.delta["mae"].ci95 is None  # too few images
+    ours, other = (CpuRunner(model, threads=1) for model in models)
+    images = [sample.image() for sample in open_dataset(data)]
+    errors = [np.abs(other.run(image)[0].astype(float) - ours.run(image)[0]).mean() / 255 for image in images]
+    assert (good.map_error, bad.map_error) == (0, pytest.approx(np.mean(errors)))
     assert good.time_ratio == Difference(value=1, ci95=(1, 1))
     assert (bad.images_per_s, bad.device_memory_mib, record.gpu) == (None, None, GpuStates(before={}, after={}))
     assert (record.recommendation.budget, record.recommendation.model) == (None, None)
@@ -90,8 +96,6 @@ def test_only_the_first_images(models, data):
 
 
 def test_images_it_was_calibrated_on_are_refused_or_told(save_model, data):
-    from sodeploy.calib_data import open_dataset
-
     digests = [sample.digest() for sample in open_dataset(data)][:3]
     metadata = {"sodeploy.calibration": json.dumps({"images": 3, "digests_sha256": [*digests, "0" * 64]})}
     model = save_model(metadata=metadata)

@@ -86,11 +86,15 @@ def test_compiled_models_are_kept_for_one_version(save_model, tmp_path):
         assert {path.name for path in folder.rglob("*.blob")} == kept
 
 
-def test_a_broken_cache_is_made_anew(save_model, tmp_path):
+@pytest.mark.parametrize(
+    "spoiled", [lambda _: b"broken", lambda blob: blob.replace(openvino.__version__[:6].encode(), b"2025.1")]
+)
+def test_a_cache_that_is_broken_or_of_another_version_is_made_anew(save_model, tmp_path, spoiled):
     with open_session(save_model(), engine="openvino"):
         pass
     for path in (tmp_path / "cache").rglob("*.blob"):
-        path.write_bytes(b"broken")
+        assert path.read_bytes() != spoiled(path.read_bytes())
+        path.write_bytes(spoiled(path.read_bytes()))
     with open_session(save_model(), engine="openvino") as session:
         assert session.infer(batch(1)).shape == (1, 1, 16, 24)
 
@@ -131,6 +135,7 @@ def test_a_node_that_openvino_does_not_take_is_named_with_the_reason(tmp_path, m
     ("arguments", "message"),
     [
         ({"engine": "openvino", "threads": 10_000}, r"10000 threads were asked of \d+ cores"),
+        ({"engine": "onnxruntime", "threads": 10_000}, r"10000 threads were asked of \d+ cores"),
         ({"engine": "openvino", "device": "cuda"}, "the engine openvino runs on a CPU"),
     ],
 )
@@ -149,7 +154,9 @@ def test_a_broken_file_is_one_line(tmp_path):
 
 def test_without_a_cpu_plugin(save_model, monkeypatch):
     monkeypatch.setattr(openvino.Core, "available_devices", property(lambda _: []))
-    with pytest.raises(UserError, match=r"no CPU plugin; install it again: pip install 'sodeploy\[openvino\]'"):
+    with pytest.raises(
+        UserError, match=r"tiny\.onnx: this OpenVINO has no CPU plugin; .*pip install --force-reinstall"
+    ):
         open_session(save_model(), engine="openvino")
 
 
