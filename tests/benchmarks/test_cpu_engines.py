@@ -41,7 +41,8 @@ def test_every_graph_for_cpus_in_its_engine(benchmark: ModuleType, model: Path, 
         ["int8.cpu", "onnxruntime"],
         ["int8.openvino", "openvino"],
     ]
-    assert table.rows[0][6] == "1.00"
+    assert (table.rows[0][2], table.rows[0][7]) == (".0000", "1.00")
+    assert all(0 < float(row[2]) < 0.1 for row in table.rows[2:])
     for session in record["sessions"]:
         assert "failure" not in session
         assert session["start_s"] > 0

@@ -1,6 +1,7 @@
 """A comparison is fair only if each process is billed for itself, and every graph keeps the network's contract."""
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -56,6 +57,29 @@ def test_a_rival_that_fails_is_a_row_with_its_last_words(rivals: ModuleType, net
     failed = rivals.rival(network, "onnxruntime-minmax", sys.executable, tmp_path / "no.npy", tmp_path)
     assert failed.graph is None
     assert "no.npy" in failed.failure
+
+
+def test_the_overview_has_all_networks_in_one_table(rivals: ModuleType) -> None:
+    text = (BENCHMARKS.parent / "docs" / "records" / "rivals.json").read_text()
+    entry = next(one for one in json.loads(text) if Path(one["model"]).name == "u2netp.onnx")
+    entry["tools"].append({"tool": "broken", "graph": None, "cost": None, "failure": "its last words"})
+    other = json.loads(json.dumps(entry).replace("u2netp", "other"))
+    (table,) = rivals.overview([entry, other])
+    rows = [row for row in table.rows if row[0] == "u2netp"]
+    assert [["other", *row[1:]] for row in rows] == table.rows[len(rows) :]
+    assert rows[0][1:3] == ["fp32", "onnxruntime"]
+    assert {row[2] for row in rows[1:]} == {"openvino", "failed"}
+    assert rows[-1] == ["u2netp", "broken", "failed", "", "", "", ""]
+    assert "broken: its last words" in [row[0] for row in rivals.tables([entry])[0].rows]
+
+
+def test_planning_is_a_multiple_of_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    costs = {"inference": (10.0, 300.0, 20.0), "calibration": (12.5, 350.0, 22.0)}
+    works = {name: dict(zip(("seconds", "peak_mib", "cpu_seconds"), cost, strict=True)) for name, cost in costs.items()}
+    record = [{"model": "a/net.onnx", "images": 8, "hardware": "a CPU, 2 cores", "works": works}]
+    (table,) = importlib.import_module("calibration_time").tables(record)
+    assert table.rows[1] == ["net", "8", "calibration", "12.5", "1.25", "22.0", "1.10", "350", "+50"]
 
 
 def test_a_rivals_graph_keeps_the_contract(rivals: ModuleType, network: Network, tmp_path: Path) -> None:
