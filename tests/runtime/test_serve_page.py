@@ -108,6 +108,20 @@ def test_a_picture_is_cut_out_and_downloaded(page: Any, photo: Path, tmp_path: P
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "map.png"))[..., 0], cut[..., 3])
 
 
+def test_a_picture_waits_for_the_models(browser: Any, address: str, photo: Path) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    ready = threading.Event()
+    page.route("**/readyz", lambda route: route.continue_() if ready.is_set() else route.fulfill(status=503))
+    page.goto(address)
+    page.get_by_text("The models are loading").wait_for()
+    page.get_by_label("Choose pictures").set_input_files(photo)
+    ready.set()
+    page.get_by_role("status").filter(has_text="photo.png is done").wait_for()
+    assert page.locator("#errors").inner_text() == ""
+    context.close()
+
+
 def test_two_models_side_by_side(page: Any, photo: Path) -> None:
     page.get_by_label("Choose pictures").set_input_files(photo)
     figures = page.locator("#figures")

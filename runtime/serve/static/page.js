@@ -124,6 +124,8 @@ async function add(files) {
 }
 
 async function addOne(file) {
+  const loading = () => !at("model").value && at("key-field").hidden;
+  for (let waited = 0; loading() && waited < 240; waited += 1) await pause(0.5);
   const model = at("model").value;
   if (!model) return fail(file.name, "the models are not ready yet; try again in a moment");
   if (file.size > state.limits.most_bytes) return fail(file.name, `the file is larger than ${state.limits.most_bytes / 1e6} MB`);
