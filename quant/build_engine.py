@@ -51,6 +51,7 @@ from sodeploy.calib_data.layouts import image_files
 from sodeploy.calib_data.options import LimitOption, RootOption
 from sodeploy.errors import UserError
 from sodeploy.folder_lock import locked
+from sodeploy.memory import free_large_blocks_at_once
 from sodeploy.quant import engine
 from sodeploy.quant.budget.gate import require_disjoint
 from sodeploy.quant.build_plan import SCENES, Within, plan_of, write_plan
@@ -307,6 +308,7 @@ def main(
     ] = True,
 ) -> None:
     """Calibrate, plan, write a graph per engine, and build the engines."""
+    free_large_blocks_at_once()
     if method not in METHODS:
         raise UserError(f"--method {method} is not one of {', '.join(METHODS)}")
     budget = parse_budget(max_drop) if max_drop is not None else None

@@ -23,6 +23,7 @@ from sodeploy.calib_data import Sample, open_photographs
 from sodeploy.calib_data.options import RootOption
 from sodeploy.command_line import run
 from sodeploy.errors import UserError
+from sodeploy.memory import free_large_blocks_at_once
 from sodeploy.quant.calibration.divided import calibrate_divided
 from sodeploy.quant.calibration.observer import calibrate, gather, select_shard
 from sodeploy.quant.calibration.statistics import Statistics, load_statistics
@@ -49,6 +50,7 @@ def main(
 
     The stage `build_engine` reads them.
     """
+    free_large_blocks_at_once()
     if merge:
         if calib or shard is not None or ray is not None:
             raise UserError("--merge adds up files of statistics; leave --calib, --shard and --ray out")

@@ -38,6 +38,7 @@ from sodeploy.quant.calibration.inspect_graph import (
 )
 from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import Network, attribute, load_network
+from sodeploy.runtime.onnx_bytes import save_model
 from sodeploy.runtime.onnx_file import captured
 
 # Operators with f(c * x) = c * f(x) for a factor c > 0 per channel.
@@ -238,7 +239,7 @@ def write_equalized(network: Network, images: Iterable[Sample], path: str | Path
     """Write the equalized network, and its manifest."""
     model = equalize(network, images)
     with atomic_write(path) as temporary:
-        onnx.save(model, temporary)
+        save_model(model, temporary)
     write_manifest(path, {"model": network.path}, contract=network.contract.model_dump(mode="json"))
 
 

@@ -14,7 +14,9 @@ from onnx import numpy_helper
 from sodeploy.artifacts import sha256
 from sodeploy.errors import UserError
 from sodeploy.quant.normalize import STANDARD, normalized
+from sodeploy.quant.weights_aside import with_weights_aside
 from sodeploy.runtime.contract import Contract, contract_of, require_shape
+from sodeploy.runtime.onnx_bytes import model_bytes
 from sodeploy.runtime.onnx_file import all_nodes, captured, one_line, read_model
 from sodeploy.stages import command
 
@@ -249,7 +251,7 @@ def load_network(path: str | Path) -> Network:
     path = Path(path)
     model = read_model(path, f"make it: {command('to_onnx')}")
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(model_bytes(model), full_check=True)
     except Exception as error:  # protobuf and onnx raise types of their own, undocumented
         raise UserError(
             f"{path} is not a valid ONNX model: {one_line(error)}; see what it holds: {command('doctor')} {path}"
@@ -263,11 +265,11 @@ def load_network(path: str | Path) -> Network:
     _drop_unused_domains(model)
     if next(entry.version for entry in model.opset_import if entry.domain in STANDARD) < OPSET:
         try:
-            model = onnx.version_converter.convert_version(model, OPSET)
+            model = with_weights_aside(lambda light: onnx.version_converter.convert_version(light, OPSET), model)
         except Exception as error:  # RuntimeError of C++, and others
             raise UserError(f"{path} cannot be raised to opset {OPSET} ({one_line(error)}); adopt it first") from None
         model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for(model.opset_import))
-    model = onnx.shape_inference.infer_shapes(model)
+    model = with_weights_aside(onnx.shape_inference.infer_shapes, model)
     names: set[str] = set()
     for index, node in enumerate(model.graph.node):  # the plan speaks of nodes by name
         if not node.name or node.name in names:

@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from sodeploy.quant.weights_aside import with_weights_aside
+from sodeploy.runtime.onnx_bytes import model_bytes
 from sodeploy.runtime.onnx_file import RANDOM_OPERATORS, reads, subgraphs
 
 STANDARD = ("", "ai.onnx")
@@ -26,10 +28,10 @@ def normalized(model: onnx.ModelProto) -> onnx.ModelProto:
         model: float32, its nodes in order and named.
     """
     fold_constants(model)
-    model = onnx.shape_inference.infer_shapes(model)
+    model = with_weights_aside(onnx.shape_inference.infer_shapes, model)
     _Normalizer(model).run()
     del model.graph.value_info[:]
-    return onnx.shape_inference.infer_shapes(model)
+    return with_weights_aside(onnx.shape_inference.infer_shapes, model)
 
 
 def fold_constants(model: onnx.ModelProto) -> None:
@@ -90,7 +92,7 @@ def _computed(model: onnx.ModelProto, nodes: list[onnx.NodeProto], outputs: list
     options.log_severity_level = 4  # a failure is no fault here: the nodes stay
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        session = onnxruntime.InferenceSession(whole.SerializeToString(), options, ["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model_bytes(whole), options, ["CPUExecutionProvider"])
         return dict(zip(outputs, session.run(outputs, {}), strict=True))
     except Exception:  # onnxruntime's errors have no base class in common
         return None

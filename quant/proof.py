@@ -26,6 +26,7 @@ from sodeploy.quant.graph import Network, channel_axis
 from sodeploy.quant.int8 import STEPS, UINT8_STEPS, dequantize_weight, fp16_scale
 from sodeploy.quant.planning.plan import Plan
 from sodeploy.runtime import openvino_session
+from sodeploy.runtime.onnx_bytes import model_bytes
 from sodeploy.runtime.onnx_floats import other_floats, to_float32
 from sodeploy.runtime.onnx_session import session_options, start_session
 from sodeploy.runtime.processing import to_saliency
@@ -200,7 +201,7 @@ def _run(graph: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Callab
 def _run_in_openvino(graph: onnx.ModelProto, target: Target) -> Callable[[np.ndarray], np.ndarray]:
     """As `_run`, in OpenVINO; a graph that it does not run is disproved."""
     try:
-        run = openvino_session.runner_of(graph.SerializeToString(), Path(f"the {target.name} graph"))
+        run = openvino_session.runner_of(model_bytes(graph), Path(f"the {target.name} graph"))
     except UserError as error:
         raise Disproved(str(error)) from None
 

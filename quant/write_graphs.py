@@ -15,6 +15,7 @@ from sodeploy.quant.graph import Network
 from sodeploy.quant.planning.plan import Plan
 from sodeploy.quant.proof import Disproved, Proof, Prover, worse_than_simulated
 from sodeploy.quant.sources import beside
+from sodeploy.runtime.onnx_bytes import model_bytes, save_model
 
 _SIMULATION_OF = {"fp16": "fp16.sim", "bf16": "bf16.sim", "int8.trt": "int8.sim"}
 
@@ -92,14 +93,14 @@ def _draft(
         UserError: an engine would refuse the graph.
     """
     graph = target.emit(network, plan)
-    onnx.checker.check_model(graph)
+    onnx.checker.check_model(model_bytes(graph))
     try:
         warnings = target.check(graph, path)
         written.proofs[target.name], warning = prover.prove(target, graph, plan)
     except (Unreadable, Disproved) as reason:
         written.refused.append(f"{path}: {reason}")
         raise _Refused from None
-    onnx.save(graph, temporary)
+    save_model(graph, temporary)
     for text in warnings:
         terminal.warn(text)
     if warning is not None:

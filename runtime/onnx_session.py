@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sodeploy.artifacts import one_line
 from sodeploy.errors import UserError
 from sodeploy.file_kinds import kind_of_file
+from sodeploy.runtime.onnx_bytes import model_bytes
 
 if TYPE_CHECKING:
     import onnx
@@ -88,7 +89,7 @@ def start_session(
     """
     import onnxruntime
 
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    source = str(model) if isinstance(model, Path) else model_bytes(model)
     try:
         return onnxruntime.InferenceSession(
             source,

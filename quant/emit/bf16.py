@@ -14,6 +14,7 @@ from sodeploy.quant.emit.rewriter import label
 from sodeploy.quant.graph import Network
 from sodeploy.quant.normalize import STANDARD
 from sodeploy.quant.planning.plan import Plan
+from sodeploy.quant.weights_aside import with_weights_aside
 from sodeploy.runtime.onnx_file import one_line
 
 
@@ -58,11 +59,13 @@ def _raised(network: Network) -> onnx.ModelProto:
     if next(entry.version for entry in network.model.opset_import if entry.domain in STANDARD) >= BF16.opset:
         return network.model
     try:
-        model = onnx.version_converter.convert_version(network.model, BF16.opset)
+        model = with_weights_aside(
+            lambda light: onnx.version_converter.convert_version(light, BF16.opset), network.model
+        )
     except Exception as error:  # RuntimeError of C++, and others
         raise UserError(
             f"{network.path} cannot be raised to opset {BF16.opset}, which bf16 needs ({one_line(error)}); build it "
             "without --bf16"
         ) from None
     model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for(model.opset_import))
-    return onnx.shape_inference.infer_shapes(model)
+    return with_weights_aside(onnx.shape_inference.infer_shapes, model)

@@ -18,6 +18,7 @@ from sodeploy.errors import UserError
 from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import PASSING, QUANTIZING, WEIGHTED, attribute, channel_axis
 from sodeploy.runtime import openvino_session
+from sodeploy.runtime.onnx_bytes import model_bytes
 from sodeploy.runtime.onnx_session import session_options, start_session
 from sodeploy.runtime.session import installed_engines
 from sodeploy.stages import command
@@ -124,7 +125,7 @@ def openvino_warnings(model: onnx.ModelProto, path: Path) -> list[str]:
         return [f"{path} has not been run in OpenVINO: {broken}"]
     wanted = len(_with_integer_weights(model))
     try:
-        kernels = openvino_session.kernels_of(model.SerializeToString(), path)
+        kernels = openvino_session.kernels_of(model_bytes(model), path)
     except UserError as error:
         raise Unreadable(str(error).removeprefix(f"{path}: ")) from None
     run = sum(count for precision in ("i8", "u8") for count in kernels.get(precision, {}).values())

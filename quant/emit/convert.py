@@ -1,6 +1,5 @@
 """A graph in a short float type and its simulation: every float tensor but those of the nodes that stay in fp32."""
 
-import copy
 from collections.abc import Collection
 
 import numpy as np
@@ -10,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sodeploy.quant.emit.float_types import FloatType
 from sodeploy.quant.emit.fp32_only import FLOAT32_INPUTS, fp32_only, rename_captured
 from sodeploy.quant.graph import Network
+from sodeploy.quant.weights_aside import without_constants
 from sodeploy.runtime.onnx_file import captured, reads
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -32,12 +32,12 @@ class _Converter:
     """One conversion: visits the nodes in order and records the types in which each float tensor exists."""
 
     def __init__(self, model: onnx.ModelProto, body: FloatType, keep: Collection[str]) -> None:
-        self.model = copy.deepcopy(model)
+        self.model = without_constants(model)
         self.body = body
         graph = self.model.graph
-        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.made: dict[tuple[str, int], str] = {}  # (tensor, type) -> the name under which it exists in that type
-        self.type_of = {tensor.name: tensor.data_type for tensor in graph.initializer}
+        self.type_of = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
         self.type_of |= {
             info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)
         }
@@ -50,9 +50,7 @@ class _Converter:
         del graph.node[:]
         graph.node.extend(self.nodes)
         del graph.value_info[:]  # types have changed; engines infer them anew
-        kept = [tensor for name, tensor in self.initializers.items() if name in self.used]
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
+        graph.initializer.extend(tensor for name, tensor in self.initializers.items() if name in self.used)
 
     def _convert(self, node: onnx.NodeProto, body: int, outputs: set[str]) -> None:
         is_float = {name for name in (*node.input, *node.output) if self.type_of.get(name, 0) in _FLOATS}
@@ -141,7 +139,7 @@ class _Rounder:
     def __init__(self, network: Network, body: FloatType, keep: Collection[str]) -> None:
         self.network = network
         self.body = body
-        self.model = copy.deepcopy(network.model)
+        self.model = without_constants(network.model)
         graph = self.model.graph
         self.exact = {network.input}  # tensors that are not rounded where they are made
         self.made: dict[str, str] = {}  # tensor -> its rounded copy
@@ -157,8 +155,7 @@ class _Rounder:
         del graph.node[:]
         graph.node.extend(self.nodes)
         read = reads(*self.nodes)
-        kept = [tensor for tensor in graph.initializer if tensor.name in read]
-        del graph.initializer[:]
+        kept = [tensor for tensor in network.model.graph.initializer if tensor.name in read]
         graph.initializer.extend([*kept, *self.constants])
 
     def _round(self, node: onnx.NodeProto, keep: Collection[str]) -> None:

@@ -9,8 +9,6 @@ The plan says which layers stay in float here, how many steps a weight has, and 
 (`sodeploy.quant.planning.targets`).
 """
 
-import copy
-
 import numpy as np
 import onnx
 
@@ -48,7 +46,7 @@ def emit_openvino(network: Network, plan: Plan) -> onnx.ModelProto:
 
 def _emit(network: Network, plan: Plan, target: TargetName) -> onnx.ModelProto:
     ours = plan.target(target)
-    graph = Rewriter(copy.deepcopy(network.model))
+    graph = Rewriter(network.model)
     integer = {name: layer for name, layer in plan.layers.items() if layer.precision == "int8"}
     integer = {name: layer for name, layer in integer.items() if name not in ours.layers}
     parts = {name for name, layer in ours.layers.items() if layer.form == "two int8 parts"}

@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 from sodeploy.quant.graph import Network, channel_axis
 from sodeploy.quant.int8 import STEPS, quantize_weight, scales_of
 from sodeploy.quant.planning.plan import Layer, Plan
+from sodeploy.quant.weights_aside import with_weights_aside, without_constants
 from sodeploy.runtime.contract import CALIBRATION_KEY, DIALECT_KEY, PRECISION_KEY, annotate
 from sodeploy.runtime.onnx_file import reads
 
@@ -18,10 +19,11 @@ GraphPrecision = Literal["fp16", "bf16", "int8"]  # the lowest in a graph
 
 
 class Rewriter:
-    """Writes the nodes of a graph anew, one by one, in order."""
+    """Writes the nodes of a graph anew, one by one, in order. `model` itself is not changed."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self._model = model
+        self._model = without_constants(model)
+        self._old = model.graph.initializer
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._made: set[str] = set()
@@ -69,12 +71,12 @@ class Rewriter:
         """The model, with types inferred and without constants that no node reads."""
         graph = self._model.graph
         read = reads(*self._nodes)
-        old = [tensor for tensor in graph.initializer if tensor.name in read and tensor.name not in self._constants]
+        old = [tensor for tensor in self._old if tensor.name in read and tensor.name not in self._constants]
         new = [tensor for name, tensor in self._constants.items() if name in read]
-        del graph.node[:], graph.initializer[:], graph.value_info[:]
+        del graph.node[:], graph.value_info[:]
         graph.node.extend(self._nodes)
         graph.initializer.extend([*old, *new])
-        return onnx.shape_inference.infer_shapes(self._model)
+        return with_weights_aside(onnx.shape_inference.infer_shapes, self._model)
 
 
 def quantized_weight(

@@ -5,7 +5,6 @@ biases are float. The simulation computes the same numbers in fp32: its weights 
 the fp16 body is rounded to fp16. It shows the accuracy of TensorRT's INT8 on any machine.
 """
 
-import copy
 from dataclasses import replace
 
 import numpy as np
@@ -36,11 +35,11 @@ def with_fake_quantization(network: Network, plan: Plan, part: onnx.ModelProto) 
 
 
 def _with_qdq(network: Network, plan: Plan, simulate: bool, part: onnx.ModelProto | None = None) -> onnx.ModelProto:
-    model = copy.deepcopy(part or network.model)
+    model = part or network.model
     graph = Rewriter(model)
     ranges = plan.range_of()
 
-    for node in (part or network.model).graph.node:
+    for node in model.graph.node:
         new = graph.copy(node)
         layer = plan.layers.get(node.name)
         if layer is not None and layer.precision == "int8":

@@ -11,6 +11,7 @@ no gradients, no training.
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -20,7 +21,8 @@ from threadpoolctl import threadpool_limits
 from sodeploy import terminal
 from sodeploy.artifacts import atomic_write, sha256, write_manifest
 from sodeploy.calib_data import Sample
-from sodeploy.quant.calibration.inspect_graph import as_input, images_at_a_time, opened, side_by_side, some
+from sodeploy.quant.calibration.inspect_graph import as_input, side_by_side, some
+from sodeploy.quant.calibration.parts import GraphInParts
 from sodeploy.quant.graph import Network, attribute, channel_axis, integers, pads_itself
 from sodeploy.quant.int8 import FEW_STEPS, STEPS, scales_of, weight_scales
 from sodeploy.quant.planning.plan import Rounding, rounded_key
@@ -29,7 +31,7 @@ IMAGES = 16
 _POSITIONS = 512  # sampled of a layer's inputs in each image
 _DAMPING = 1e-3  # times the mean variance, added to each variance: the samples do not show everything
 _LARGEST_WINDOW = 4608  # inputs of a product; a larger covariance takes longer than all others together
-_MEMORY = 2**28  # bytes of covariances and tensors at a time
+_MEMORY = 2**28  # bytes of covariances and inputs at a time
 
 
 def adaptive_steps(network: Network, images: Iterable[Sample]) -> dict[str, np.ndarray]:
@@ -47,15 +49,16 @@ def adaptive_steps(network: Network, images: Iterable[Sample]) -> dict[str, np.n
     chosen = some(images, IMAGES)
     nodes = [node for node in network.nodes if _window(network, node)]
 
-    def rounded(measured: tuple[onnx.NodeProto, np.ndarray]) -> dict[str, np.ndarray]:
+    def rounded(measured: tuple[onnx.NodeProto, _Covariance]) -> dict[str, np.ndarray]:
         node, covariance = measured
         weight = np.moveaxis(network.weight(node), channel_axis(node), 0)
-        by_group = weight.reshape(len(covariance), -1, covariance.shape[1])
+        by_group = weight.reshape(attribute(node, "group", 1), -1, _window(network, node))
         scales = weight_scales(weight, 0).reshape(by_group.shape[:2])
         # Rows do not depend on each other: both numbers of steps are rounded in one pass.
         both = [scales_of(scales, count) for count in (STEPS, FEW_STEPS)]
         largest = np.repeat((STEPS, FEW_STEPS), scales.shape[1])
-        steps = round_adaptively(np.tile(by_group, (1, 2, 1)), np.concatenate(both, axis=1), covariance, largest)
+        two = np.tile(by_group, (1, 2, 1))
+        steps = round_adaptively(two, np.concatenate(both, axis=1), covariance.take(), largest)
         return {
             rounded_key(node.name, count): np.moveaxis(part.reshape(weight.shape), 0, channel_axis(node))
             for count, part in zip((STEPS, FEW_STEPS), np.split(steps, 2, axis=1), strict=True)
@@ -68,7 +71,7 @@ def adaptive_steps(network: Network, images: Iterable[Sample]) -> dict[str, np.n
     with threadpool_limits(1, "blas"):
         layers = (
             steps
-            for part in _parts(network, nodes)
+            for part in _parts(network, nodes, len(chosen))
             for steps in side_by_side(rounded, _covariances(network, part, chosen))
         )
         for steps in terminal.progress(layers, "rounding weights", total=len(nodes)):
@@ -84,17 +87,21 @@ def round_adaptively(
     Args:
         weight: `(groups, C_out, n)`.
         scales: `(groups, C_out)`, the size of a step.
-        covariance: `(groups, n, n)`, positive semidefinite.
+        covariance: `(groups, n, n)`, positive semidefinite; it may be large, and is not held longer than needed.
         largest: the largest magnitude in steps, or `(C_out,)` of them.
     """
     size = weight.shape[2]
     variances = np.einsum("gii->gi", covariance)
     damping = _DAMPING * variances.mean(axis=1) + np.finfo(np.float32).tiny
     order = np.argsort(-variances, axis=1, kind="stable")
-    ordered = np.take_along_axis(np.take_along_axis(covariance, order[:, :, None], 1), order[:, None, :], 2)
-    ordered = ordered + damping[:, None, None] * np.eye(size)
-    scale = 1 / np.maximum(np.einsum("gii->gi", ordered).mean(axis=1), np.finfo(np.float64).tiny)
-    upper = _inverse_factors(ordered * scale[:, None, None])
+    ordered = covariance[np.arange(len(covariance))[:, None, None], order[:, :, None], order[:, None, :]]
+    del covariance, variances
+    diagonal = np.einsum("gii->gi", ordered)
+    diagonal += damping[:, None]
+    scale = 1 / np.maximum(diagonal.mean(axis=1), np.finfo(np.float64).tiny)
+    ordered *= scale[:, None, None]
+    upper = _inverse_factors(ordered)
+    del ordered, diagonal
     left = np.take_along_axis(weight.astype(np.float64), order[:, None, :], 2)
     steps = np.empty(weight.shape, np.int8)
     block = 64  # columns whose effect on all later ones is added at once
@@ -120,7 +127,9 @@ def _inverse_factors(covariance: np.ndarray) -> np.ndarray:
     which would take three times as long.
     """
     lower = np.linalg.cholesky(covariance[:, ::-1, ::-1])
-    return np.stack([dtrtri(factor.T, lower=0)[0].T for factor in lower])[:, ::-1, ::-1]
+    for factor in lower:
+        factor[:] = dtrtri(factor.T, lower=0, overwrite_c=1)[0].T  # in the same memory
+    return lower[:, ::-1, ::-1]
 
 
 def _window(network: Network, node: onnx.NodeProto) -> int:
@@ -139,62 +148,131 @@ def _window(network: Network, node: onnx.NodeProto) -> int:
     return size if size <= _LARGEST_WINDOW else 0
 
 
-def _parts(network: Network, nodes: Sequence[onnx.NodeProto]) -> Iterator[list[onnx.NodeProto]]:
-    """The nodes in parts; the covariances and inputs of a part fit into `_MEMORY`."""
+def _parts(network: Network, nodes: Sequence[onnx.NodeProto], images: int) -> Iterator[list[onnx.NodeProto]]:
+    """The nodes in parts; what is kept of all images for one part fits into `_MEMORY`."""
     part: list[onnx.NodeProto] = []
-    tensors: set[str] = set()
     used = 0
     for node in nodes:
-        needed = attribute(node, "group", 1) * _window(network, node) ** 2 * 8
-        if node.input[0] not in tensors:
-            known = [size or 1 for size in network.shape(node.input[0])]
-            needed += 4 * int(np.prod(known))
+        needed = min(_covariance_bytes(network, node), _input_bytes(network, node, images))
         if part and used + needed > _MEMORY:
             yield part
-            part, tensors, used = [], set(), 0
+            part, used = [], 0
         part.append(node)
-        tensors.add(node.input[0])
         used += needed
     if part:
         yield part
 
 
+def _covariance_bytes(network: Network, node: onnx.NodeProto) -> int:
+    return 8 * attribute(node, "group", 1) * _window(network, node) ** 2
+
+
+def _input_bytes(network: Network, node: onnx.NodeProto, images: int) -> int:
+    """Of the sampled inputs."""
+    return 4 * attribute(node, "group", 1) * _window(network, node) * _POSITIONS * images
+
+
+class _Moments(NamedTuple):
+    """Of a layer's sampled inputs in one image: their mean, the sum of their products about it, and their number."""
+
+    mean: np.ndarray
+    products: np.ndarray
+    positions: int
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> "_Moments":
+        """
+        Args:
+            x: `(groups, positions, n)`; it is changed.
+        """
+        mean = x.mean(axis=1, keepdims=True)
+        x -= mean
+        return cls(mean[:, 0].astype(np.float64), x.transpose(0, 2, 1) @ x, x.shape[1])
+
+
+class _Covariance:
+    """The covariance of a layer's inputs, of one image after another.
+
+    Within each image about its own mean, then between the means: exact in float32 also where means are large. Of a
+    layer with large windows the inputs are kept until the end: they take less memory than their products.
+    """
+
+    def __init__(self, images: int, keeps_inputs: bool) -> None:
+        self._images = images
+        self._keeps_inputs = keeps_inputs
+        self._inputs: list[np.ndarray] = []
+        self._means: list[np.ndarray] = []
+        self._within: np.ndarray | None = None
+
+    def read(self, x: np.ndarray) -> "_Moments | np.ndarray":
+        """The form in which `include` takes the sampled inputs of an image; any thread may make it."""
+        return x if self._keeps_inputs else _Moments.of(x)
+
+    def include(self, image: "_Moments | np.ndarray") -> None:
+        """Add an image; their order decides the last bits."""
+        if isinstance(image, _Moments):
+            self._add(image)
+        else:
+            self._inputs.append(image)
+
+    def _add(self, image: _Moments) -> None:
+        self._means.append(image.mean)
+        share = image.products.astype(np.float64)
+        share /= image.positions * self._images
+        if self._within is None:
+            self._within = share
+        else:
+            self._within += share
+
+    def take(self) -> np.ndarray:
+        """`(groups, n, n) float64`; nothing is left here."""
+        while self._inputs:
+            self._add(_Moments.of(self._inputs.pop(0)))
+        assert self._within is not None
+        covariance, self._within = self._within, None
+        between = np.stack(self._means, axis=1)  # (groups, images, n)
+        between -= between.mean(axis=1, keepdims=True)
+        products = between.transpose(0, 2, 1) @ between
+        products /= self._images
+        covariance += products
+        return covariance
+
+
 def _covariances(
     network: Network, nodes: Sequence[onnx.NodeProto], samples: Sequence[Sample]
-) -> Iterator[tuple[onnx.NodeProto, np.ndarray]]:
-    """(node, covariance of the inputs of its products, `(groups, n, n) float64`)"""
-    tensors = list(dict.fromkeys(node.input[0] for node in nodes))
-    run = opened(network.model, tensors)
-
-    def measured(sample: Sample) -> list[tuple[np.ndarray, np.ndarray, int]]:
-        """For each node the mean of its inputs, the sum of their products about that mean, and their number."""
-        read = dict(zip(tensors, run(as_input(sample, network.contract)), strict=True))
-        found = []
-        for node in nodes:
-            seed = int(hashlib.sha256(f"{sample.digest()}{node.name}".encode()).hexdigest()[:16], 16)
-            x = _sampled_inputs(network, node, read[node.input[0]], np.random.default_rng(seed))
-            mean = x.mean(axis=1, keepdims=True)
-            x -= mean
-            found.append((mean[:, 0].astype(np.float64), x.transpose(0, 2, 1) @ x, x.shape[1]))
-        return found
-
-    # Within each image about its own mean, then between the means: exact in float32 also where means are large.
-    within: dict[str, np.ndarray] = {}
-    means: dict[str, list[np.ndarray]] = {node.name: [] for node in nodes}
-    images = side_by_side(measured, samples, images_at_a_time(network.model))
-    for image in terminal.progress(images, "measuring inputs of layers", total=len(samples)):
-        for node, (mean, product, positions) in zip(nodes, image, strict=True):
-            means[node.name].append(mean)
-            share = product.astype(np.float64)
-            share /= positions * len(samples)
-            if node.name in within:
-                within[node.name] += share
-            else:
-                within[node.name] = share
+) -> Iterator[tuple[onnx.NodeProto, _Covariance]]:
+    """The nodes, and the covariances of the inputs of their products."""
+    measured = _measured(network, nodes, samples)
     for node in nodes:
-        between = np.stack(means.pop(node.name), axis=1)  # (groups, images, n)
-        between -= between.mean(axis=1, keepdims=True)
-        yield node, within.pop(node.name) + between.transpose(0, 2, 1) @ between / len(samples)
+        yield node, measured.pop(node.name)
+
+
+def _measured(network: Network, nodes: Sequence[onnx.NodeProto], samples: Sequence[Sample]) -> dict[str, _Covariance]:
+    """Node -> the covariance of its inputs. The network runs once on each image."""
+    count = len(samples)
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    found: dict[str, _Covariance] = {}
+    for node in nodes:
+        readers.setdefault(node.input[0], []).append(node)
+        keeps_inputs = _input_bytes(network, node, count) < _covariance_bytes(network, node)
+        found[node.name] = _Covariance(count, keeps_inputs)
+    graph = GraphInParts(network.model, list(readers))
+
+    def read(sample: Sample) -> dict[str, _Moments | np.ndarray]:
+        made = {}
+        for tensors in graph.run(as_input(sample, network.contract)):
+            for tensor, x in tensors.items():
+                for node in readers[tensor]:
+                    seed = int(hashlib.sha256(f"{sample.digest()}{node.name}".encode()).hexdigest()[:16], 16)
+                    sampled = _sampled_inputs(network, node, x, np.random.default_rng(seed))
+                    made[node.name] = found[node.name].read(sampled)
+        return made
+
+    images = side_by_side(read, samples, graph.at_a_time)
+    for image in terminal.progress(images, "measuring inputs of layers", total=count):
+        for name, inputs in image.items():
+            found[name].include(inputs)
+    return found
 
 
 def _sampled_inputs(network: Network, node: onnx.NodeProto, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,38 @@
+"""Changes of a graph's nodes and types, without the weights: a library in C++ copies them four times on their way."""
+
+import copy
+from collections.abc import Callable
+
+import onnx
+
+_LARGE = 2**16  # bytes; what shapes are computed from is smaller
+
+
+def with_weights_aside(change: Callable[[onnx.ModelProto], onnx.ModelProto], model: onnx.ModelProto) -> onnx.ModelProto:
+    """`change(model)`; the model that `change` gets has no values in its large float32 constants, and the result has.
+
+    Args:
+        change: reads shapes and types; keeps the names of constants.
+    """
+    light = copy.deepcopy(model)
+    for tensor in light.graph.initializer:
+        if _is_large(tensor):
+            tensor.ClearField("raw_data")
+    changed = change(light)
+    del light  # it still holds the memory of what was cleared
+    large = {tensor.name: tensor for tensor in model.graph.initializer if _is_large(tensor)}
+    for tensor in changed.graph.initializer:
+        if tensor.name in large:
+            tensor.raw_data = large[tensor.name].raw_data
+    return changed
+
+
+def without_constants(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a model without its initializers, for what writes them anew."""
+    fields = {field.name: value for field, value in model.graph.ListFields() if field.name != "initializer"}
+    others = {field.name: value for field, value in model.ListFields() if field.name != "graph"}
+    return onnx.ModelProto(graph=onnx.GraphProto(**fields), **others)
+
+
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.raw_data) >= _LARGE
