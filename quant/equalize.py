@@ -38,6 +38,7 @@ from sodeploy.quant.calibration.inspect_graph import (
 )
 from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import Network, attribute, load_network
+from sodeploy.quant.weights_aside import without_constants
 from sodeploy.runtime.onnx_bytes import save_model
 from sodeploy.runtime.onnx_file import captured
 
@@ -136,11 +137,11 @@ def channel_maxima(network: Network, images: Sequence[Sample]) -> dict[str, np.n
     """`(C,) float64` for every tensor that a convolution reads: the largest magnitude of each channel over `images`."""
     read = dict.fromkeys(node.input[0] for node in network.nodes if is_boundary(network, node))
     tensors = [name for name in read if name in network.float_tensors]
-    model = copy.deepcopy(network.model)
+    model = without_constants(network.model)
     for name in tensors:
         model.graph.node.append(onnx.helper.make_node("Abs", [name], [f"{name}/magnitude"]))
     largest = [per_channel(model.graph, "ReduceMax", f"{name}/magnitude", len(network.shape(name))) for name in tensors]
-    run = opened(model, largest)
+    run = opened(model, largest, network.model.graph.initializer)
     maxima: dict[str, np.ndarray] = {}
     at_a_time = images_at_a_time(network.model)
     measured = side_by_side(lambda sample: run(as_input(sample, network.contract)), images, at_a_time)

@@ -4,7 +4,7 @@ protobuf writes a message into a buffer, keeps each one that was too small until
 end of a network of 400 MB that is 1400 MB. Here constants are written one after the other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 _LARGEST = 2**31 - 1  # bytes that a reader takes
 
 
-def model_bytes(model: "onnx.ModelProto") -> bytes:
+def model_bytes(model: "onnx.ModelProto", constants: Iterable["onnx.TensorProto"] = ()) -> bytes:
     """`model.SerializeToString()`.
+
+    Args:
+        constants: more initializers.
 
     Raises:
         ValueError: the model has 2 GiB or more.
     """
     buffer = BytesIO()
-    _write(model, buffer)
+    _write(model, buffer, list(constants))
     return buffer.getvalue()
 
 
@@ -33,30 +36,36 @@ def save_model(model: "onnx.ModelProto", path: Path) -> None:
         ValueError: the model has 2 GiB or more.
     """
     with open(path, "wb") as file:
-        _write(model, file)
+        _write(model, file, [])
 
 
-def _write(model: "onnx.ModelProto", file: IO[bytes]) -> None:
+def _write(model: "onnx.ModelProto", file: IO[bytes], constants: Sequence["onnx.TensorProto"]) -> None:
     for field, value in model.ListFields():
         if field.name == "graph":
-            size = sum(map(len, _of_graph(value)))
+            size = sum(map(len, _of_graph(value, constants)))
             if size > _LARGEST:
                 raise ValueError(f"an ONNX file ends at 2 GiB, and this graph has {size} bytes")
             file.write(_head(field.number, size))
-            file.writelines(_of_graph(value))
+            file.writelines(_of_graph(value, constants))
         else:
             file.write(_alone(model, field.name))
 
 
-def _of_graph(graph: "onnx.GraphProto") -> Iterator[bytes]:
+def _of_graph(graph: "onnx.GraphProto", constants: Sequence["onnx.TensorProto"]) -> Iterator[bytes]:
+    initializer = graph.DESCRIPTOR.fields_by_name["initializer"]
     for field, values in graph.ListFields():
-        if field.name == "initializer":
-            for tensor in values:
-                data = tensor.SerializeToString()
-                yield _head(field.number, len(data))
-                yield data
-        else:
+        if field.number != initializer.number:
             yield _alone(graph, field.name)
+        else:
+            yield from _repeated(field.number, values)
+    yield from _repeated(initializer.number, constants)
+
+
+def _repeated(number: int, messages: Iterable[Any]) -> Iterator[bytes]:
+    for message in messages:
+        data = message.SerializeToString()
+        yield _head(number, len(data))
+        yield data
 
 
 def _alone(message: Any, name: str) -> bytes:

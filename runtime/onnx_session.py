@@ -1,7 +1,7 @@
 """Starts onnxruntime. Every graph of the product, deployed or only inspected, is opened here."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,6 +76,7 @@ def start_session(
     provider: str = "CPUExecutionProvider",
     provider_options: Mapping[str, Any] | None = None,
     name: str | Path | None = None,
+    constants: "Iterable[onnx.TensorProto]" = (),
 ) -> "onnxruntime.InferenceSession":
     """Load a graph into onnxruntime.
 
@@ -83,13 +84,14 @@ def start_session(
         model: a file, or a graph in memory (below 2 GiB, the limit of the format).
         options: of `session_options`; its defaults if left out.
         name: what an error calls the graph; the file's path by default.
+        constants: initializers of a graph in memory besides its own.
 
     Raises:
         UserError: onnxruntime refuses the graph; its reason is given.
     """
     import onnxruntime
 
-    source = str(model) if isinstance(model, Path) else model_bytes(model)
+    source = str(model) if isinstance(model, Path) else model_bytes(model, constants)
     try:
         return onnxruntime.InferenceSession(
             source,

@@ -1,6 +1,5 @@
 """Runs a graph to read any of its tensors, and picks the images to run it on."""
 
-import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ import numpy as np
 import onnx
 
 from sodeploy.calib_data import Sample
+from sodeploy.quant.weights_aside import without_constants
 from sodeploy.runtime.contract import Contract
 from sodeploy.runtime.onnx_session import session_options, start_session
 from sodeploy.runtime.processing import preprocess
@@ -26,19 +26,24 @@ _LARGE = 2**30  # bytes of all tensors that a graph makes of one image
 Run = Callable[[np.ndarray], list[np.ndarray]]  # (N, 3, h, w) float32 -> the outputs
 
 
-def opened(model: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Run:
+def opened(
+    model: onnx.ModelProto, outputs: Sequence[str] | None = None, constants: Iterable[onnx.TensorProto] = ()
+) -> Run:
     """Open a graph in onnxruntime on the CPU, to be run by `side_by_side`.
 
     Args:
         outputs: float tensors to return instead of the graph's outputs; nodes that none of them needs do not run.
+        constants: initializers besides the model's own.
     """
     if outputs is not None:
-        model = copy.deepcopy(model)
+        constants = [*model.graph.initializer, *constants]
+        model = without_constants(model)
         del model.graph.output[:]
         for name in outputs:
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     at_a_time = images_at_a_time(model)
-    session = start_session(model, inspection_options(arena=at_a_time > 1, at_a_time=at_a_time))
+    options = inspection_options(arena=at_a_time > 1, at_a_time=at_a_time)
+    session = start_session(model, options, constants=constants)
     name = session.get_inputs()[0].name
     given = [output.name == name for output in session.get_outputs()]
 

@@ -1,6 +1,5 @@
 """The calibration pass: run the float32 network over images and count the values of its tensors."""
 
-import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from sodeploy.quant.calibration.inspect_graph import as_input, distinct, per_cha
 from sodeploy.quant.calibration.parts import GraphInParts
 from sodeploy.quant.calibration.statistics import Statistics, fixed_point, is_in_half, load_statistics
 from sodeploy.quant.graph import PASSING, Network, attribute, channel_axis_read, load_network
+from sodeploy.quant.weights_aside import without_constants
 from sodeploy.terminal import note, progress
 
 _CHECKPOINT_SECONDS = 20.0  # the most work that an interrupt can cost
@@ -154,7 +154,7 @@ class Observer:
     def __init__(self, network: Network) -> None:
         self.contract = network.contract
         self.observed = observed_tensors(network)
-        model = copy.deepcopy(network.model)
+        model = without_constants(network.model)
         read = {node.input[0]: channel_axis_read(node) for node in network.nodes if network.is_weighted(node)}
         axes = {name: axis for name, axis in read.items() if name in network.float_tensors}
         self._joined = {name: list(_joined(network, name, axes)) for name in axes}
@@ -165,7 +165,7 @@ class Observer:
             for name in averaged
         }
         _put_beside_makers(model.graph, len(network.model.graph.node))
-        self._graph = GraphInParts(model, [*self.observed, *self._averaged])
+        self._graph = GraphInParts(model, [*self.observed, *self._averaged], network.model.graph.initializer)
         self.at_a_time = self._graph.at_a_time
 
     def observe(self, sample: Sample) -> Observed:

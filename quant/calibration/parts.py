@@ -1,6 +1,6 @@
 """A graph that runs in parts, one after the other, so that many of its tensors can be read without holding them all."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,16 +49,19 @@ class GraphInParts:
         at_a_time: the inputs that may run at the same time.
     """
 
-    def __init__(self, model: onnx.ModelProto, wanted: Sequence[str]) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, wanted: Sequence[str], constants: Iterable[onnx.TensorProto] = ()
+    ) -> None:
         """Start a session for each part.
 
         Args:
             model: nodes in topological order; types and shapes inferred, with no dimension left open but the batch.
             wanted: names of tensors. Nodes that none of them needs do not run.
+            constants: initializers besides the model's own.
         """
         self._input = model.graph.input[0].name
         self._wanted = set(wanted)
-        parts = split(model, self._wanted, PART_BYTES)
+        parts = split(model, self._wanted, PART_BYTES, constants)
         # An arena keeps what its part once took: all of them together would keep as much as the whole graph in one.
         self.at_a_time = images_at_a_time(model)
         arena = len(parts) == 1
@@ -69,7 +72,7 @@ class GraphInParts:
             self._parts.append(_Started(session, part.inputs, part.outputs, part.read_later))
 
     def run(self, image: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        """The wanted tensors of each part."""
+        """The wanted tensors of each part; those of a part are let go when those of the next are asked for."""
         alive = {self._input: image}
         if self._input in self._wanted:
             yield dict(alive)
@@ -77,20 +80,26 @@ class GraphInParts:
             arrays = part.session.run(part.outputs, {name: alive[name] for name in part.inputs})
             made = {name: np.asarray(array) for name, array in zip(part.outputs, arrays, strict=True)}
             alive = {name: array for name, array in (alive | made).items() if name in part.read_later}
-            yield {name: array for name, array in made.items() if name in self._wanted}
+            found = {name: array for name, array in made.items() if name in self._wanted}
+            del arrays, made
+            yield found
+            found.clear()
 
 
-def split(model: onnx.ModelProto, wanted: Collection[str], part_bytes: int) -> list[Part]:
+def split(
+    model: onnx.ModelProto, wanted: Collection[str], part_bytes: int, constants: Iterable[onnx.TensorProto] = ()
+) -> list[Part]:
     """A graph in parts whose wanted tensors take `part_bytes` at most, unless one node alone makes more.
 
     A graph with subgraphs (If, Loop) stays in one part.
 
     Args:
         model: nodes in topological order; types and shapes inferred.
+        constants: initializers besides the model's own.
     """
     graph = model.graph
     typed = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
+    stored = {tensor.name: tensor for tensor in (*graph.initializer, *constants)}
     nodes = _needed(graph.node, wanted)
     has_subgraph = any(attribute.HasField("g") for node in nodes for attribute in node.attribute)
     sizes = {name: 0 if has_subgraph else tensor_bytes(typed[name]) for name in wanted if name in typed}
@@ -109,7 +118,7 @@ def split(model: onnx.ModelProto, wanted: Collection[str], part_bytes: int) -> l
     for group in reversed(groups):
         made = [name for node in group for name in node.output if name]
         read = dict.fromkeys(name for node in group for name in node.input if name)
-        inputs = [name for name in read if name not in made and name not in constants]
+        inputs = [name for name in read if name not in made and name not in stored]
         if has_subgraph:
             inputs = [graph.input[0].name]
         outputs = [name for name in made if name in wanted or name in read_later]
@@ -118,7 +127,7 @@ def split(model: onnx.ModelProto, wanted: Collection[str], part_bytes: int) -> l
         part.graph.node.extend(group)
         part.graph.input.extend(typed[name] for name in inputs)
         part.graph.output.extend(typed.get(name) or _of_any_shape(name) for name in outputs)
-        kept = constants if has_subgraph else {name: constants[name] for name in read if name in constants}
+        kept = stored if has_subgraph else {name: stored[name] for name in read if name in stored}
         part.graph.initializer.extend(kept.values())
         parts.insert(0, Part(part, inputs, outputs, frozenset(read_later)))
         read_later = (read_later - set(made)) | set(inputs)

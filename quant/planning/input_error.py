@@ -6,7 +6,6 @@ measured in the float32 network, like the means that make up for rounded weights
 (`sodeploy.quant.int8.bias_correction`).
 """
 
-import copy
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -27,6 +26,7 @@ from sodeploy.quant.calibration.inspect_graph import (
 from sodeploy.quant.graph import Network, channel_axis_read
 from sodeploy.quant.int8 import STEPS, fp16_scale
 from sodeploy.quant.planning.plan import Range
+from sodeploy.quant.weights_aside import without_constants
 
 IMAGES = 32
 
@@ -53,15 +53,14 @@ def input_errors(network: Network, ranges: Sequence[Range], images: Iterable[Sam
     readers = {node.input[0]: node for node in network.nodes if network.is_weighted(node) and node.input[0] in range_of}
     if not readers:
         return InputErrors({}, {})
-    model = copy.deepcopy(network.model)
+    model = without_constants(network.model)
     errors = []
     for tensor, reader in readers.items():
         error, _ = append_error(model.graph, tensor, range_of[tensor])
         rank, axis = len(network.shape(tensor)), channel_axis_read(reader)
         error_uint8 = _append_uint8_error(model.graph, tensor, range_of[tensor])
         errors += [per_channel(model.graph, "ReduceMean", name, rank, axis) for name in (error, error_uint8)]
-    run = opened(model, errors)
-    del model  # the session has weights of its own
+    run = opened(model, errors, network.model.graph.initializer)
     chosen = some(images, IMAGES)
     totals = [np.zeros(1)] * len(errors)
     at_a_time = images_at_a_time(network.model)
