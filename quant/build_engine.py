@@ -41,7 +41,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import onnx
 import typer
 
 from sodeploy import command_line, terminal
@@ -143,7 +142,7 @@ def build(
         file = network.path
         network = network_for(source, network, base)
         planned = plan_of(source, network, base, method, within, cpu, "bf16" in floats)
-        prover = Prover(onnx.load(file), network, _proving_images(source))
+        prover = Prover(file, network, _proving_images(source))
         written = write_graphs(network, planned.plan, planned.file, base, prover, targets_of(planned.plan, floats))
         made = _build_engines(written, base, shapes, prover) if engines else {}
     _report_refused(written)

@@ -83,7 +83,7 @@ class Disproved(Exception):
 class Prover:
     """Compares graphs with one float32 network on the same images."""
 
-    def __init__(self, file: onnx.ModelProto, network: Network, samples: Sequence[Sample]) -> None:
+    def __init__(self, file: Path, network: Network, samples: Sequence[Sample]) -> None:
         """
         Args:
             file: the float32 file as it was given, not normalized.
@@ -189,7 +189,7 @@ def prove_engine(path: Path, prover: Prover, graph: Proof) -> Proof:
     return proof
 
 
-def _run(graph: onnx.ModelProto, outputs: Sequence[str] | None = None) -> Callable[[np.ndarray], Any]:
+def _run(graph: onnx.ModelProto | Path, outputs: Sequence[str] | None = None) -> Callable[[np.ndarray], Any]:
     """The first output of a graph in onnxruntime; with names, the list of these outputs."""
     session = start_session(graph, session_options())
     name = session.get_inputs()[0].name

@@ -1,6 +1,5 @@
 """Changes of a graph's nodes and types, without the weights: a library in C++ copies them four times on their way."""
 
-import copy
 from collections.abc import Callable
 
 import onnx
@@ -14,12 +13,9 @@ def with_weights_aside(change: Callable[[onnx.ModelProto], onnx.ModelProto], mod
     Args:
         change: reads shapes and types; keeps the names of constants.
     """
-    light = copy.deepcopy(model)
-    for tensor in light.graph.initializer:
-        if _is_large(tensor):
-            tensor.ClearField("raw_data")
+    light = without_constants(model)
+    light.graph.initializer.extend(_hollow(one) if _is_large(one) else one for one in model.graph.initializer)
     changed = change(light)
-    del light  # it still holds the memory of what was cleared
     large = {tensor.name: tensor for tensor in model.graph.initializer if _is_large(tensor)}
     for tensor in changed.graph.initializer:
         if tensor.name in large:
@@ -32,6 +28,11 @@ def without_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     fields = {field.name: value for field, value in model.graph.ListFields() if field.name != "initializer"}
     others = {field.name: value for field, value in model.ListFields() if field.name != "graph"}
     return onnx.ModelProto(graph=onnx.GraphProto(**fields), **others)
+
+
+def _hollow(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """A tensor without its values."""
+    return onnx.TensorProto(**{field.name: value for field, value in tensor.ListFields() if field.name != "raw_data"})
 
 
 def _is_large(tensor: onnx.TensorProto) -> bool:

@@ -28,7 +28,7 @@ ALL = {target.name: target for target in TARGETS}
 
 @pytest.fixture(scope="module")
 def prover(unet_file: Path, unet: Network, pictures: list[Picture]) -> Prover:
-    return Prover(onnx.load(unet_file), unet, pictures)
+    return Prover(unet_file, unet, pictures)
 
 
 def changed(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:

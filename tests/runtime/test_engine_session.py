@@ -11,7 +11,6 @@ from typing import Any
 
 import imitated_tensorrt
 import numpy as np
-import onnx
 import pytest
 
 from sodeploy.artifacts import write_manifest
@@ -307,7 +306,7 @@ def test_a_real_engine_agrees_with_onnxruntime(builder: str, save_model: Callabl
 def prover(save_model: Callable[..., Path]) -> Prover:
     """Of the network that the imitated engine computes."""
     path = save_model("tiny.onnx", batch=None)
-    return Prover(onnx.load(path), load_network(path), list(open_dataset("synthetic:eval:4:32", masks=False)))
+    return Prover(path, load_network(path), list(open_dataset("synthetic:eval:4:32", masks=False)))
 
 
 def test_an_engine_is_proved_against_its_graph(
@@ -335,7 +334,7 @@ def test_an_engine_that_is_worse_than_its_graph_is_refused(
 ) -> None:
     monkeypatch.setattr(engine_session, "open_device", lambda gpu: device)
     path = save_model("other.onnx", weights=(0.5, 0.0, 0.5), batch=None)
-    other = Prover(onnx.load(path), load_network(path), list(open_dataset("synthetic:eval:4:32", masks=False)))
+    other = Prover(path, load_network(path), list(open_dataset("synthetic:eval:4:32", masks=False)))
     with pytest.raises(Disproved, match=r"the engine's map has .* dB to float32, its graph's 30.0 dB"):
         prove_engine(save_engine(), other, Proof(30.0, 0.1, 4))
     prove_engine(save_engine(), other, Proof(0.0, 0.9, 4))  # no worse than its graph
