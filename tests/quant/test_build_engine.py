@@ -15,7 +15,7 @@ import pytest
 from sodeploy.artifacts import read_manifest
 from sodeploy.calib_data import Dataset, open_dataset, subset
 from sodeploy.errors import UserError
-from sodeploy.quant import build_engine, build_plan, equalize
+from sodeploy.quant import build_engine, build_plan, equalize, write_graphs
 from sodeploy.quant import calibrate as calibrate_stage
 from sodeploy.quant.calibration import observer as observer_module
 from sodeploy.quant.calibration.observer import calibrate, gather
@@ -245,7 +245,7 @@ def test_a_full_disk_leaves_nothing_half_written(
 
     build_engine.build(unet_file, tmp_path, engines=False)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr(onnx, "save", no_space)
+    monkeypatch.setattr(write_graphs, "save_model", no_space)
     with pytest.raises(OSError, match="No space"):
         build_engine.build(unet_file, tmp_path, engines=False)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
