@@ -37,8 +37,9 @@ class Codec(NamedTuple):
     options: Mapping[str, str]
 
 
-# The quality is constant, and high enough that a map keeps its edges.
-_H264 = Codec("libx264", "yuv420p", 2, MappingProxyType({"crf": "18"}))
+# The quality is constant, and high enough that a map keeps its edges. The x264 of PyAV 18 reads memory that it has not
+# written for its tree of macroblocks: the same pictures then give other bytes each time.
+_H264 = Codec("libx264", "yuv420p", 2, MappingProxyType({"crf": "18", "mbtree": "0"}))
 _VP9_OPTIONS = {"crf": "24", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
 _VP9 = Codec("libvpx-vp9", "yuv420p", 1, MappingProxyType(_VP9_OPTIONS))
 # Frames that are never shown have no alpha of their own.

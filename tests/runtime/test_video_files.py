@@ -1,12 +1,16 @@
 """Videos read and written: times, sound, rotation, colors, sizes, and files that are broken."""
 
+import os
 import re
+import subprocess
+import sys
 import threading
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from video_content import av, content, save_clip, square
@@ -92,6 +96,25 @@ def test_times_pictures_and_sound_are_kept(
     # In step: sound and pictures begin as far from one another as they did, but for what a codec's frame is long.
     assert made.sound_from - made.times[0] == pytest.approx(source.sound_from - source.times[0], abs=0.027)
     assert made.sound_till - made.times[0] == pytest.approx(source.sound_till - source.times[0], abs=0.05)
+
+
+def test_the_same_video_gives_the_same_bytes(tmp_path: Path) -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    scene = cv2.resize(coarse, (320, 240), interpolation=cv2.INTER_CUBIC)
+    squares = [square(4 * n, 240, 320) for n in range(60)]
+    save_clip(tmp_path / "a.mkv", 60, image=lambda n: np.roll(scene, 2 * n, axis=1) // 2 + squares[n] // 2)
+    script = (
+        "import sys; from pathlib import Path; from sodeploy.runtime.video.reader import VideoReader; "
+        "from sodeploy.runtime.video.writer import VideoWriter\n"
+        "with VideoReader(sys.argv[1]) as r, VideoWriter(Path(sys.argv[2]), r, 'mp4') as w:\n"
+        "    for frame in r.frames(): w.write(frame, frame.image)"
+    )
+    made = []
+    for fill in ("85", "170"):  # what memory holds that nobody has written to
+        words = [sys.executable, "-c", script, str(tmp_path / "a.mkv"), str(tmp_path / f"{fill}.mp4")]
+        subprocess.run(words, check=True, env={**os.environ, "MALLOC_PERTURB_": fill})
+        made.append((tmp_path / f"{fill}.mp4").read_bytes())
+    assert made[0] == made[1]
 
 
 def test_every_sound_that_is_copied_can_be(tmp_path: Path) -> None:
