@@ -1,10 +1,13 @@
 """`make gpu-check` without a GPU: its messages, its arithmetic, and a whole run on an imitated driver."""
 
+import contextlib
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -101,6 +104,58 @@ def test_works_are_timed_in_turn(kernel_times) -> None:
     seconds = kernel_times.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
     assert calls == ["a", "b"] * 3  # the first round warms up
     assert [len(times) for times in seconds.values()] == [2, 2]
+
+
+def test_the_record_is_on_disk_after_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu_check
+
+    report = gpu_check.Report(SimpleNamespace(name="NVIDIA H200", capability="sm90"), tmp_path)
+
+    def parts() -> list[tuple[str, str, int]]:
+        record = json.loads(report.path.with_suffix(".json").read_text())
+        return [(part["status"], part["reason"], len(part["rows"])) for part in record["parts"]]
+
+    def failing() -> Iterator[dict[str, int]]:
+        yield {"rows before": 1}
+        raise RuntimeError("an illegal\nmemory access")
+
+    def ending() -> Iterator[dict[str, int]]:
+        yield {"rows before": 1}
+        raise SystemExit(139)  # as a crash: nothing of this process runs on
+
+    report.part("Kernels", ["json"], lambda: [{"us": 1.0}, {"us": 2.0}])
+    report.part("Engines", [], failing)
+    known = [("measured", "", 2), ("failed", "RuntimeError: an illegal memory access", 1)]
+    assert parts() == known
+    report.part("Accuracy", ["no_such_module"], lambda: pytest.fail("is not begun"))
+    known.append(("skipped", f"no_such_module is not installed; {gpu_check._WHEELS}", 0))
+    with pytest.raises(SystemExit):
+        report.part("End to end", [], ending)
+    assert parts() == known
+    monkeypatch.setattr(gpu_check, "LAST_START", -1)
+    report.part("GPU tests", [], lambda: pytest.fail("is not begun"))
+    assert parts()[-1] == ("skipped", "-1 s had passed", 0)
+
+
+def test_one_failing_model_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import end_to_end
+
+    def open_model(path: Path, *_: object) -> contextlib.AbstractContextManager[None]:
+        if path.name == "broken.onnx":
+            raise UserError("broken.onnx cannot be loaded")
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(end_to_end, "open_on_device", open_model)
+    monkeypatch.setattr(end_to_end, "open_session", open_model)
+    monkeypatch.setattr(end_to_end, "_photographs", lambda folder: [])
+    monkeypatch.setattr(end_to_end, "_pipeline_figures", lambda *_: {"batch": 8})
+    models = [Path("broken.onnx"), Path("whole.onnx")]
+    assert list(end_to_end.pipeline_rows(SimpleNamespace(), models)) == [
+        {"model": "broken.onnx", "failed": "broken.onnx cannot be loaded"},
+        {"model": "whole.onnx", "batch": 8},
+    ]
 
 
 @pytest.mark.skipif(driver_problem() is None, reason="there is a GPU: run make gpu-check")

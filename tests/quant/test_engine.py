@@ -272,11 +272,17 @@ def test_tensorrt_keeps_its_timing_cache_and_names_its_gpu(tmp_path: Path, monke
     monkeypatch.setattr(engine, "driver_problem", lambda: None)
     monkeypatch.setattr(engine, "current_gpu", lambda: Gpu("NVIDIA L4", "sm89"))
     monkeypatch.setattr(trt_builder, "_inspect", lambda *_: [])  # TensorRT's runtime without a driver crashes
+    made, parts = trt_builder._made, []
+    monkeypatch.setattr(trt_builder, "_made", lambda part, *rest: (parts.append(part), made(part, *rest))[1])
     graph = write(tmp_path / "small.onnx", "fp32")
     for _ in range(2):  # the second reads the cache of the first
         report = engine.build(graph, tmp_path / "small.engine", "tensorrt", workspace_mib=512)
     assert (report.targets, report.gpu, report.builder_version) == (("sm89",), "NVIDIA L4", "11.4.0.106")
     assert (tmp_path / "tensorrt-11.4.0.106-sm89.timing").stat().st_size > 0
+    import tensorrt_rtx
+
+    configs = [part for part in parts if isinstance(part, tensorrt_rtx.IBuilderConfig)]
+    assert [config.get_flag(tensorrt_rtx.BuilderFlag.TF32) for config in configs] == [False, False]  # fp32 is fp32
     with pytest.raises(UserError, match="leave the targets out"):
         engine.build(graph, tmp_path / "small.engine", "tensorrt", targets=["sm89"])
 
@@ -287,6 +293,19 @@ def test_old_tensorrt_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     old.__version__ = "8.6.1"
     monkeypatch.setitem(sys.modules, "tensorrt", old)
     with pytest.raises(UserError, match=r"tensorrt 8\.6\.1 is too old, 10\.8 or newer"):
+        engine.build(write(tmp_path / "small.onnx", "fp32"), tmp_path / "small.engine", "tensorrt")
+
+
+@needs_rtx
+def test_a_builder_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(RtxAsTensorrt):
+        def Builder(self, logger: Any) -> None:
+            logger.log(self.ILogger.ERROR, "CUDA out of memory")
+
+    monkeypatch.setitem(sys.modules, "tensorrt", Full("tensorrt"))
+    monkeypatch.setattr(engine, "driver_problem", lambda: None)
+    monkeypatch.setattr(engine, "current_gpu", lambda: Gpu("NVIDIA L4", "sm89"))
+    with pytest.raises(UserError, match="CUDA out of memory"):
         engine.build(write(tmp_path / "small.onnx", "fp32"), tmp_path / "small.engine", "tensorrt")
 
 

@@ -266,6 +266,8 @@ def test_a_driver_older_than_pycuda_is_refused(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("binding", list(device_module.BINDINGS))
 def test_all_of_it_on_an_imitated_driver(binding: str, tmp_path: Path, repository: Path) -> None:
     environment = imitated_driver(tmp_path, binding) | {"IMITATED_CUDA_PINNED": str(2**25)}
+    if binding == "cuda-bindings":  # pycuda cannot do without them
+        environment["IMITATED_CUDA_NO_DEPRECATED"] = "1"
     names = ("device", "cuda_processing", "engine_session", "graphs", "pipeline", "infer", "bench_gpu")
     # The kernels are those of the emulated device: of their own tests only the way there and back is run again.
     chosen = "not emulated and not (cuda_processing and not (pictures or buffers))"

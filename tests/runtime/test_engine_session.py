@@ -111,8 +111,11 @@ def test_everything_is_freed(device: Any, save_engine: SaveEngine) -> None:
 def test_graphs_belong_to_one_shape(device: Any, save_engine: SaveEngine) -> None:
     """A context that was set to another shape replays none of its older graphs: they would write wrong maps."""
     with open_engine(save_engine(), device) as session:
+        kept = []
         for count in (2, 2, 2, 1, 2, 2, 2, 4, 2, 1, 1, 1):
             np.testing.assert_allclose(session.infer(batch(count)), expected(batch(count)), atol=1e-6)
+            kept.append(len(session.graphs))
+        assert kept == [0, 1, 1, 0, 0, 1, 1, 0, 0, 0, 1, 1]
 
 
 def test_an_output_of_another_shape_is_refused_before_it_runs(device: Any, save_engine: SaveEngine) -> None:

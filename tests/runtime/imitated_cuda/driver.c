@@ -17,6 +17,7 @@
    IMITATED_CUDA_PINNED       bytes of page-locked memory that can be had; no limit by default
    IMITATED_CUDA_FAULT        NAME:N - the Nth launch of the kernel NAME makes an illegal access
    IMITATED_CUDA_REPORT       print at exit how much was left open
+   IMITATED_CUDA_NO_DEPRECATED  functions that a later CUDA may drop are gone
 
    Functions that are not written here answer CUDA_ERROR_NOT_SUPPORTED (build.py). It proves memory handling, the order
    of work, argument passing and control flow; nothing about speed, races or a real GPU. */
@@ -492,7 +493,9 @@ API cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name)
 }
 API cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction function) { return *value = 0, OK; }
 /* Deprecated; pycuda calls it before every launch. */
-API cuFuncSetBlockShape(CUfunction function, int x, int y, int z) { return usable(); }
+API cuFuncSetBlockShape(CUfunction function, int x, int y, int z) {
+  return getenv("IMITATED_CUDA_NO_DEPRECATED") ? CUDA_ERROR_NOT_SUPPORTED : usable();
+}
 API cuLaunchKernel(CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
                    unsigned block_y, unsigned block_z, unsigned shared, CUstream stream, void** parameters,
                    void** extra) {
