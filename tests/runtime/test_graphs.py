@@ -13,7 +13,7 @@ from sodeploy.runtime.errors import DeviceError
 from sodeploy.runtime.gpu import graphs as graphs_module
 from sodeploy.runtime.gpu.engine_session import EngineSession, open_engine
 from sodeploy.runtime.gpu.graphs import Graphs
-from sodeploy.runtime.gpu.pipeline import pictures
+from sodeploy.runtime.gpu.pipeline import Lane, pictures
 
 # ruff: noqa: F811 (fixtures)
 SaveEngine = Callable[..., Path]
@@ -179,6 +179,19 @@ def test_graphs_make_the_same_bytes_as_single_launches(
     monkeypatch.setattr(graphs_module, "_ATTEMPTS", 0)
     for picture, eager in zip(made, made_of(session, sizes, style), strict=True):
         np.testing.assert_array_equal(picture, eager)
+
+
+def test_graphs_of_buffers_that_were_taken_anew_are_freed(device: Any, session: EngineSession) -> None:
+    """Even where the new memory begins at the old address: the pinned memory beside it may not."""
+    with device.current():
+        lane = Lane(session, "map", "lane", None)
+        for _ in range(3):
+            lane.run(images_of([SAME] * 2))
+        assert len(lane._session.graphs) == 1
+        lane._processing.release()
+        lane.run(images_of([SAME] * 2))
+        assert len(lane._session.graphs) == 0
+        lane.close()
 
 
 def test_in_a_folder_of_mixed_sizes_the_network_alone_is_a_graph(
