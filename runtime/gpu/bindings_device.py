@@ -11,7 +11,7 @@ from sodeploy.runtime.gpu.device import Device, require_index
 
 
 class BindingsMemory:
-    """See `sodeploy.runtime.gpu.device.Memory`."""
+    """See `sodeploy.runtime.gpu.buffers.DeviceMemory`."""
 
     def __init__(self, device: "BindingsDevice", address: int) -> None:
         self.address = address

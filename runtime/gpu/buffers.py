@@ -10,10 +10,11 @@ ALIGNMENT = 16  # bytes; of everything laid out here, because the kernels read i
 
 
 class DeviceMemory(Protocol):
-    """A piece of GPU memory."""
+    """A piece of GPU memory, freed by `free` or with the object."""
 
     @property
-    def address(self) -> int: ...
+    def address(self) -> int:
+        """0 once it is freed."""
 
     def free(self) -> None: ...
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from sodeploy.errors import UserError
 from sodeploy.runtime.errors import DeviceError, DeviceLost, OutOfDeviceMemory, OutOfPinnedMemory
+from sodeploy.runtime.gpu.buffers import DeviceMemory
 from sodeploy.runtime.gpu.driver import driver_problem, lost_context
 from sodeploy.runtime.gpu.kernels import MODULES, kernel_names, machine_code
 
@@ -31,18 +32,6 @@ _INSTALL = (
     "pip install 'sodeploy[cuda]' (wheels), or pip install pycuda (compiled on installation: CUDA's nvcc must be on "
     "PATH, for example PATH=/usr/local/cuda/bin:$PATH)"
 )
-
-
-class Memory(Protocol):
-    """A piece of device memory, freed by `free` or with the object.
-
-    Attributes:
-        address: 0 once it is freed.
-    """
-
-    address: int
-
-    def free(self) -> None: ...
 
 
 class Stream(Protocol):
@@ -119,7 +108,7 @@ class Device(abc.ABC):
         """(free, total) bytes of the GPU's memory, whoever holds the rest."""
 
     @abc.abstractmethod
-    def allocate(self, size: int) -> Memory:
+    def allocate(self, size: int) -> DeviceMemory:
         """`size` bytes of device memory, aligned to 256.
 
         Raises:

@@ -13,7 +13,7 @@ _REINSTALL = "PATH=/usr/local/cuda/bin:$PATH pip install --force-reinstall --no-
 
 
 class PycudaMemory:
-    """See `sodeploy.runtime.gpu.device.Memory`."""
+    """See `sodeploy.runtime.gpu.buffers.DeviceMemory`."""
 
     def __init__(self, allocation: Any) -> None:
         self._allocation = allocation

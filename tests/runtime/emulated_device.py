@@ -104,8 +104,6 @@ class EmulatedDevice:
     name, index = "emulated GPU", 0
     capability = "sm89"
 
-    index = 0
-
     def __init__(self, library: Path) -> None:
         self._kernels = ctypes.CDLL(str(library))
         self._allocated: list[EmulatedMemory] = []
