@@ -224,11 +224,12 @@ def overview(record: Sequence[dict[str, Any]]) -> list[Table]:
         network = Path(entry["model"]).stem
         sets.append(f"{network}: {entry['calibration_images']} and {measured.images}")
         for tool, row in _rows(entry):
+            seconds = "" if tool.cost is None else f"{tool.cost.seconds:.0f}"
             if row is None:
-                rows.append([network, tool.tool, "failed", "", "", "", ""])
+                reason = "failed" if tool.cost is None else "not measured"
+                rows.append([network, tool.tool, reason, "", "", "", seconds])
             elif row.engine == "openvino" or row == measured.rows[0]:
                 changes = [interval(row.delta[key]) for key in ("s", "mae")]
-                seconds = "" if tool.cost is None else f"{tool.cost.seconds:.0f}"
                 rows.append([network, tool.tool, row.engine, *changes, f"{row.time_ratio.value:.2f}", seconds])
     made = Table(
         f"INT8 on {record[0]['bench']['hardware']}",
