@@ -22,6 +22,7 @@ from sodeploy import command_line, terminal
 from sodeploy.artifacts import sha256
 from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
+from sodeploy.memory import free_large_blocks_at_once
 from sodeploy.quant.equalize import needs_equalization
 from sodeploy.quant.graph import load_network
 from sodeploy.runtime.contract import contract_of
@@ -139,6 +140,7 @@ def main(
     if only_calibration:
         from sodeploy.quant.calibration.observer import calibrate
 
+        free_large_blocks_at_once()  # as the stage does
         calibrate(load_network(model), open_dataset(calib, masks=False).first(limit))
         return
     record = compare(model, calib, limit, rounds)
