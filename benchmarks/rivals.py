@@ -59,7 +59,7 @@ METRICS = {"s": "S", "mae": "MAE", "mean_f": "mean F"}
 
 @dataclass
 class Quantized:
-    """A tool's graph of one network and what it cost, or why there is none."""
+    """A tool's graph of one network and what it cost, or why none is measured."""
 
     tool: str
     graph: str | None = None
@@ -173,10 +173,13 @@ def rival(network: Network, tool: str, python: str | CommandFailed, inputs: Path
     graph = folder / f"{network.path.stem}.{tool}.onnx"
     command: list[str | Path] = [python, HERE / "quantize_as.py", tool, network.path, inputs, graph]
     terminal.note(f"{tool} on {network.path} ...")
+    graph.unlink(missing_ok=True)  # of an earlier run
     try:
         cost = measure(command, graph.with_suffix(".log"))
     except CommandFailed as failure:
         return Quantized(tool, failure=str(failure))
+    if not graph.exists():
+        return Quantized(tool, cost=cost, failure="an OpenVINO model, which bench does not open; its cost alone")
     model = onnx.load(graph)
     embed(model, network.contract)
     annotate(model, {PRECISION_KEY: "int8"})
@@ -260,11 +263,11 @@ def _network_table(entry: dict[str, Any]) -> Table:
     measured = BenchRecord.model_validate(entry["bench"])
     rows = []
     for tool, row in _rows(entry):
+        cost = ["", ""] if tool.cost is None else [f"{tool.cost.seconds:.1f}", f"{tool.cost.peak_mib:.0f}"]
         if row is None:
-            rows.append([f"{tool.tool}: {tool.failure}", *[""] * (2 * len(METRICS) + 4)])
+            rows.append([f"{tool.tool}: {tool.failure}", *[""] * (2 * len(METRICS) + 1), *cost, ""])
             continue
         scores = [(decimal(row.metrics[key]), interval(row.delta[key])) for key in METRICS]
-        cost = ["", ""] if tool.cost is None else [f"{tool.cost.seconds:.1f}", f"{tool.cost.peak_mib:.0f}"]
         time = "" if row.stand_in else f"{row.time_ratio.value:.2f}"
         rows.append([tool.tool, row.engine, *itertools.chain(*scores), *cost, time])
     return Table(
@@ -274,7 +277,7 @@ def _network_table(entry: dict[str, Any]) -> Table:
         rows,
         2,
         caption="differences to fp32 with 95 % interval (paired bootstrap over images), * where it excludes zero\n"
-        "s, MiB: what the quantizer's process took\n"
+        "s, MiB: what the quantizer's process took; sodeploy's makes and proves the graphs of all engines in it\n"
         f"time: of inference on {measured.hardware} in one thread, as a multiple of fp32's in onnxruntime, all graphs "
         f"in turn{_SATURATED if entry['saturates'] else ''}",
     )

@@ -62,15 +62,20 @@ def test_a_rival_that_fails_is_a_row_with_its_last_words(rivals: ModuleType, net
 def test_the_overview_has_all_networks_in_one_table(rivals: ModuleType) -> None:
     text = (BENCHMARKS.parent / "docs" / "records" / "rivals.json").read_text()
     entry = next(one for one in json.loads(text) if Path(one["model"]).name == "u2netp.onnx")
+    cost_alone = {"tool": "closed", "graph": None, "cost": [90.0, 700.0, 170.0], "failure": "of another kind"}
+    entry["tools"].append(cost_alone)
     entry["tools"].append({"tool": "broken", "graph": None, "cost": None, "failure": "its last words"})
     other = json.loads(json.dumps(entry).replace("u2netp", "other"))
     (table,) = rivals.overview([entry, other])
     rows = [row for row in table.rows if row[0] == "u2netp"]
     assert [["other", *row[1:]] for row in rows] == table.rows[len(rows) :]
     assert rows[0][1:3] == ["fp32", "onnxruntime"]
-    assert {row[2] for row in rows[1:]} == {"openvino", "failed"}
+    assert {row[2] for row in rows[1:]} == {"openvino", "failed", "not measured"}
+    assert rows[-2] == ["u2netp", "closed", "not measured", "", "", "", "90"]
     assert rows[-1] == ["u2netp", "broken", "failed", "", "", "", ""]
-    assert "broken: its last words" in [row[0] for row in rivals.tables([entry])[0].rows]
+    *_, closed, broken = rivals.tables([entry])[0].rows
+    assert (closed[0], closed[-3:]) == ("closed: of another kind", ["90.0", "700", ""])
+    assert (broken[0], broken[-3:]) == ("broken: its last words", ["", "", ""])
 
 
 def test_planning_is_a_multiple_of_inference(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +85,17 @@ def test_planning_is_a_multiple_of_inference(monkeypatch: pytest.MonkeyPatch) ->
     record = [{"model": "a/net.onnx", "images": 8, "hardware": "a CPU, 2 cores", "works": works}]
     (table,) = importlib.import_module("calibration_time").tables(record)
     assert table.rows[1] == ["net", "8", "calibration", "12.5", "1.25", "22.0", "1.10", "350", "+50"]
+
+
+def test_a_graph_that_bench_does_not_open_is_a_row_with_its_cost(
+    rivals: ModuleType, network: Network, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tiny.nncf-accurate.onnx").write_bytes(b"of an earlier run")
+    cost = rivals.Cost(90.0, 700.0, 170.0)
+    monkeypatch.setattr(rivals, "measure", lambda command, log: cost)
+    made = rivals.rival(network, "nncf-accurate", sys.executable, tmp_path / "inputs.npy", tmp_path)
+    assert (made.graph, made.cost) == (None, cost)
+    assert "OpenVINO model" in made.failure
 
 
 def test_a_rivals_graph_keeps_the_contract(rivals: ModuleType, network: Network, tmp_path: Path) -> None:

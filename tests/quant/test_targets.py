@@ -13,13 +13,18 @@ from onnx import numpy_helper
 from sodeploy.errors import UserError
 from sodeploy.quant import build_engine
 from sodeploy.quant.calibration.inspect_graph import as_input
+from sodeploy.quant.calibration.observer import calibrate
 from sodeploy.quant.emit.cpu import emit_cpu, emit_openvino
 from sodeploy.quant.emit.targets import TARGETS, targets_of
-from sodeploy.quant.graph import Network
+from sodeploy.quant.graph import Network, load_network
+from sodeploy.quant.planning.decide import make_plan
 from sodeploy.quant.planning.plan import Plan, TargetLayer, load_plan, save_plan
 from sodeploy.quant.planning.targets import CPU_KINDS, for_cpu
 from sodeploy.quant.sources import Edited
 from sodeploy.runtime.contract import CPU_KEY
+from sodeploy.runtime.openvino_session import runner_of
+from sodeploy.runtime.session import installed_engines
+from tests.quant.conftest import NetworkWriter
 
 
 def test_every_graph_is_described_where_a_user_looks() -> None:
@@ -130,6 +135,28 @@ def test_an_edit_that_cannot_be_followed(
     (tmp_path / "plan.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=message):
         load_plan(tmp_path / "plan.json", unet)
+
+
+@pytest.mark.parametrize(("side", "in_float"), [(4, False), (8, True)])
+def test_windows_that_openvino_computes_wrongly_stay_in_float(
+    tmp_path: Path, pictures: list, run: Callable, side: int, in_float: bool
+) -> None:
+    """Its int8 kernel for AMX joins 16 channels with 8 columns to 128 values, and leaves little of the result."""
+    writer = NetworkWriter()
+    weight = writer.rng.standard_normal((16, 16, side, side)).astype(np.float32) / (4 * side)
+    read = [writer.conv("image", 3, 16, "a"), writer.constant("weight", weight)]
+    reduced = writer.node("Conv", read, "reduced", strides=[side, side])
+    sizes = writer.constant("sizes", np.array([1, 16, 32, 32], np.int64))
+    writer.node("Sigmoid", [writer.conv(writer.node("Resize", [reduced, "", "", sizes], "up"), 16, 1, "head", False)],
+                "saliency")  # fmt: skip
+    network = load_network(writer.write(tmp_path / "reduction.onnx"))
+    plan = make_plan(network, calibrate(network, pictures))
+    assert plan.layers["reduced/Conv"].precision == "int8"
+    assert ("reduced/Conv" in plan.target("openvino").layers) == in_float
+    graph, image = emit_openvino(network, plan), as_input(pictures[0], network.contract)
+    if "openvino" in installed_engines():
+        found = runner_of(graph.SerializeToString(), Path("graph"))(image)
+        np.testing.assert_allclose(found, run(graph, image), atol=0.02)
 
 
 def test_a_plan_of_fp16_alone_needs_no_decisions(unet: Network, tmp_path: Path) -> None:
