@@ -33,7 +33,9 @@ from process_cost import CommandFailed
 from sodeploy import command_line, terminal
 from sodeploy.artifacts import write_text
 from sodeploy.errors import UserError
+from sodeploy.runtime.cpu import processor_name
 from sodeploy.runtime.infer import infer
+from sodeploy.runtime.measure.report import Table
 from sodeploy.runtime.media.pictures import parse_look
 from sodeploy.runtime.media.sources import find_source
 
@@ -231,6 +233,51 @@ def soak(server: Server, pictures: list[bytes], minutes: int, rate: float) -> di
     }
 
 
+def tables(record: dict[str, Any]) -> list[Table]:
+    """The tables of the documentation; of a soak alone, one."""
+    loads = {"full load": "full_load", "half load": "half_load", "one client": "one_client"}
+    names = {"sodeploy serve": "serve", "rembg s": "rembg"}
+    measured = {name: record[key] for name, key in names.items() if key in record}
+    made: list[Table] = []
+    if measured:
+        rows = [
+            [
+                name,
+                load_name,
+                str(one[key]["clients"]),
+                f"{one[key]['pictures_per_s']:.1f}",
+                f"{one[key]['p50_ms']:.0f}",
+                f"{one[key]['p99_ms']:.0f}",
+                _statuses(one[key]["statuses"]),
+            ]
+            for name, one in measured.items()
+            for load_name, key in loads.items()
+        ]
+        caption = [
+            f"{record['model']}, {record['images']} photographs in turn, on {record['hardware']}",
+            f"`infer` on the same photographs: {record['infer_pictures_per_s']:.1f} images/s, of which the service "
+            f"under full load reaches {100 * record['of_infer']:.0f} %",
+        ]
+        header = ["server", "load", "clients", "images/s", "p50 (ms)", "p99 (ms)", "answers by status"]
+        made.append(Table("Load", header, rows, text_columns=2, caption="\n".join(caption)))
+        memory = [
+            [name, _statuses(one["full_load"]["statuses"]), *(f"{one['memory_mb'][at]:.0f}" for at in ("warm", "end"))]
+            for name, one in measured.items()
+        ]
+        made.append(Table("Memory", ["server", "requests at full load", "before (MB)", "after (MB)"], memory))
+    if soaked := record.get("soak"):
+        memory_mb = soaked["memory_mb"]
+        row = [str(len(memory_mb)), f"{soaked['requests_per_s']:g}", _statuses(soaked["statuses"])]
+        row += [f"{memory_mb[:2][-1]:.0f}", f"{memory_mb[-1]:.0f}", f"{100 * soaked['growth']:.1f} %"]
+        header = ["minutes", "requests/s", "answers by status", "MB after 2 minutes", "MB at the end", "growth"]
+        made.append(Table("Soak", header, [row], text_columns=0, caption=f"{record['model']} on {record['hardware']}"))
+    return made
+
+
+def _statuses(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} x {status}" for status, count in sorted(counts.items()))
+
+
 def main(
     model: Annotated[Path, typer.Argument(help="an ONNX model")],
     data: Annotated[str, typer.Option(help="a folder of photographs")],
@@ -254,7 +301,7 @@ def main(
     if len(found) < 2:
         raise UserError(f"--data {data} has fewer than two photographs; give a folder of them")
     pictures = [file.read_bytes() for file in found]
-    record: dict[str, Any] = {}
+    record: dict[str, Any] = {"model": model.stem, "images": len(pictures), "hardware": processor_name()}
     if soak_minutes:
         record["soak"] = soak(start(model, path, serve.split()), pictures, soak_minutes, soak_rate)
     else:

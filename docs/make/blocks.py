@@ -49,6 +49,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "performance": lambda _: _performance(),
     "cpu": lambda _: _benchmark("cpu_engines"),
     "rivals": lambda part: _benchmark("rivals", part or "tables"),
+    "service": lambda part: _benchmark(part or "serve_load", module="serve_load"),
     "planning": lambda _: _benchmark("calibration_time"),
 }
 
@@ -81,12 +82,17 @@ def _performance() -> str:
     return performance_section.section()
 
 
-def _benchmark(name: str, part: str = "tables") -> str:
-    """The tables that a benchmark makes of its record by the function `part`."""
+def _benchmark(name: str, part: str = "tables", module: str | None = None) -> str:
+    """The tables that a benchmark makes of its record by the function `part`.
+
+    Args:
+        name: of the record.
+        module: of the benchmark; by default it has the record's name.
+    """
     path = records.RECORDS / f"{name}.json"
     if not path.exists():
         return records.NOT_MEASURED
-    make = getattr(importlib.import_module(name), part)
+    make = getattr(importlib.import_module(module or name), part)
     return records.tables(make(json.loads(path.read_text())))
 
 
