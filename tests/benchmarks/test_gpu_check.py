@@ -99,6 +99,24 @@ def test_the_least_bytes_of_postprocessing(kernel_times) -> None:
     assert least == {"map": output + pixels, "rgba": output + 7 * pixels, "green": output + 6 * pixels}
 
 
+def test_batches_take_turns_so_that_none_finds_its_images_in_the_cache(
+    kernel_times, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel_times, "_REPEATS", 4)
+    done: list[object] = []
+    event = SimpleNamespace(record=lambda stream: None, time_till=lambda other: 2.0)
+    device = SimpleNamespace(
+        allocate=lambda size: SimpleNamespace(address=0, free=lambda: None),
+        copy=lambda *arguments: done.append("delay"),
+        event=lambda: event,
+        launch=done.append,
+        wait=lambda stream: None,
+    )
+    turns = [[("launch", (batch,))] for batch in range(3)]
+    assert kernel_times._replay(device, turns, None) == 2e-3
+    assert done == ["delay"] * kernel_times._DELAY_COPIES + [0, 1, 2, 0]
+
+
 def test_works_are_timed_in_turn(kernel_times) -> None:
     calls: list[str] = []
     seconds = kernel_times.alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
