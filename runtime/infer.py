@@ -6,6 +6,7 @@ python runtime/infer.py photos/ --model out/u2netp.int8.engine --output out/cuto
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,7 @@ RESULTS = "results"  # the folder of the outputs, in the working folder
 
 def infer(
     model: str | Path,
-    source: str | Path | Dataset,
+    source: str | Path | Dataset | Sequence[str | Path],
     output: str | Path = RESULTS,
     *,
     device: str = "cpu",
@@ -70,7 +71,8 @@ def infer(
     Args:
         model: an ONNX file; a checkpoint, which runs in PyTorch; on cuda also an engine.
         source: an image; a video; a folder, searched with its subfolders; a data set, open or not; a list; "-" for
-            standard input; the number of a webcam, whose pictures are shown in a window until it is closed.
+            standard input; the number of a webcam, whose pictures are shown in a window until it is closed; or several
+            files, images and videos.
         output: a folder; of one image also a file, or "-" for standard output.
         device: "cpu", "cuda", or "cuda:1" for the second GPU.
         style: the look of the pictures (`sodeploy.runtime.media.pictures`), or its type, such as "rgba".
@@ -209,13 +211,13 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def main(
     source: Annotated[
-        str,
+        list[str] | None,
         typer.Argument(
             metavar="SOURCE",
             show_default=False,
-            help="an image, a video, a folder, a data set, a list, the number of a webcam, or - for standard input",
+            help="images or videos; or a folder, a data set, a list, the number of a webcam, or - for standard input",
         ),
-    ] = "",
+    ] = None,
     model: Annotated[Path | None, typer.Option(help="an .onnx file, or a checkpoint; on cuda also an .engine")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="a folder, results by default; of one image also a file, or -")
@@ -264,9 +266,13 @@ def main(
 ) -> None:
     """Make a picture of the salient object in every image of a source."""
     if images is not None:  # infer MODEL --images DIR, or --model MODEL --images DIR
-        source, model = str(images), model or Path(source)
+        words = [*(source or []), *([str(model)] if model else [])]
+        if len(words) != 1:
+            raise UserError("--images stands in the place of SOURCE; give one of them, and one model")
+        source, model = [str(images)], Path(words[0])
+    assert source is not None
     assert model is not None
-    output = output or Path(STREAM if source == STREAM else RESULTS)
+    output = output or Path(STREAM if source == [STREAM] else RESULTS)
     if str(output) == STREAM and sys.stdout.isatty():
         raise UserError("standard output is a terminal; send it into a file or a pipe, or give --output")
     outcome = infer(

@@ -5,7 +5,7 @@ A new kind of source costs one entry of `SOURCES`; a new kind of file one entry 
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,10 +34,11 @@ class SourceKind(NamedTuple):
     find: Callable[[str, Path | None], Found]
 
 
-def find_source(source: str | Path | Dataset, output: Path | None = None) -> Found:
+def find_source(source: str | Path | Dataset | Sequence[str | Path], output: Path | None = None) -> Found:
     """The content of a source; of an open data set its images.
 
     Args:
+        source: several of them are files, images and videos.
         output: the destination; where it lies in the source, it is left out.
 
     Raises:
@@ -45,6 +46,8 @@ def find_source(source: str | Path | Dataset, output: Path | None = None) -> Fou
     """
     if isinstance(source, Dataset):
         return _of_samples(source)
+    if not isinstance(source, str | Path):
+        return find_source(source[0], output) if len(source) == 1 else _files(source)
     text = str(source)
     kind = next((kind for kind in SOURCES if kind.fits(text)), None)
     if kind is None:
@@ -75,6 +78,22 @@ def _file(text: str, output: Path | None) -> Found:
     if reason := refusal(path):
         raise UserError(reason)
     found = Found([item_of_file(path, path.name)])
+    protect_masks(found)
+    return found
+
+
+def _files(files: Sequence[str | Path]) -> Found:
+    """Several files; an entry that is none is left out and told."""
+    found = Found()
+    for path in map(Path, files):
+        if path.is_dir():
+            found.failed[str(path)] = f"{path} is a folder; give a folder alone, not beside files"
+        elif not path.is_file():
+            found.failed[str(path)] = f"{path} does not exist"
+        elif reason := refusal(path):
+            found.failed[str(path)] = reason
+        else:
+            found.items.append(item_of_file(path, path.name))
     protect_masks(found)
     return found
 

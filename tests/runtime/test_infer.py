@@ -211,6 +211,7 @@ def test_patches_of_any_model(
         "MODEL --images photos --output out --style overlay",
         "--model MODEL --images photos --output=out --style=overlay",
         "photos --model MODEL -o out --type overlay",
+        "photos/2.png photos/3.png --model MODEL -o out --type overlay",
     ],
 )
 def test_the_command_in_its_older_forms(

@@ -27,7 +27,7 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "tree"
 
 
-def names(source: str | Path, output: Path | None = None) -> list[str]:
+def names(source: str | Path | list[str | Path], output: Path | None = None) -> list[str]:
     return [item.name for item in find_source(source, output).items]
 
 
@@ -39,6 +39,18 @@ def test_a_folder_is_searched_with_its_subfolders(tree: Path) -> None:
         "a/d/e.png",
         "b.png",
     ]
+
+
+def test_several_files_as_a_shell_gives_them(tree: Path) -> None:
+    (tree / "phone.cr2").write_bytes(b"raw")
+    found = find_source([tree / "b.jpg", tree / "a", tree / "a" / "c.JPEG", tree / "phone.cr2", tree / "gone.jpg"])
+    assert [item.name for item in found.items] == ["b.jpg", "c.JPEG"]
+    assert [reason.removeprefix(f"{tree}/") for reason in found.failed.values()] == [
+        "a is a folder; give a folder alone, not beside files",
+        "phone.cr2 is not read: it is a camera's raw file; develop it into JPEG or TIFF",
+        "gone.jpg does not exist",
+    ]
+    assert names([tree]) == names(tree)
 
 
 def test_a_link_that_leads_upward_is_no_endless_way(tree: Path) -> None:
