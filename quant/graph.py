@@ -1,7 +1,7 @@
 """An ONNX graph with what quantization asks of it: the node that makes a tensor, its readers, its shape."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,8 @@ OPSET = 19  # the first in which QuantizeLinear takes fp16, which a strongly typ
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
+_LARGE = 2**20  # bytes of a constant that is not kept as an array
+
 HEAD_CHANNELS = 4  # a layer at the end with fewer output channels makes a map, not features
 
 QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
@@ -31,6 +33,31 @@ QUANTIZING = ("QuantizeLinear", "DequantizeLinear")
 # Operators whose output holds values of their first input, or values between those. One scale serves both, and a
 # quantization step may move across them.
 PASSING = ("MaxPool", "Resize", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Identity", "Split")
+
+
+class _Constants(Mapping[str, np.ndarray]):
+    """The values of tensors. Large ones are read at each access: kept, they would double the memory of a model."""
+
+    def __init__(self, tensors: dict[str, onnx.TensorProto]) -> None:
+        self._tensors = tensors
+        self._small: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name in self._small:
+            return self._small[name]
+        values = numpy_helper.to_array(self._tensors[name])
+        if values.nbytes < _LARGE:
+            self._small[name] = values
+        return values
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 @dataclass
@@ -69,13 +96,13 @@ class Network:
         return {output.name for output in self.model.graph.output}
 
     @cached_property
-    def constants(self) -> dict[str, np.ndarray]:
+    def constants(self) -> Mapping[str, np.ndarray]:
         """Initializers and the outputs of Constant nodes, by name."""
-        found = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.model.graph.initializer}
+        found = {tensor.name: tensor for tensor in self.model.graph.initializer}
         for node in self.nodes:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
-                found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-        return found
+                found[node.output[0]] = node.attribute[0].t
+        return _Constants(found)
 
     @cached_property
     def _infos(self) -> dict[str, onnx.ValueInfoProto]:

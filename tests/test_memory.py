@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sodeploy.quant import graph
 from sodeploy.quant.weights_aside import with_weights_aside, without_constants
 from sodeploy.runtime.onnx_bytes import model_bytes, save_model
 
@@ -55,6 +56,16 @@ def test_a_copy_without_constants_has_all_else(model: onnx.ModelProto) -> None:
     assert not copied.graph.initializer
     copied.graph.initializer.extend(model.graph.initializer)
     assert copied == model
+
+
+def test_large_constants_are_read_when_they_are_needed(model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "_LARGE", 1000)
+    constants = graph.Network(model, contract=None, digest="", path=Path()).constants
+    assert list(constants) == ["weight", "bias"]
+    assert constants["bias"] is constants["bias"]
+    assert constants["weight"] is not constants["weight"]
+    np.testing.assert_array_equal(constants["weight"], numpy_helper.to_array(model.graph.initializer[0]))
+    assert "product" not in constants
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
