@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from sodeploy.quant import graph
+from sodeploy.quant.calibration.parts import GraphInParts
 from sodeploy.quant.weights_aside import with_weights_aside, without_constants
 from sodeploy.runtime.onnx_bytes import model_bytes, save_model
 
@@ -66,6 +67,13 @@ def test_large_constants_are_read_when_they_are_needed(model: onnx.ModelProto, m
     assert constants["weight"] is not constants["weight"]
     np.testing.assert_array_equal(constants["weight"], numpy_helper.to_array(model.graph.initializer[0]))
     assert "product" not in constants
+
+
+def test_the_input_of_a_graph_in_parts_is_read_without_a_session(model: onnx.ModelProto) -> None:
+    """As for a network of one layer, whose weights are rounded by the image alone."""
+    image = np.zeros((1, 128), np.float32)
+    (found,) = GraphInParts(model, ["x"]).run(image)
+    assert found["x"] is image
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

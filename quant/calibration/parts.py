@@ -91,7 +91,7 @@ def split(
 ) -> list[Part]:
     """A graph in parts whose wanted tensors take `part_bytes` at most, unless one node alone makes more.
 
-    A graph with subgraphs (If, Loop) stays in one part.
+    A graph with subgraphs (If, Loop) stays in one part. If nothing but the input is wanted, there is no part.
 
     Args:
         model: nodes in topological order; types and shapes inferred.
@@ -101,6 +101,8 @@ def split(
     typed = {info.name: info for info in (*graph.input, *graph.value_info, *graph.output)}
     stored = {tensor.name: tensor for tensor in (*graph.initializer, *constants)}
     nodes = _needed(graph.node, wanted)
+    if not nodes:
+        return []
     has_subgraph = any(attribute.HasField("g") for node in nodes for attribute in node.attribute)
     sizes = {name: 0 if has_subgraph else tensor_bytes(typed[name]) for name in wanted if name in typed}
     groups: list[list[onnx.NodeProto]] = [[]]
