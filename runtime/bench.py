@@ -310,7 +310,7 @@ def main(
     publish(*records, json_file=json_file, markdown=markdown)
     if report is not None:
         found = [log.evidence for log in logs if log is not None]
-        write_page(found, report / REPORT_FILE, limits, Extras(plan, layers))
+        write_page(found, report / REPORT_FILE, limits or budget, Extras(plan, layers))
         terminal.note(f"the report is {report / REPORT_FILE}")
     if limits is not None:
         _judge(records, limits, junit)

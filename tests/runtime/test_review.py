@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from test_bench import data  # noqa: F401  (fixture)
 
+from sodeploy import command_line
 from sodeploy.errors import UserError
+from sodeploy.runtime import bench as stage
 from sodeploy.runtime.bench import bench
 from sodeploy.runtime.measure.metrics import Scores
 from sodeploy.runtime.measure.record import BenchRecord
@@ -205,6 +207,34 @@ def test_the_command(
     assert "Traceback" not in done.stderr
     assert (tmp_path / "junit.xml").exists() == (status == 3)
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(("options", "limits"), [((), {"s": 0.3}), (("--fail-on", "mae=0.9"), {"mae": 0.9})])
+def test_the_limits_of_the_page(
+    two: list[Path],
+    data: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[str, ...],
+    limits: dict[str, float],
+) -> None:
+    """They are the limits that end the run; without such ones, the budget of the recommendation."""
+    pages: list[Any] = []
+    monkeypatch.setattr(stage, "write_page", lambda *arguments: pages.append(arguments))
+    line = [
+        *map(str, two),
+        "--data",
+        str(data),
+        "--workers",
+        "1",
+        "--report",
+        "report",
+        "--max-drop",
+        "s=0.3",
+        *options,
+    ]
+    with pytest.raises(SystemExit):
+        command_line.application_of(stage.main)(line)
+    assert [page[2] for page in pages] == [limits]
 
 
 def test_without_the_packages_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
