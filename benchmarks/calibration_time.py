@@ -110,7 +110,7 @@ def tables(records: Sequence[dict[str, Any]]) -> list[Table]:
         rows,
         3,
         caption="inference: the float32 network in onnxruntime, on the same images with the same threads\n"
-        "s, CPU s, peak MiB: of the whole process, in the fastest round\n"
+        "s, CPU s, peak MiB: the cost of the whole process in its fastest round\n"
         "ratio, CPU ratio: to inference; more MiB: than inference",
     )
     return [made]

@@ -149,7 +149,7 @@ def _table(entry: dict[str, Any]) -> Table:
         rows,
         2,
         caption=f"{first.hardware} ({instructions}){busy}\n"
-        "map error: mean absolute difference of the maps to those of fp32 in onnxruntime, of maps from 0 to 1\n"
+        "map error: mean absolute difference to the map of fp32 in onnxruntime; maps have values from 0 to 1\n"
         "difference to fp32 with 95 % interval (paired bootstrap over images), * where it excludes zero\n"
         "time of inference as a multiple of fp32's in onnxruntime with as many threads, all graphs in turn\n"
         "start: from the file to the first map, with the import of the engine; again: with the compiled model that "

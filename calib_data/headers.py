@@ -29,7 +29,7 @@ class Header:
         paged: the file holds more than one page.
         alpha: the file may have an alpha channel.
         densest: the most pixels that one byte of the file can hold; None where its coding sets no bound.
-        associated: of a TIFF: whether its colors are stored multiplied by alpha; None where it does not say.
+        associated: a TIFF stores its colors multiplied by alpha; None where the file does not say.
         profile: the ICC profile of a TIFF or an AVIF; None where there is none, and of other formats.
     """
 

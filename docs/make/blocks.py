@@ -86,8 +86,8 @@ def _benchmark(name: str, part: str = "tables", module: str | None = None) -> st
     """The tables that a benchmark makes of its record by the function `part`.
 
     Args:
-        name: of the record.
-        module: of the benchmark; by default it has the record's name.
+        name: the record's name, without its suffix.
+        module: the benchmark's name; by default the record's name.
     """
     path = records.RECORDS / f"{name}.json"
     if not path.exists():

@@ -244,7 +244,7 @@ class CudaProcessing:
 
 
 class _Tables(NamedTuple):
-    """What the kernels need to know of all images of one size.
+    """Facts that the kernels need, equal for all images of one size.
 
     Attributes:
         resize: to the network's input.
