@@ -28,7 +28,7 @@ from sodeploy.runtime.session import DeviceName, Session, open_session
 Row = dict[str, Any]
 
 _BATCH, _FILES, _REPEATS = 8, 64, 20
-_EVALUATION = "synthetic:eval:50"
+_UNTRAINED = "untrained_"  # begins the names of models that make_models.py writes: for times alone
 _BUDGET = {"s": 0.005, "mae": 0.002}
 
 
@@ -114,16 +114,23 @@ def pipeline_rows(device: Device, models: Sequence[Path]) -> Iterator[Row]:
                 yield {"model": path.name, "failed": str(error)}
 
 
-def accuracy_rows(graphs: Sequence[Path], engines: Sequence[Path]) -> Iterator[Row | str]:
-    """Accuracy of the float32 graph, of the other graphs if onnxruntime runs them on the GPU, and of the engines, on
-    synthetic images, with differences and speed; then sentences: what to deploy on this GPU, and whether int8 pays."""
-    baseline = [path for path in graphs if not {".fp16", ".int8"} & set(path.suffixes)][:1]
-    others = [path for path in graphs if path not in baseline] if runs_onnx_on_gpu() else []
+def accuracy_rows(graphs: Sequence[Path], engines: Sequence[Path], data: str) -> Iterator[Row | str]:
+    """Accuracy of each float32 graph, of its other graphs if onnxruntime runs them on the GPU, and of its engines, with
+    differences and speed; then sentences: what to deploy on this GPU, and whether int8 pays."""
     device: DeviceName = "cuda" if runs_onnx_on_gpu() else "cpu"
+    for baseline in graphs:
+        if {".fp16", ".int8"} & set(baseline.suffixes) or baseline.name.startswith(_UNTRAINED):
+            continue
+        graphs_too = graphs if runs_onnx_on_gpu() else ()
+        others = [path for path in (*graphs_too, *engines) if path.name.startswith(f"{baseline.stem}.")]
+        yield from _accuracy_of([baseline, *(path for path in others if path != baseline)], data, device)
+
+
+def _accuracy_of(candidates: Sequence[Path], data: str, device: DeviceName) -> Iterator[Row | str]:
     models: list[Path] = []
-    for path in [*baseline, *others, *engines]:
+    for path in candidates:
         try:
-            bench([path], _EVALUATION, device=device, limit=1)
+            bench([path], data, device=device, limit=1)
             models.append(path)
         except DeviceLost:
             raise
@@ -131,19 +138,21 @@ def accuracy_rows(graphs: Sequence[Path], engines: Sequence[Path]) -> Iterator[R
             yield {"model": path.name, "failed": str(error)}
     if not models:
         return
-    record = bench(models, _EVALUATION, device=device, budget=_BUDGET)
+    record = bench(models, data, device=device, budget=_BUDGET)
     for row in record.rows:
         scores = {name: row.metrics[name] for name in ("mae", "max_f", "s")}
         yield {
             "model": Path(row.model).name,
             "on": row.device,
             **scores,
+            "difference of s": row.delta["s"].value,
             "difference of mae": row.delta["mae"].value,
             "inference p50 ms": row.latency_ms["infer"].p50,
             "total p50 ms": row.latency_ms["total"].p50,
             "images/s": row.images_per_s or "",
             "device memory MiB": row.device_memory_mib or "",
         }
+    yield f"{Path(models[0]).stem}: {record.images} images of {Path(data).name}."
     yield from record.recommendation.text
 
 

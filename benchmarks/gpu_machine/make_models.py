@@ -1,7 +1,7 @@
 """ONNX files of dynamic batch in fp32 and fp16 for a machine that has torch and onnx, but no onnxsim. Random weights:
 for times, not for accuracy.
 
-python benchmarks/gpu_machine/make_models.py u2netp isnet_dis --output out/gpu_machine/models
+python benchmarks/gpu_machine/make_models.py u2netp isnet_dis --output out/models
 """
 
 import warnings
@@ -33,14 +33,14 @@ class Map(torch.nn.Module):
 
 
 def make(name: str, folder: Path) -> tuple[Path, Path]:
-    """Write NAME.onnx and NAME.fp16.onnx; returns both.
+    """Write untrained_NAME.onnx and untrained_NAME.fp16.onnx; returns both.
 
     Raises:
         UserError: there is no such network.
     """
     torch.manual_seed(0)
     contract = entry(name).contract.model_copy(update={"batch": None})
-    path, half_path = folder / f"{name}.onnx", folder / f"{name}.fp16.onnx"
+    path, half_path = folder / f"untrained_{name}.onnx", folder / f"untrained_{name}.fp16.onnx"
     dynamic = {contract.input_name: {0: "N"}, contract.output_name: {0: "N"}}
     with warnings.catch_warnings(), atomic_write(path) as temporary:
         warnings.simplefilter("ignore")  # the tracer warns of every constant shape
@@ -68,7 +68,7 @@ def make(name: str, folder: Path) -> tuple[Path, Path]:
 
 def main(
     names: Annotated[list[str], typer.Argument(help="networks, as `sodeploy networks` lists them")],
-    output: Annotated[Path, typer.Option(help="folder for the files")] = Path("out/gpu_machine/models"),
+    output: Annotated[Path, typer.Option(help="folder for the files")] = Path("out/models"),
 ) -> None:
     """Write ONNX files of networks with random weights."""
     output.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 # Everything that a GPU can show, in at most 8 minutes, without a network; results in the folder $OUT. See README.md.
 set -u
 cd "$(dirname "$0")/../.."
+carried=out/gpu_machine
 : "${OUT:?set OUT to the folder for the results}"
 mkdir -p "$OUT"
 work=$(mktemp -d)
@@ -24,7 +25,10 @@ part() {
 }
 
 python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --target "$work/site" \
-  out/gpu_machine/whl/*.whl || exit 1
+  "$carried"/whl/*.whl || exit 1
+for packed in "$carried"/*.tar.xz; do
+  if [ -f "$packed" ]; then tar xJf "$packed" -C "$work/site"; fi
+done
 export PYTHONPATH=$work/site:$PWD
 
 machine() {
@@ -38,8 +42,11 @@ pytest=(python3 -m pytest -q -o addopts= -p no:cacheprovider tests/runtime/test_
 kernels='regex:resize|normalise|compose|saliency|output_range'
 
 part machine 40 bash -c machine
-part models 90 python3 benchmarks/gpu_machine/make_models.py u2netp --output "$work/models"
-part gpu_check 300 python3 benchmarks/gpu_check.py --models "$work/models" --output "$OUT"
+part models 90 python3 benchmarks/gpu_machine/make_models.py u2netp isnet_dis --output "$work/models"
+if [ -d "$carried/models" ]; then cp "$carried"/models/*.onnx "$work/models"; fi
+data=()
+if [ -f "$carried/data/images.txt" ]; then data=(--data "$carried/data/images.txt"); fi
+part gpu_check 300 python3 benchmarks/gpu_check.py --models "$work/models" "${data[@]}" --output "$OUT"
 part ncu 60 ncu --clock-control none --set detailed -k "$kernels" -c 24 --csv --page raw \
   python3 benchmarks/gpu_machine/profiled_kernels.py
 part memcheck 60 compute-sanitizer --tool memcheck --error-exitcode 9 "${pytest[@]}" \

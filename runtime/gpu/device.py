@@ -300,13 +300,18 @@ def open_device(index: int = 0, binding: BindingName | None = None) -> Device:
         raise UserError(
             f"there is no binding {binding!r} of CUDA's driver; choose {' or '.join(get_args(BindingName))}"
         )
-    for name in [binding] if binding else BINDINGS:
-        path, module = BINDINGS[name]
-        if _installed(module):
-            package, kind = path.rsplit(".", 1)
-            opened: Device = getattr(importlib.import_module(package), kind)(index)
-            return opened
-    raise UserError(f"the GPU is used through {binding or 'pycuda or cuda-bindings'}, which is missing: {_INSTALL}")
+    installed = installed_bindings()
+    name = binding or next(iter(installed), None)
+    if name not in installed:
+        raise UserError(f"the GPU is used through {binding or 'pycuda or cuda-bindings'}, which is missing: {_INSTALL}")
+    package, kind = BINDINGS[name][0].rsplit(".", 1)
+    opened: Device = getattr(importlib.import_module(package), kind)(index)
+    return opened
+
+
+def installed_bindings() -> list[BindingName]:
+    """The bindings of CUDA's driver that are installed; the first is the default."""
+    return [name for name, (_, module) in BINDINGS.items() if _installed(module)]
 
 
 def require_index(index: int, count: int) -> None:

@@ -31,13 +31,12 @@ kernel_times.JUDGED = ((90, 160), 2)
 kernel_times._REPEATS, kernel_times._COPY_BYTES, kernel_times._CACHE_BYTES = 2, 4096, 100_000
 kernel_times._DELAY_BYTES, kernel_times._DELAY_COPIES = 4096, 1
 end_to_end._BATCH, end_to_end._REPEATS, end_to_end._FILES, end_to_end.FULL_HD = 2, 1, 4, (90, 160)
-end_to_end._EVALUATION = "synthetic:eval:6:64"
 end_to_end.runs_onnx_on_gpu = lambda: {graphs_run!r}
 gpu_check._tests = lambda: [{{"tests": "none"}}]
 open_session = sodeploy.runtime.session.open_session
 end_to_end.open_session = lambda path, device: open_session(path, "cpu")
 sodeploy.runtime.gpu.session.OnnxRuntimeSession = InOrder
-print(gpu_check.check(Path({models!r}), Path({output!r})))
+print(gpu_check.check(Path({models!r}), Path({output!r}), "synthetic:eval:6:64"))
 """
 
 

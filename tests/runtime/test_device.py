@@ -233,7 +233,7 @@ def test_without_a_driver_one_line_says_so() -> None:
         open_device()
 
 
-@pytest.mark.skipif(IMITATED, reason="the imitation has chosen a binding")
+@pytest.mark.skipif("TEST_BINDING" in os.environ, reason="a binding is chosen")
 def test_without_a_binding_one_line_says_how_to_install_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_module, "driver_problem", lambda: None)
     monkeypatch.setitem(sys.modules, "pycuda", None)
@@ -245,7 +245,7 @@ def test_without_a_binding_one_line_says_how_to_install_one(monkeypatch: pytest.
         open_device(binding="cupy")  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(IMITATED, reason="the imitation has chosen a binding")
+@pytest.mark.skipif("TEST_BINDING" in os.environ, reason="a binding is chosen")
 @pytest.mark.parametrize("version", [(14, 0, 0), (99, 1, 0)])
 def test_a_driver_older_than_pycuda_is_refused(monkeypatch: pytest.MonkeyPatch, version: tuple[int, int, int]) -> None:
     class OldDriver:
