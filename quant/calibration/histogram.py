@@ -12,7 +12,7 @@ _SHIFT = 23 - _MANTISSA_BITS
 BINS = 0x7F800000 >> _SHIFT  # every finite magnitude
 LOWER_EDGES = (np.arange(BINS, dtype=np.uint32) << _SHIFT).view(np.float32)
 _SIGN = 0x80000000
-_TABLES = 4
+_LANES = 4
 _BLOCK = 4096  # values that stay in the first-level cache between two loops
 
 
@@ -20,13 +20,15 @@ class Counted(NamedTuple):
     """The magnitudes of one array.
 
     Attributes:
-        bins: `(n,) int64`, the bins that hold a value, ascending.
-        counts: `(n,) int64`.
+        zeros: values in bin 0.
+        first: the first bin behind bin 0 that holds a value.
+        counts: `(n,) uint32`, of the bins from `first` to the last one that holds a value.
         low: the least value, or 0.
         high: the largest value, or 0.
     """
 
-    bins: np.ndarray
+    zeros: int
+    first: int
     counts: np.ndarray
     low: float
     high: float
@@ -39,63 +41,75 @@ def count(values: np.ndarray) -> Counted:
         ValueError: a value is NaN or infinite.
     """
     flat = np.ascontiguousarray(values, np.float32).reshape(-1)
-    if not hasattr(_own, "tables"):  # kept for the next tensor: new memory takes longer than counting a small one
-        _own.tables = np.zeros((_TABLES, _SIGN >> _SHIFT), np.uint32)
-    counts, positive, negative = _tally()(flat.view(np.int32), flat.view(np.uint32), _own.tables)
-    if broken := int(counts[BINS:].sum()):
+    if not hasattr(_own, "table"):  # kept for the next tensor: new memory takes longer than counting a small one
+        _own.table = np.zeros((_SIGN >> _SHIFT) * _LANES, np.uint32)
+    zeros, first, counts, positive, negative = _tally()(flat.view(np.int32), flat.view(np.uint32), _own.table)
+    if broken := int(counts[max(BINS - first, 0) :].sum()):
         raise ValueError(f"{broken} of {values.size} values are NaN or infinite")
-    bins = np.flatnonzero(counts)
     low, high = np.array([negative, positive], np.uint32).view(np.float32).tolist()
-    return Counted(bins, counts[bins], 0.0 - low, high)
+    return Counted(zeros, first, counts, 0.0 - low, high)
 
 
 _own = threading.local()  # of a thread
+_Tally = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[int, int, np.ndarray, int, int]]
 
 
 @functools.cache
-def _tally() -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, int, int]]:
+def _tally() -> _Tally:
     """The loop over bit patterns, compiled: numpy needs several passes over memory and 20 times as long."""
     import numba
 
     @numba.njit(nogil=True, cache=True)
-    def tally(signed: np.ndarray, pattern: np.ndarray, tables: np.ndarray) -> tuple[np.ndarray, int, int]:
+    def tally(
+        signed: np.ndarray, pattern: np.ndarray, table: np.ndarray
+    ) -> tuple[int, int, np.ndarray, np.int32, np.int32]:
         """Count one tensor, whose bit patterns are given as integers with and without a sign.
 
         Args:
-            tables: zeros, and zeros again afterwards. Equal values follow each other often, and adding to one number
-                waits for the addition before: so each of four values in turn has a table of its own.
+            table: zeros, and zeros again afterwards. Equal values follow each other often, and adding to one number
+                waits for the addition before: so a bin has `_LANES` numbers beside each other, which take turns.
 
         Returns:
-            The counts up to the largest bin, the largest positive pattern and the largest magnitude among negatives.
+            As in `Counted`: zeros, first, counts. The largest positive pattern, and the largest magnitude among
+            negatives.
         """
         most, least = np.int32(0), np.int32(0)
-        size = len(pattern)
-        for start in range(0, size, _BLOCK):
-            stop = min(start + _BLOCK, size)
-            for index in range(start, stop):  # in a loop of its own, which becomes vector instructions
-                bits = signed[index]
-                ordered = np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(_SIGN - 1)))  # in the order of the values
+        before_first = np.uint32(_SIGN >> _SHIFT)
+        places = np.zeros(_BLOCK, np.uint32)
+        for start in range(0, len(pattern), _BLOCK):
+            integers, bits = signed[start : start + _BLOCK], pattern[start : start + _BLOCK]
+            for index in range(len(bits)):  # in a loop of its own, which becomes vector instructions
+                integer = integers[index]
+                ordered = np.int32(integer ^ ((integer >> np.int32(31)) & np.int32(_SIGN - 1)))  # as the values are
                 if ordered > most:
                     most = ordered
                 if ordered < least:
                     least = ordered
-            fours = start + (stop - start) // 4 * 4
-            for index in range(start, fours, 4):
-                tables[0, (pattern[index] & np.uint32(_SIGN - 1)) >> np.uint32(_SHIFT)] += np.uint32(1)
-                tables[1, (pattern[index + 1] & np.uint32(_SIGN - 1)) >> np.uint32(_SHIFT)] += np.uint32(1)
-                tables[2, (pattern[index + 2] & np.uint32(_SIGN - 1)) >> np.uint32(_SHIFT)] += np.uint32(1)
-                tables[3, (pattern[index + 3] & np.uint32(_SIGN - 1)) >> np.uint32(_SHIFT)] += np.uint32(1)
-            for index in range(fours, stop):
-                tables[0, (pattern[index] & np.uint32(_SIGN - 1)) >> np.uint32(_SHIFT)] += np.uint32(1)
+                number = np.uint32((bits[index] & np.uint32(_SIGN - 1)) >> np.uint32(_SHIFT))
+                places[index] = number * np.uint32(_LANES)
+                before = np.uint32(number - np.uint32(1))  # of bin 0: the largest number
+                if before < before_first:
+                    before_first = before
+            fours = len(bits) // _LANES * _LANES
+            for index in range(0, fours, _LANES):
+                table[places[index]] += np.uint32(1)
+                table[places[index + 1] + np.uint32(1)] += np.uint32(1)
+                table[places[index + 2] + np.uint32(2)] += np.uint32(1)
+                table[places[index + 3] + np.uint32(3)] += np.uint32(1)
+            for index in range(fours, len(bits)):
+                table[places[index]] += np.uint32(1)
         negative = np.int32(-1) - least if least < 0 else np.int32(0)
-        counts = np.zeros((max(most, negative) >> _SHIFT) + 1, np.int64)
-        for number in range(_TABLES):
-            for index in range(len(counts)):
-                counts[index] += tables[number, index]
-                tables[number, index] = 0
-        return counts, most, negative
+        first = np.int64(before_first) + 1
+        counts = np.zeros(max((max(most, negative) >> _SHIFT) + 1 - first, 0), np.uint32)
+        used = table[first * _LANES : (first + len(counts)) * _LANES]
+        for index in range(len(counts)):
+            for lane in range(_LANES):
+                counts[index] += used[index * _LANES + lane]
+        zeros = table[:_LANES].sum()
+        used[:] = table[:_LANES] = 0
+        return zeros, first, counts, most, negative
 
-    compiled: Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[np.ndarray, int, int]] = tally
+    compiled: _Tally = tally
     return compiled
 
 
@@ -134,7 +148,8 @@ class MagnitudeHistogram:
 
     def include(self, counted: Counted) -> None:
         """Add what `count` found in an array."""
-        self.counts[counted.bins] += counted.counts
+        self.counts[0] += counted.zeros
+        self.counts[counted.first : counted.first + len(counted.counts)] += counted.counts
         self.low = min(self.low, counted.low)
         self.high = max(self.high, counted.high)
 

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from sodeploy.quant.calibration.histogram import MagnitudeHistogram
+from sodeploy.quant.calibration.histogram import BINS, LOWER_EDGES, MagnitudeHistogram
 from sodeploy.quant.calibration.methods import (
     METHODS,
     chosen,
@@ -95,6 +95,18 @@ def test_histograms_add_up_to_that_of_all_values() -> None:
     assert np.array_equal(whole.counts, parts.counts)
     assert (whole.low, whole.high) == (parts.low, parts.high) == (values.min(), values.max())
     assert (whole.maximum, whole.signed) == (np.abs(values).max(), True)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4098, 20_007])
+@pytest.mark.parametrize("largest", [0.0, 1e-42, 2.0, float(np.finfo(np.float32).max)])
+def test_a_bin_holds_the_values_from_its_edge_to_the_next(size: int, largest: float) -> None:
+    rng = np.random.default_rng(size)
+    magnitudes = (rng.random(size) * np.float32(largest).view(np.uint32)).astype(np.uint32).view(np.float32)
+    values = magnitudes * rng.choice(np.float32([-1, 1]), size)
+    histogram = histogram_of(values)
+    expected = np.bincount(np.searchsorted(LOWER_EDGES, magnitudes, side="right") - 1, minlength=BINS)
+    assert np.array_equal(histogram.counts, expected)
+    assert (histogram.low, histogram.high) == (min(0.0, *values, 0.0), max(0.0, *values, 0.0))
 
 
 def test_linear_bins_keep_every_count() -> None:
