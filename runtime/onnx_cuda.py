@@ -10,6 +10,27 @@ if TYPE_CHECKING:
     import onnxruntime
 
 ASSIGNMENT_OPTION = ("session.record_ep_graph_assignment_info", "1")
+CUDA_OPTIONS = {
+    "use_tf32": "0",  # TF32, the default, keeps 10 bits of a float32's 23: no baseline for fp16 and int8
+    # The default tries every algorithm for every new shape. Two sessions that do so at a time fail with "operation not
+    # permitted when stream is capturing" (cuDNN 9), and disturb each other's times. On an H200, U2-Netp in fp16 took
+    # twice the time and twice the memory with the algorithms that it chose.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    "arena_extend_strategy": "kSameAsRequested",  # the default doubles the memory at every extension
+}
+_NO_MESSAGES = 4  # severity "fatal"
+
+
+def prepare_cuda() -> None:
+    """Load the CUDA libraries, and silence onnxruntime's logger of the process.
+
+    That one prints what cuDNN cannot do, for every convolution that then takes another algorithm. An error that counts
+    becomes an exception.
+    """
+    import onnxruntime
+
+    preload_libraries()
+    onnxruntime.set_default_logger_severity(_NO_MESSAGES)
 
 
 def preload_libraries() -> None:

@@ -18,7 +18,7 @@ from sodeploy.runtime.batches import run_in_batches
 from sodeploy.runtime.contract import CPU_KEY, DIALECT_KEY, PRECISION_KEY, Contract, contract_of, require_shape
 from sodeploy.runtime.cpu import saturates_int8
 from sodeploy.runtime.errors import DeviceError, OutOfDeviceMemory
-from sodeploy.runtime.onnx_cuda import ASSIGNMENT_OPTION, nodes_on_cpu, preload_libraries
+from sodeploy.runtime.onnx_cuda import ASSIGNMENT_OPTION, CUDA_OPTIONS, nodes_on_cpu, prepare_cuda
 from sodeploy.runtime.onnx_session import session_options, start_session
 from sodeploy.stages import command
 from sodeploy.workers import usable_cores
@@ -238,13 +238,13 @@ def _load(
             "pip install 'sodeploy[gpu]'"
         )
     if device == "cuda":
-        preload_libraries()
+        prepare_cuda()
     options = session_options(threads)  # without warnings: the one that matters, a lost device, is checked below
     # Idle workers would otherwise spin on into whatever runs next: pre-processing here, another model in a bench.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     provider_options = {}
-    if device == "cuda":  # TF32, its default, keeps 10 bits of a float32's 23: no baseline for fp16 and int8
-        provider_options = {"device_id": str(gpu), "use_tf32": "0"}
+    if device == "cuda":
+        provider_options = {"device_id": str(gpu)} | CUDA_OPTIONS
         options.add_session_config_entry(*ASSIGNMENT_OPTION)
     if stream is not None:
         provider_options["user_compute_stream"] = str(stream)
@@ -270,8 +270,10 @@ def _failures_named(path: Path) -> Iterator[None]:
     """onnxruntime's errors in a run, as ours. Only their text tells that memory was lacking."""
     try:
         yield
-    except Exception as error:  # they have no base class in common
-        if not isinstance(error, UnicodeDecodeError) and not type(error).__module__.startswith("onnxruntime"):
+    except Exception as error:  # they have no base class in common; with an I/O binding they are RuntimeError
+        if not isinstance(error, UnicodeDecodeError | RuntimeError) and not type(error).__module__.startswith(
+            "onnxruntime"
+        ):
             raise
         reason = " ".join(str(error).split())  # of a UnicodeDecodeError: a name in onnxruntime's message is no text
         if "allocate memory" in reason or "out of memory" in reason:

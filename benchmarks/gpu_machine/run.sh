@@ -33,7 +33,7 @@ export PYTHONPATH=$work/site:$PWD
 
 machine() {
   nvidia-smi
-  nvidia-smi -q -d CLOCK,PCIE | head -60
+  nvidia-smi --query-gpu=pcie.link.gen.current,pcie.link.width.current,clocks.max.sm,clocks.max.mem --format=csv
   python3 -c 'from sodeploy.artifacts import versions; print(versions())'
   python3 -c 'import pydantic, py_sod_metrics, cuda.bindings.driver, cv2, onnx, torch; print(torch.__version__)'
 }

@@ -75,8 +75,8 @@ def test_an_onnx_model_in_the_pipeline(
 class Failing:
     """An onnxruntime session that fails at batches of more than two images, as the CUDA provider does."""
 
-    def __init__(self, session: Any, message: str) -> None:
-        self._session, self._message = session, message
+    def __init__(self, session: Any, error: Exception) -> None:
+        self._session, self._error = session, error
 
     def io_binding(self) -> Any:
         binding = self._session.io_binding()
@@ -94,15 +94,16 @@ class Failing:
 
     def run_with_iobinding(self, binding: Any, options: Any) -> None:
         if self.images > 2:
-            raise RuntimeException(self._message)
+            raise self._error
         self._session.run_with_iobinding(binding, options)
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("error", "told"),
     [
-        ("BFCArena::AllocateRawInternal Failed to allocate memory for requested buffer of size 99", None),
-        ("CUDNN failure 5000: CUDNN_STATUS_EXECUTION_FAILED", "does not run (CUDNN failure 5000"),
+        (RuntimeException("BFCArena::AllocateRawInternal Failed to allocate memory for a buffer of size 99"), None),
+        (RuntimeException("CUDNN failure 5000: CUDNN_STATUS_EXECUTION_FAILED"), "does not run (CUDNN failure 5000"),
+        (RuntimeError("Error in execution: CUDA error 900"), "does not run (Error in execution"),  # seen on an H200
     ],
 )
 def test_onnxruntimes_failures_cost_a_batch_at_most(
@@ -110,11 +111,11 @@ def test_onnxruntimes_failures_cost_a_batch_at_most(
     save_model: SaveModel,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    message: str,
+    error: Exception,
     told: str | None,
 ) -> None:
     load = session_module._load
-    monkeypatch.setattr(session_module, "_load", lambda *arguments: Failing(load(*arguments), message))
+    monkeypatch.setattr(session_module, "_load", lambda *arguments: Failing(load(*arguments), error))
     photo = np.full((20, 30, 3), 99, np.uint8)
     with open_on_device(save_model(batch=None), emulation) as session:  # type: ignore[arg-type]
         made = [picture for _, picture in pictures(session, range(6), lambda _: photo, batch=4, lanes=1)]

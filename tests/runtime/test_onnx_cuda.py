@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 
 from sodeploy.runtime import session as session_module
-from sodeploy.runtime.onnx_cuda import library_folders, nodes_on_cpu, preload_libraries
+from sodeploy.runtime.onnx_cuda import library_folders, nodes_on_cpu, preload_libraries, prepare_cuda
 from sodeploy.runtime.session import OnnxRuntimeSession
 
 
@@ -52,7 +52,7 @@ def test_nodes_that_fall_to_the_cpu_are_named(
     found = session_of(("CUDAExecutionProvider", "Conv"), ("CPUExecutionProvider", "Resize"))
     assert nodes_on_cpu(found) == ["Resize /Resize"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(session_module, "preload_libraries", lambda: None)
+    monkeypatch.setattr(session_module, "prepare_cuda", lambda: None)
     given: dict[str, Any] = {}
 
     def start(path: Path, options: Any, **settings: Any) -> Any:
@@ -63,4 +63,13 @@ def test_nodes_that_fall_to_the_cpu_are_named(
     with pytest.raises(AttributeError, match="get_modelmeta"):  # the stand-in has no more
         OnnxRuntimeSession(save_model(), "cuda", gpu=3)
     assert "1 nodes run on the CPU, which copies their tensors at every run: Resize /Resize" in capsys.readouterr().err
-    assert given["provider_options"] == {"device_id": "3", "use_tf32": "0"}  # fp32 is fp32
+    options = given["provider_options"]
+    assert (options["device_id"], options["use_tf32"]) == ("3", "0")  # fp32 is fp32
+    assert options["cudnn_conv_algo_search"] == "HEURISTIC"  # two sessions may start side by side
+
+
+def test_onnxruntime_prints_nothing_of_algorithms_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    severities: list[int] = []
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", severities.append)
+    prepare_cuda()
+    assert severities == [4]

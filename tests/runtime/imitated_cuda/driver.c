@@ -160,6 +160,8 @@ static const struct {
      "operation not permitted when stream is capturing"},
     {CUDA_ERROR_STREAM_CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
      "operation failed due to a previous error during capture"},
+    {CUDA_ERROR_CAPTURED_EVENT, "CUDA_ERROR_CAPTURED_EVENT",
+     "operation not permitted on an event last recorded in a capturing stream"},
     {CUDA_ERROR_ILLEGAL_STATE, "CUDA_ERROR_ILLEGAL_STATE", "the operation cannot be performed in the present state"},
     {CUDA_ERROR_NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
 };
@@ -190,7 +192,7 @@ enum { COPY, SET, LAUNCH, RECORD };
 #define PARAMETER_BYTES 8 /* our kernels take addresses and numbers */
 typedef struct {
   struct timespec time;
-  int recorded, reached;
+  int recorded, captured, reached;
 } Event;
 typedef struct {
   int kind;
@@ -329,11 +331,14 @@ API cuEventCreate(CUevent* event, unsigned flags) {
 API cuEventDestroy_v2(CUevent event) { return run_all(), free(event), events_open--, OK; }
 API cuEventRecord(CUevent event, CUstream stream) {
   ((Event*)event)->recorded = 1, ((Event*)event)->reached = 0;
+  ((Event*)event)->captured = stream_of(stream)->capture != NULL;
   return enqueue(stream, &(Work){.kind = RECORD, .event = (Event*)event});
 }
 API cuEventSynchronize(CUevent event) {
-  CHECK(outside_capture(NULL));
   Event* wanted = (Event*)event;
+  CUresult allowed = outside_capture(NULL);
+  if (wanted->captured) return CUDA_ERROR_CAPTURED_EVENT;
+  CHECK(allowed);
   if (!wanted->recorded) return OK;
   CHECK(run(&default_stream, wanted));
   for (int i = 0; i < 1024 && !wanted->reached; i++) {
