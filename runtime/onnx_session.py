@@ -93,7 +93,7 @@ def start_session(
 
     source = str(model) if isinstance(model, Path) else model_bytes(model, constants)
     try:
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             source,
             options or session_options(),
             providers=[(provider, dict(provider_options or {}))],
@@ -115,6 +115,8 @@ def start_session(
             remedy = kind.remedy or kind.of_model or "give an .onnx file"
             raise UserError(f"{shown} cannot be loaded: it is {kind.name}; {remedy}") from None
         raise UserError(f"{shown} cannot be loaded ({reason}); {remedy}") from None
+    session._model_bytes = None  # kept for a change of providers, beside the weights that were read from them
+    return session
 
 
 def _explained(reason: str) -> tuple[str, str]:

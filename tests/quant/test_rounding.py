@@ -15,10 +15,12 @@ from sodeploy.quant.emit.cpu import emit_cpu
 from sodeploy.quant.emit.tensorrt import emit_simulation
 from sodeploy.quant.graph import Network, channel_axis, load_network
 from sodeploy.quant.int8 import FEW_STEPS, STEPS, dequantize_weight, quantize_weight, scales_of, weight_scales
+from sodeploy.quant.planning.covariance import Covariance
 from sodeploy.quant.planning.decide import make_plan
 from sodeploy.quant.planning.evidence import Evidence
+from sodeploy.quant.planning.gptq import _inverse_factor, round_adaptively
 from sodeploy.quant.planning.plan import rounded_key
-from sodeploy.quant.planning.rounding import _inverse_factors, _sampled_inputs, adaptive_steps, round_adaptively
+from sodeploy.quant.planning.rounding import _sampled_inputs, adaptive_steps
 from sodeploy.runtime.processing import preprocess
 from tests.quant.conftest import NetworkWriter, Picture
 
@@ -53,10 +55,41 @@ def test_the_number_of_cores_changes_no_step(
 
 
 def test_the_factor_is_the_one_of_the_inverse() -> None:
-    x = np.random.default_rng(0).standard_normal((2, 30, 12))
-    covariance = x.transpose(0, 2, 1) @ x
-    factor = _inverse_factors(covariance)
-    assert factor == pytest.approx(np.linalg.cholesky(np.linalg.inv(covariance)).transpose(0, 2, 1))
+    x = np.random.default_rng(0).standard_normal((30, 12))
+    covariance = x.T @ x
+    order = np.random.default_rng(1).permutation(12)
+    factor = np.triu(_inverse_factor(np.tril(covariance), order, damping=0.5, scale=2.0))
+    damped = 2 * (covariance + 0.5 * np.eye(12))[np.ix_(order, order)]
+    assert factor == pytest.approx(np.linalg.cholesky(np.linalg.inv(damped)).T)
+
+
+def test_columns_of_several_blocks_are_rounded_by_the_formulas() -> None:
+    """Column by column, as in the paper: what a column leaves moves all later ones, in the order of the inputs."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 150)) @ rng.standard_normal((150, 150))
+    covariance, weight, scales = x.T @ x / 300, rng.standard_normal((5, 150)), np.full(5, 0.3)
+    order = np.argsort(-np.diag(covariance))
+    damped = covariance + 1e-3 * np.diag(covariance).mean() * np.eye(150)
+    upper = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
+    left, wanted = weight[:, order], np.empty((5, 150))
+    for column, place in enumerate(order):
+        wanted[:, place] = np.clip(np.rint(left[:, column] / 0.3), -3, 3)
+        error = (left[:, column] - 0.3 * wanted[:, place]) / upper[column, column]
+        left[:, column + 1 :] -= error[:, None] * upper[column, column + 1 :]
+    found = round_adaptively(weight[None], scales[None], np.tril(covariance)[None], largest=3)
+    assert (found[0] == wanted).all()
+
+
+def test_the_covariance_is_the_one_of_all_images() -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.standard_normal((2, 40, 9)) + 5 for _ in range(3)]
+    every = np.concatenate(images, axis=1)
+    wanted = [np.tril(np.cov(group, rowvar=False, bias=True)) for group in every]
+    for keeps_inputs in (False, True):
+        found = Covariance(len(images), keeps_inputs)
+        for image in images:
+            found.include(found.read(image.copy()))
+        assert np.tril(found.take()) == pytest.approx(np.stack(wanted))
 
 
 def test_without_correlation_it_is_the_nearest_step() -> None:
