@@ -41,9 +41,9 @@ PARTS = {
     "Pre- and post-processing": "our kernels against OpenCV on the CPU and torch's interpolate on the same GPU, with "
     "copies",
     "Engines": "every graph at hand by every builder, and what the engine then really runs",
+    "Accuracy": "engines against the float32 graph; which to deploy on this GPU, and whether int8 pays",
     "End to end": "images/s through the pipeline against the usual way with the same network; goal: 5 times as many at "
     "batch 8; device memory",
-    "Accuracy": "engines against the float32 graph; which to deploy on this GPU, and whether int8 pays",
 }
 LAST_START = 360  # seconds after which no part is begun
 TEST_LIMIT = 100  # seconds for the GPU tests through one binding of the driver
@@ -161,8 +161,8 @@ def check(models: Path, output: Path, data: str = EVALUATION) -> tuple[Path, lis
         report.part("Kernels", ["pydantic"], lambda: _module("kernel_times").kernel_rows(device))
         report.part("Pre- and post-processing", ["pydantic"], lambda: _module("end_to_end").processing_rows(device))
         report.part("Engines", ["pydantic", "onnx"], engine_rows)
-        report.part("End to end", ["pydantic"], lambda: _module("end_to_end").pipeline_rows(device, runnable()))
         report.part("Accuracy", ["pydantic", "py_sod_metrics"], accuracy_rows)
+        report.part("End to end", ["pydantic"], lambda: _module("end_to_end").pipeline_rows(device, runnable()))
     return report.path, [part.name for part in report.parts if part.status == "failed"]
 
 
@@ -244,7 +244,9 @@ def table(rows: list[Row]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def main(

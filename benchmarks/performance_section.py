@@ -6,11 +6,13 @@ says what has not been measured on a GPU. Both come from the reports in benchmar
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from gpu_check import PARTS, RESULTS, table
+from kernel_times import JUDGED
 
 from sodeploy import command_line
 from sodeploy.artifacts import require_file, write_text
@@ -22,15 +24,19 @@ BEGIN, END = marked.markers("performance")
 _HOW = (
     "`make gpu-check` on a machine with an NVIDIA GPU measures all of it; this text is generated from what it writes."
 )
-_IN_README = ("Kernels", "Pre- and post-processing", "End to end", "Accuracy")
+_IN_README = ("Accuracy", "End to end")
 
 
-def section(results: Path = RESULTS) -> str:
-    """The newest report of each GPU as Markdown, and what no GPU has been measured on yet."""
+def section(results: Path = RESULTS, whole: bool = False) -> str:
+    """The newest report of each GPU as Markdown, and what no GPU has been measured on yet.
+
+    Args:
+        whole: all parts, not only those that the README shows.
+    """
     reports = _newest(results)
     lacking = [f"- {name}: {shows}" for name, shows in PARTS.items() if not _measured(reports, name)]
     waiting = ["Awaiting a GPU:\n\n" + "\n".join(lacking), _HOW] if lacking else []
-    return "\n\n".join([*map(_report, reports), *waiting])
+    return "\n\n".join([*(_report(record, tuple(PARTS) if whole else _IN_README) for record in reports), *waiting])
 
 
 def page(results: Path = RESULTS) -> str:
@@ -59,16 +65,25 @@ def _measured(reports: list[dict[str, Any]], name: str) -> list[str]:
     return [record["gpu"] for record, parts in zip(reports, measured, strict=True) if name in parts]
 
 
-def _report(record: dict[str, Any]) -> str:
-    lines = [f"### {record['gpu']}, {record['date']}"]
+def _report(record: dict[str, Any], shown: Sequence[str]) -> str:
+    lines = [
+        f"### {record['gpu']}, {record['date']}",
+        ", ".join(f"{k} {v}" for k, v in record["versions"].items()) + ".",
+    ]
     for part in record["parts"]:
-        if part["name"] not in _IN_README:
+        if part["name"] not in shown:
             continue
-        if part["rows"]:
-            lines += [f"**{part['name']}**", table(part["rows"]), *part["notes"]]
+        if rows := [row for row in part["rows"] if _judged(row)]:
+            lines += [f"**{part['name']}**", table(rows), *part["notes"]]
         if part["status"] != "measured":
             lines.append(f"{part['name']}: {part['status']}, {part['reason']}.")
     return "\n\n".join(lines)
+
+
+def _judged(row: dict[str, Any]) -> bool:
+    """Of the kernels, those that the goal is for; the report beside the record has all."""
+    (height, width), count = JUDGED
+    return "kernels" not in row or (row["image"], row["batch"]) == (f"{width}x{height}", count)
 
 
 def main(readme: Annotated[Path, typer.Argument(help="file with the two marker lines")]) -> None:

@@ -19,6 +19,8 @@ CUDA_OPTIONS = {
     "arena_extend_strategy": "kSameAsRequested",  # the default doubles the memory at every extension
 }
 _NO_MESSAGES = 4  # severity "fatal"
+# The CUDA provider has these for every number. It leaves them to the CPU where they compute shapes, a few bytes each.
+_OF_SHAPES = {"Shape", "Gather", "Unsqueeze", "Squeeze", "Concat", "Slice", "Cast", "Add", "Sub", "Mul", "Div", "Floor"}
 
 
 def prepare_cuda() -> None:
@@ -58,7 +60,7 @@ def library_folders() -> list[Path]:
 
 
 def nodes_on_cpu(session: "onnxruntime.InferenceSession") -> list[str]:
-    """The nodes of a session that the CPU computes, as "Resize /up/Resize".
+    """The nodes of a session that the CPU computes, as "Resize /up/Resize", without the arithmetic of shapes.
 
     Their tensors cross the bus at every run. [] for an onnxruntime before 1.24, which does not tell.
     """
@@ -69,4 +71,5 @@ def nodes_on_cpu(session: "onnxruntime.InferenceSession") -> list[str]:
         for part in session.get_provider_graph_assignment_info()
         if part.ep_name == "CPUExecutionProvider"
         for node in part.get_nodes()
+        if node.op_type not in _OF_SHAPES
     ]

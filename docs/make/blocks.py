@@ -46,7 +46,7 @@ KINDS: dict[str, Callable[[str], str]] = {
     "contract": lambda _: recipe_keys.contract(),
     "structure": lambda _: _structure(),
     "bound": lambda _: records.code_bound(),
-    "performance": lambda _: _performance(),
+    "performance": lambda part: _performance(whole=part == "all"),
     "cpu": lambda _: _benchmark("cpu_engines"),
     "rivals": lambda part: _benchmark("rivals", part or "tables"),
     "service": lambda part: _benchmark(part or "serve_load", module="serve_load"),
@@ -76,10 +76,10 @@ def _write(name: str) -> str:
     return KINDS[kind](rest)
 
 
-def _performance() -> str:
+def _performance(whole: bool) -> str:
     import performance_section
 
-    return performance_section.section()
+    return performance_section.section(whole=whole)
 
 
 def _benchmark(name: str, part: str = "tables", module: str | None = None) -> str:

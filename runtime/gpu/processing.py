@@ -30,7 +30,9 @@ _THREADS = 128  # of a block of the resize kernels
 _STAGE_PIECES = 12288 // 16  # STAGE_BYTES of kernels/preprocess.cu
 _TILE, _BLOCKS = 16, 4096  # output rows of such a block, at most; fewer where that leaves less blocks than that
 _STRIPES, _PATCH_VALUES = 4, 6144  # of kernels/postprocess.cu
-_STRIPE = 32  # rows of a picture that one thread of `compose` makes, at most
+# Rows of a picture that one thread of `compose` makes, at most; on an H200 the others were slower. Where the image is
+# shown, a thread waits for its pixels in every row, and more threads wait beside each other.
+_STRIPE: dict[Style, int] = {"map": 32, "rgba": 16, "green": 16, "overlay": 16}
 _FEW_PIXELS = 1 << 23  # of a batch; up to here a thread makes half the rows, else its blocks do not fill a large GPU
 
 
@@ -219,7 +221,9 @@ class CudaProcessing:
         self._down.reserve(down.size)
 
         jobs, pictures = np.zeros(len(images), _IMAGE), np.zeros(len(images), _PICTURE)
-        most = _STRIPE if sum(height * width for height, width in self._sizes) > _FEW_PIXELS else _STRIPE // 2
+        most = _STRIPE[self._style]
+        if sum(height * width for height, width in self._sizes) <= _FEW_PIXELS:
+            most //= 2
         self._tables = [
             _tables(size, self._map_size, self._contract.interpolation, self._style, most) for size in self._sizes
         ]

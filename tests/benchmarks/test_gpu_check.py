@@ -238,15 +238,21 @@ def test_the_readme_section_shows_the_newest_report_of_each_gpu(
     assert nothing.startswith("Awaiting a GPU:\n\n- GPU tests: device,")
     assert performance_section.page(tmp_path).count("**awaits a GPU**") == len(gpu_check.PARTS) == nothing.count("\n- ")
     for date, value in (("2026-01-02", 90.0), ("2026-01-01", 10.0)):
-        rows = [{"kernels": "pre area float32", "of copy bandwidth %": value}]
+        rows = [{"kernels": "pre area float32", "image": "1920x1080", "batch": batch, "%": value} for batch in (8, 32)]
         parts = [
             {"name": "Kernels", "status": "measured", "reason": "", "rows": rows, "notes": ["a note"]},
             {"name": "End to end", "status": "skipped", "reason": "there are no engines", "rows": [], "notes": []},
         ]
-        (tmp_path / f"l4-{date}.json").write_text(json.dumps({"gpu": "NVIDIA L4", "date": date, "parts": parts}))
-    text = performance_section.section(tmp_path)
+        (tmp_path / f"l4-{date}.json").write_text(
+            json.dumps({"gpu": "NVIDIA L4", "date": date, "versions": {"python": "3.12"}, "parts": parts})
+        )
+    short, text = (performance_section.section(tmp_path, whole) for whole in (False, True))
+    assert "End to end: skipped" in short
+    assert "pre area" not in short
     assert "### NVIDIA L4, 2026-01-02" in text
-    assert "| pre area float32 | 90 |\n\na note" in text
+    assert "python 3.12.\n" in text
+    assert "| pre area float32 | 1920x1080 | 32 | 90 |\n\na note" in text
+    assert "| 8 | 90 |" not in text
     assert "2026-01-01" not in text
     assert "End to end: skipped, there are no engines." in text
     assert "- End to end: images/s" in text

@@ -14,7 +14,6 @@
 #include <vector>
 
 #define __global__
-#define __launch_bounds__(...)
 #define __device__
 #define __shared__ static  // blocks run one after another, so one copy serves them all
 #define __restrict__ __restrict

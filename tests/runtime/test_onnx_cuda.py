@@ -49,7 +49,9 @@ def session_of(*parts: tuple[str, str]) -> Any:
 def test_nodes_that_fall_to_the_cpu_are_named(
     save_model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = session_of(("CUDAExecutionProvider", "Conv"), ("CPUExecutionProvider", "Resize"))
+    found = session_of(
+        ("CUDAExecutionProvider", "Conv"), ("CPUExecutionProvider", "Resize"), ("CPUExecutionProvider", "Gather")
+    )
     assert nodes_on_cpu(found) == ["Resize /Resize"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(session_module, "prepare_cuda", lambda: None)
