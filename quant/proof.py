@@ -7,7 +7,6 @@ is held against that noise. So a layer that lost its bias or its factor is found
 rounding is not blamed on a layer.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,16 +18,21 @@ from onnx import TensorProto, helper
 
 from sodeploy.calib_data import Sample
 from sodeploy.errors import UserError
-from sodeploy.quant.calibration.inspect_graph import as_input
+from sodeploy.quant.calibration.inspect_graph import (
+    as_input,
+    images_at_a_time,
+    inspection_options,
+    opened,
+    side_by_side,
+)
 from sodeploy.quant.emit.rewriter import quantized_weight
 from sodeploy.quant.emit.targets import Target
 from sodeploy.quant.graph import Network, channel_axis
 from sodeploy.quant.int8 import STEPS, UINT8_STEPS, dequantize_weight, fp16_scale
 from sodeploy.quant.planning.plan import Plan
 from sodeploy.runtime import openvino_session
-from sodeploy.runtime.onnx_bytes import model_bytes
-from sodeploy.runtime.onnx_floats import other_floats, to_float32
-from sodeploy.runtime.onnx_session import session_options, start_session
+from sodeploy.runtime.onnx_floats import to_float32
+from sodeploy.runtime.onnx_session import start_session
 from sodeploy.runtime.processing import to_saliency
 from sodeploy.runtime.session import installed_engines, open_session
 
@@ -40,6 +44,7 @@ _UNEXPLAINED_DB = 10.0  # more noise than the plan explains
 _WORST_LAYER_DB = 20.0  # of a layer by itself; no unexplained noise above matters
 _FLOAT_LAYER_DB = {"fp16": 50.0, "bf16": 32.0, "int8": 50.0}  # of a layer in a short float by itself, in these graphs
 _WORSE_THAN_SIMULATION_DB = 6.0
+_BLOCK = 2**14  # numbers that stay in the first-level cache
 _NEGLIGIBLE = 1e-3  # of the float32 map's spread: a map that varies less is constant
 
 _IN_FP32 = "onnxruntime's CPU computes fp16 and bf16 in float32; the simulation shows the roundings of this graph"
@@ -95,23 +100,28 @@ class Prover:
         self._network = network
         self._contract = contract.model_copy(update={"stretch": False})
         self._inputs = [as_input(sample, contract) for sample in samples[:count]]
-        self._reference = self._maps(_run(file), "the float32 network")
+        self._at_a_time = images_at_a_time(network.model)
+        self._reference = self._maps(_run(file, self._at_a_time), "the float32 network", self._at_a_time)
 
-    def prove(self, target: Target, graph: onnx.ModelProto, plan: Plan) -> tuple[Proof, str | None]:
+    def prove(self, target: Target, file: Path, plan: Plan) -> tuple[Proof, str | None]:
         """The proof of a graph, and a warning for the user, if it is worse than is usual.
+
+        Args:
+            file: holds the graph.
 
         Raises:
             Disproved: the graph is not fit for use.
         """
-        if "bfloat16" in other_floats(graph):  # which no CPU kernel reads
-            graph = copy.deepcopy(graph)
+        graph: Path | onnx.ModelProto = file
+        if target.precision == "bf16":  # which no CPU kernel reads
+            graph = onnx.load(file)
             to_float32(graph)
         if target.measured_in != "openvino":
-            proof = self.compare(_run(graph), "it")
+            proof = self._in_onnxruntime(graph)
         elif lacking := _WITHOUT_OPENVINO if "openvino" not in installed_engines() else openvino_session.problem():
-            proof = replace(self.compare(_run(graph), "it"), limits=f"{lacking}; onnxruntime ran its graph")
+            proof = replace(self._in_onnxruntime(graph), limits=f"{lacking}; onnxruntime ran its graph")
         else:
-            proof = replace(self.compare(_run_in_openvino(graph, target), "it"), engine="openvino")
+            proof = replace(self.compare(_run_in_openvino(file, target), "it"), engine="openvino")
         if target.engine:
             proof = replace(proof, limits=_IN_FP32)
         if proof.sqnr_db is None or proof.sqnr_db >= _HEALTHY_DB[target.precision]:
@@ -119,12 +129,17 @@ class Prover:
         own = {f"int8.{name}": decisions.weight_steps for name, decisions in plan.targets.items()}
         steps = own.get(target.name, STEPS)
         uint8 = target.name in own
-        by_itself = _FLOAT_LAYER_DB[target.precision]
-        for name, measured, explained in _layers(self._network, plan, graph, self._inputs[0], steps, uint8, by_itself):
-            if measured < min(explained - _UNEXPLAINED_DB, _WORST_LAYER_DB):
+        graph = onnx.load(graph) if isinstance(graph, Path) else graph
+        for node, x, wanted, measured in _layers(self._network, graph, self._inputs[0]):
+            if measured >= _WORST_LAYER_DB:
+                continue
+            explained = _FLOAT_LAYER_DB[target.precision]
+            if node.name in plan.nodes("int8"):
+                explained = _decibels(wanted, _explained(self._network, node, plan, x, steps, uint8))
+            if measured < explained - _UNEXPLAINED_DB:
                 raise Disproved(
-                    f"its map has {proof.sqnr_db:.1f} dB to float32, and layer {name} by itself {measured:.1f} dB "
-                    f"where the plan explains {explained:.1f} dB"
+                    f"its map has {proof.sqnr_db:.1f} dB to float32, and layer {node.name} by itself "
+                    f"{measured:.1f} dB where the plan explains {explained:.1f} dB"
                 )
         if proof.sqnr_db < _WORTHLESS_DB[target.precision]:
             raise Disproved(f"its map has {proof.sqnr_db:.1f} dB to float32: hardly anything of the map is left")
@@ -133,16 +148,20 @@ class Prover:
             "so the network is sensitive to rounding: measure it on your data"
         )
 
-    def compare(self, run: Callable[[np.ndarray], np.ndarray], what: str) -> Proof:
+    def _in_onnxruntime(self, graph: Path | onnx.ModelProto) -> Proof:
+        return self.compare(_run(graph, self._at_a_time), "it", self._at_a_time)
+
+    def compare(self, run: Callable[[np.ndarray], np.ndarray], what: str, at_a_time: int = 1) -> Proof:
         """The figures of whatever computes maps of the network's inputs.
 
         Args:
             run: `(N, 3, h, w) float32` -> `(N, 1, h, w)`.
+            at_a_time: images that it may run at the same time.
 
         Raises:
             Disproved: a map is NaN, infinite, or constant where the float32 map is not.
         """
-        maps = self._maps(run, what)
+        maps = self._maps(run, what, at_a_time)
         noise = float(np.mean(np.square(maps - self._reference)))
         spread, got = float(self._reference.std()), float(maps.std())
         if spread > 1e-6 and got < _NEGLIGIBLE * spread:
@@ -154,15 +173,14 @@ class Prover:
             len(self._inputs),
         )
 
-    def _maps(self, run: Callable[[np.ndarray], np.ndarray], what: str) -> np.ndarray:
+    def _maps(self, run: Callable[[np.ndarray], np.ndarray], what: str, at_a_time: int) -> np.ndarray:
         """`(images, h, w) float64`"""
-        maps = []
-        for image in self._inputs:
-            try:
-                maps.append(to_saliency(np.asarray(run(image), np.float32)[0, 0], self._contract))
-            except UserError:
-                raise Disproved(f"{what} gives NaN or infinite values") from None
-        return np.stack(maps).astype(np.float64)
+        found = side_by_side(run, self._inputs, at_a_time) if at_a_time > 1 else map(run, self._inputs)
+        try:
+            maps = [to_saliency(np.asarray(batch, np.float32)[0, 0], self._contract) for batch in found]
+            return np.stack(maps).astype(np.float64)
+        except UserError:
+            raise Disproved(f"{what} gives NaN or infinite values") from None
 
 
 def worse_than_simulated(engine: Proof, simulation: Proof) -> bool:
@@ -189,19 +207,17 @@ def prove_engine(path: Path, prover: Prover, graph: Proof) -> Proof:
     return proof
 
 
-def _run(graph: onnx.ModelProto | Path, outputs: Sequence[str] | None = None) -> Callable[[np.ndarray], Any]:
-    """The first output of a graph in onnxruntime; with names, the list of these outputs."""
-    session = start_session(graph, session_options())
+def _run(graph: onnx.ModelProto | Path, at_a_time: int = 1) -> Callable[[np.ndarray], np.ndarray]:
+    """The first output of a graph in onnxruntime."""
+    session = start_session(graph, inspection_options(at_a_time=at_a_time))
     name = session.get_inputs()[0].name
-    if outputs is None:
-        return lambda image: session.run(None, {name: image})[0]
-    return lambda image: session.run(list(outputs), {name: image})
+    return lambda image: np.asarray(session.run(None, {name: image})[0])
 
 
-def _run_in_openvino(graph: onnx.ModelProto, target: Target) -> Callable[[np.ndarray], np.ndarray]:
+def _run_in_openvino(file: Path, target: Target) -> Callable[[np.ndarray], np.ndarray]:
     """As `_run`, in OpenVINO; a graph that it does not run is disproved."""
     try:
-        run = openvino_session.runner_of(model_bytes(graph), Path(f"the {target.name} graph"))
+        run = openvino_session.runner_of(file, Path(f"the {target.name} graph"))
     except UserError as error:
         raise Disproved(str(error)) from None
 
@@ -215,35 +231,26 @@ def _run_in_openvino(graph: onnx.ModelProto, target: Target) -> Callable[[np.nda
 
 
 def _layers(
-    network: Network,
-    plan: Plan,
-    graph: onnx.ModelProto,
-    image: np.ndarray,
-    weight_steps: int,
-    uint8: bool,
-    float_layer_db: float,
-) -> Iterator[tuple[str, float, float]]:
-    """(layer, its dB by itself in the graph, the dB that the plan explains) for every layer with weights."""
+    network: Network, graph: onnx.ModelProto, image: np.ndarray
+) -> Iterator[tuple[onnx.NodeProto, np.ndarray, np.ndarray, float]]:
+    """(layer, the values that it reads in the graph, its float32 result of these values, the graph's dB to that result)
+
+    For every layer with weights. The graph gets other outputs.
+    """
     made = {name for node in graph.graph.node for name in node.output} | {network.input}
     nodes = [node for node in network.nodes if network.is_weighted(node) and node.input[0] in network.float_tensors]
     nodes = [node for node in nodes if {node.input[0], network.scope(node)} <= made]
     names = list(dict.fromkeys(name for node in nodes for name in (node.input[0], network.scope(node))))
-    looked_at = copy.deepcopy(graph)
-    del looked_at.graph.output[:]
+    del graph.graph.output[:]
     for name in names:
         out = f"{name}/looked_at"
-        looked_at.graph.node.append(helper.make_node("Cast", [name], [out], to=TensorProto.FLOAT))
-        looked_at.graph.output.append(helper.make_tensor_value_info(out, TensorProto.FLOAT, None))
-    values = dict(zip(names, _run(looked_at, [f"{name}/looked_at" for name in names])(image), strict=True))
+        graph.graph.node.append(helper.make_node("Cast", [name], [out], to=TensorProto.FLOAT))
+        graph.graph.output.append(helper.make_tensor_value_info(out, TensorProto.FLOAT, None))
+    values = dict(zip(names, opened(graph)(image), strict=True))
     for node in nodes:
-        x, y = values[node.input[0]], values[network.scope(node)].astype(np.float64)
-        wanted = _run(_alone(network, node))(x).astype(np.float64)
-        noise = float(np.mean(np.square(y - wanted)))
-        measured = _decibels(wanted, noise)
-        explained = float_layer_db
-        if node.name in plan.nodes("int8"):
-            explained = _decibels(wanted, _explained(network, node, plan, x, weight_steps, uint8))
-        yield node.name, measured, explained
+        x, y = values[node.input[0]], values[network.scope(node)]
+        wanted = opened(_alone(network, node))(x)[0]
+        yield node, x, wanted, _decibels(wanted, _mean_square(y - wanted))
 
 
 def _alone(network: Network, node: onnx.NodeProto) -> onnx.ModelProto:
@@ -285,5 +292,11 @@ def _explained(
 
 
 def _decibels(signal: np.ndarray, noise: float) -> float:
-    power = float(np.mean(np.square(signal)))
-    return 10 * float(np.log10(max(power, 1e-30) / max(noise, 1e-30)))
+    return 10 * float(np.log10(max(_mean_square(signal), 1e-30) / max(noise, 1e-30)))
+
+
+def _mean_square(values: np.ndarray) -> float:
+    """In float64, of which no whole copy is made."""
+    flat = values.reshape(-1)
+    blocks = (flat[start : start + _BLOCK] for start in range(0, flat.size, _BLOCK))
+    return sum(float(np.square(block, dtype=np.float64).sum()) for block in blocks) / flat.size

@@ -1,10 +1,11 @@
 """Changes of a graph's nodes and types, without the weights: a library in C++ copies them four times on their way."""
 
 from collections.abc import Callable
+from math import prod
 
 import onnx
 
-_LARGE = 2**16  # bytes; what shapes are computed from is smaller
+_LARGE = 2**14  # numbers; what shapes are computed from has fewer
 
 
 def with_weights_aside(change: Callable[[onnx.ModelProto], onnx.ModelProto], model: onnx.ModelProto) -> onnx.ModelProto:
@@ -36,4 +37,5 @@ def _hollow(tensor: onnx.TensorProto) -> onnx.TensorProto:
 
 
 def _is_large(tensor: onnx.TensorProto) -> bool:
-    return tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.raw_data) >= _LARGE
+    is_raw = tensor.data_type == onnx.TensorProto.FLOAT and tensor.HasField("raw_data")  # which Python would copy
+    return is_raw and prod(tensor.dims) >= _LARGE

@@ -15,7 +15,7 @@ from sodeploy.quant.graph import Network
 from sodeploy.quant.planning.plan import Plan
 from sodeploy.quant.proof import Disproved, Proof, Prover, worse_than_simulated
 from sodeploy.quant.sources import beside
-from sodeploy.runtime.onnx_bytes import model_bytes, save_model
+from sodeploy.runtime.onnx_bytes import save_model
 
 _SIMULATION_OF = {"fp16": "fp16.sim", "bf16": "bf16.sim", "int8.trt": "int8.sim"}
 
@@ -86,21 +86,24 @@ class _Refused(Exception):
 def _draft(
     target: Target, network: Network, plan: Plan, path: Path, temporary: Path, prover: Prover, written: Written
 ) -> None:
-    """Make, check, prove and save one graph. No other is in memory: each may be as large as the network.
+    """Make, save, check and prove one graph. No other is in memory: each may be as large as the network.
+
+    Engines read the file, so that there are no copies of the weights but theirs.
 
     Raises:
         _Refused: the graph is not fit for use; the reason is added to `written`.
         UserError: an engine would refuse the graph.
     """
     graph = target.emit(network, plan)
-    onnx.checker.check_model(model_bytes(graph))
+    save_model(graph, temporary)
+    onnx.checker.check_model(temporary)
     try:
-        warnings = target.check(graph, path)
-        written.proofs[target.name], warning = prover.prove(target, graph, plan)
+        warnings = target.check(graph, temporary, path)
+        del graph
+        written.proofs[target.name], warning = prover.prove(target, temporary, plan)
     except (Unreadable, Disproved) as reason:
         written.refused.append(f"{path}: {reason}")
         raise _Refused from None
-    save_model(graph, temporary)
     for text in warnings:
         terminal.warn(text)
     if warning is not None:

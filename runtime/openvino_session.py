@@ -154,12 +154,12 @@ class OpenVinoSession:
         return np.concatenate(maps)
 
 
-def kernels_of(model: bytes, path: Path) -> dict[str, Counter[str]]:
+def kernels_of(model: bytes | Path, path: Path) -> dict[str, Counter[str]]:
     """The layers with weights that OpenVINO runs in each precision: i8, u8, bf16, f32 -> its operators, counted.
 
     Args:
-        model: an ONNX file's bytes.
-        path: the file, for messages.
+        model: an ONNX file, or its bytes.
+        path: what messages call the file.
 
     Raises:
         UserError: OpenVINO is missing or refuses the graph.
@@ -169,11 +169,12 @@ def kernels_of(model: bytes, path: Path) -> dict[str, Counter[str]]:
         return _kernels(core.compile_model(core.read_model(model), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}))
 
 
-def runner_of(model: bytes, path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that runs an ONNX file's bytes with an fp32 body: its input -> its first output.
+def runner_of(model: bytes | Path, path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that runs an ONNX file with an fp32 body: its input -> its first output.
 
     Args:
-        path: the file, for messages.
+        model: the file, or its bytes.
+        path: what messages call the file.
 
     Raises:
         UserError: OpenVINO is missing or refuses the graph; the function raises it where a run fails.

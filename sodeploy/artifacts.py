@@ -36,6 +36,9 @@ _PACKAGES = (
 )
 
 
+_BLOCK = 2**18  # bytes that are read at once; a new block of MiBs takes longer to get than to fill
+
+
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces `path` when the block ends well.
@@ -224,7 +227,7 @@ def digest(path: str | Path, kind: str) -> str:
     """Hex digest of a file's bytes, of a kind that hashlib has, such as "md5"."""
     total = hashlib.new(kind, usedforsecurity=False)
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(_BLOCK):
             total.update(block)
     return total.hexdigest()
 

@@ -18,7 +18,6 @@ from sodeploy.errors import UserError
 from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import PASSING, QUANTIZING, WEIGHTED, attribute, channel_axis
 from sodeploy.runtime import openvino_session
-from sodeploy.runtime.onnx_bytes import model_bytes
 from sodeploy.runtime.onnx_session import session_options, start_session
 from sodeploy.runtime.session import installed_engines
 from sodeploy.stages import command
@@ -69,11 +68,14 @@ def unequal_scales(model: onnx.ModelProto) -> list[str]:
     ]
 
 
-def check_cpu(model: onnx.ModelProto) -> list[str]:
+def check_cpu(model: onnx.ModelProto, file: Path | None = None) -> list[str]:
     """Names of the layers with integer weights that onnxruntime's optimizer would leave in float.
 
     Such a layer runs as dequantize, float convolution, quantize: slower than the float32 network. Layers that a plan
     leaves in float have float weights and are not listed.
+
+    Args:
+        file: holds the model, if there is one: onnxruntime then needs no copy of the weights.
     """
     import onnxruntime
 
@@ -83,25 +85,25 @@ def check_cpu(model: onnx.ModelProto) -> list[str]:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     with tempfile.TemporaryDirectory() as folder:
         options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        start_session(model, options, name="the cpu graph")
+        start_session(file or model, options, name="the cpu graph")
         optimized = onnx.load(options.optimized_model_filepath)
     in_float = {node.name for node in optimized.graph.node if node.op_type in _FLOAT_FORMS}
     return [name for name in integer if name in in_float]
 
 
-def tensorrt_warnings(model: onnx.ModelProto, path: Path) -> list[str]:
+def tensorrt_warnings(model: onnx.ModelProto, file: Path, path: Path) -> list[str]:
     """`check_tensorrt`; then a line for each set of `unequal_scales`."""
     check_tensorrt(model, path)
     return [f"{path}: {problem}" for problem in unequal_scales(model)]
 
 
-def cpu_warnings(model: onnx.ModelProto, path: Path) -> list[str]:
+def cpu_warnings(model: onnx.ModelProto, file: Path, path: Path) -> list[str]:
     """A line where onnxruntime would run the graph slowly on a CPU."""
     if not _with_integer_weights(model):
         return [
             f"{path} computes in fp32: onnxruntime has no integer kernels for its layers, so int8 does not pay there"
         ]
-    if left := check_cpu(model):
+    if left := check_cpu(model, file):
         return [
             f"{path}: onnxruntime will compute {len(left)} int8 layer(s) in float, slowly: {', '.join(left)}; "
             "set them to fp16 in the plan"
@@ -113,7 +115,7 @@ class Unreadable(Exception):
     """The engine that a graph is for does not take it. The other graphs of the build are none the worse."""
 
 
-def openvino_warnings(model: onnx.ModelProto, path: Path) -> list[str]:
+def openvino_warnings(model: onnx.ModelProto, file: Path, path: Path) -> list[str]:
     """A line where OpenVINO, if it is installed, cannot run or computes int8 layers in float.
 
     Raises:
@@ -125,7 +127,7 @@ def openvino_warnings(model: onnx.ModelProto, path: Path) -> list[str]:
         return [f"{path} has not been run in OpenVINO: {broken}"]
     wanted = len(_with_integer_weights(model))
     try:
-        kernels = openvino_session.kernels_of(model_bytes(model), path)
+        kernels = openvino_session.kernels_of(file, path)
     except UserError as error:
         raise Unreadable(str(error).removeprefix(f"{path}: ")) from None
     run = sum(count for precision in ("i8", "u8") for count in kernels.get(precision, {}).values())

@@ -18,7 +18,7 @@ from sodeploy.quant.planning.plan import Plan
 from sodeploy.runtime.session import EngineName
 
 
-def _nothing_to_check(graph: onnx.ModelProto, path: Path) -> list[str]:
+def _nothing_to_check(graph: onnx.ModelProto, file: Path, path: Path) -> list[str]:
     return []
 
 
@@ -31,8 +31,8 @@ class Target:
         precision: the lowest precision in it. An int8 graph is written only where the plan has ranges.
         runs_on: the engines that take it, or its purpose, for people.
         emit: makes the graph.
-        check: (graph, the file to be written) -> warnings for the user, one line each; raises UserError for a graph
-            that the engine would refuse.
+        check: (graph, the file that holds it, the name that the file will get) -> warnings for the user, one line each;
+            raises UserError for a graph that the engine would refuse.
         measured_in: the engine in which `runtime/bench.py` measures this graph on a CPU; None: it measures the engine
             that is built from it.
         engine: whether TensorRT or TensorRT-RTX builds an engine of it, NETWORK.`precision`.engine.
@@ -42,7 +42,7 @@ class Target:
     precision: GraphPrecision
     runs_on: str
     emit: Callable[[Network, Plan], onnx.ModelProto]
-    check: Callable[[onnx.ModelProto, Path], list[str]] = _nothing_to_check
+    check: Callable[[onnx.ModelProto, Path, Path], list[str]] = _nothing_to_check
     measured_in: EngineName | None = None
     engine: bool = False
 

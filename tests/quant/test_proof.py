@@ -31,6 +31,17 @@ def prover(unet_file: Path, unet: Network, pictures: list[Picture]) -> Prover:
     return Prover(unet_file, unet, pictures)
 
 
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[[onnx.ModelProto], Path]:
+    """Write a graph to a file."""
+
+    def save(graph: onnx.ModelProto) -> Path:
+        onnx.save(graph, tmp_path / "graph.onnx")
+        return tmp_path / "graph.onnx"
+
+    return save
+
+
 def changed(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:
     """The graph with other values in one of its constants."""
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
@@ -40,8 +51,10 @@ def changed(model: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_good_graphs_have_a_figure(prover: Prover, unet: Network, plan: Plan, name: str) -> None:
-    proof, warning = prover.prove(ALL[name], ALL[name].emit(unet, plan), plan)
+def test_good_graphs_have_a_figure(
+    prover: Prover, unet: Network, plan: Plan, name: str, saved: Callable[[onnx.ModelProto], Path]
+) -> None:
+    proof, warning = prover.prove(ALL[name], saved(ALL[name].emit(unet, plan)), plan)
     assert warning is None
     assert proof.sqnr_db is not None
     assert proof.sqnr_db > (40 if ALL[name].precision == "fp16" else 15)
@@ -53,43 +66,53 @@ def test_good_graphs_have_a_figure(prover: Prover, unet: Network, plan: Plan, na
 
 
 def test_a_broken_openvino_is_no_fault_of_the_graph(
-    prover: Prover, unet: Network, plan: Plan, monkeypatch: pytest.MonkeyPatch
+    prover: Prover,
+    unet: Network,
+    plan: Plan,
+    saved: Callable[[onnx.ModelProto], Path],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     openvino = pytest.importorskip("openvino")
     monkeypatch.setattr(openvino.Core, "available_devices", property(lambda _: []))
     target = ALL["int8.openvino"]
     graph = target.emit(unet, plan)
-    (warning,) = target.check(graph, Path("net.onnx"))
+    (warning,) = target.check(graph, saved(graph), Path("net.onnx"))
     assert warning.startswith(
         "net.onnx has not been run in OpenVINO: this OpenVINO has no CPU plugin; install it again"
     )
-    proof, _ = prover.prove(target, graph, plan)
+    proof, _ = prover.prove(target, saved(graph), plan)
     assert proof.engine == "onnxruntime"
     assert proof.limits is not None
     assert proof.limits.endswith("; onnxruntime ran its graph")
 
 
-def test_nan_and_constant_maps_are_refused(prover: Prover, unet: Network, plan: Plan) -> None:
+def test_nan_and_constant_maps_are_refused(
+    prover: Prover, unet: Network, plan: Plan, saved: Callable[[onnx.ModelProto], Path]
+) -> None:
     simulation = ALL["int8.sim"]
     for value, problem in ((np.nan, "NaN or infinite"), (1e4, "is constant")):
         graph = changed(simulation.emit(unet, plan), "head.bias/rounded", lambda bias, value=value: bias * 0 + value)
         with pytest.raises(Disproved, match=problem):
-            prover.prove(simulation, graph, plan)
+            prover.prove(simulation, saved(graph), plan)
 
 
-def test_the_layer_that_lost_its_bias_is_named(prover: Prover, unet: Network, plan: Plan) -> None:
+def test_the_layer_that_lost_its_bias_is_named(
+    prover: Prover, unet: Network, plan: Plan, saved: Callable[[onnx.ModelProto], Path]
+) -> None:
     simulation = ALL["int8.sim"]
     graph = simulation.emit(unet, plan)
     (bias,) = {node.input[2] for node in graph.graph.node if node.name == "d_pre/Conv"}
     with pytest.raises(Disproved, match=r"layer d_pre/Conv by itself .* dB where the plan explains"):
-        prover.prove(simulation, changed(graph, bias, lambda values: values + 3), plan)
+        prover.prove(simulation, saved(changed(graph, bias, lambda values: values + 3)), plan)
 
 
-def test_a_sensitive_network_is_a_warning(prover: Prover, unet: Network, plan: Plan) -> None:
+def test_a_sensitive_network_is_a_warning(
+    prover: Prover, unet: Network, plan: Plan, saved: Callable[[onnx.ModelProto], Path]
+) -> None:
     """Coarse ranges are what the plan says, so no layer is blamed for their noise."""
     coarse = [shared.model_copy(update={"amax": shared.amax * 20}) for shared in plan.ranges]
     worse = plan.model_copy(update={"ranges": coarse})
-    proof, warning = prover.prove(ALL["int8.sim"], ALL["int8.sim"].emit(unet, worse), worse)
+    proof, warning = prover.prove(ALL["int8.sim"], saved(ALL["int8.sim"].emit(unet, worse)), worse)
     assert proof.sqnr_db is not None
     assert proof.sqnr_db < 15
     assert warning is not None
