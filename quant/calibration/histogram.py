@@ -34,40 +34,56 @@ class Counted(NamedTuple):
     high: float
 
 
-def count(values: np.ndarray) -> Counted:
+def count(values: np.ndarray, sums: np.ndarray | None = None) -> Counted:
     """Count the elements of `values`, float32 of any shape. Other Python threads run meanwhile.
+
+    Args:
+        sums: as of `add_up`, which is then done on the way; `values` are rows.
 
     Raises:
         ValueError: a value is NaN or infinite.
     """
-    flat = np.ascontiguousarray(values, np.float32).reshape(-1)
+    rows = np.ascontiguousarray(values, np.float32).reshape(1 if sums is None else len(sums), -1)
     if not hasattr(_own, "table"):  # kept for the next tensor: new memory takes longer than counting a small one
         _own.table = np.zeros((_SIGN >> _SHIFT) * _LANES, np.uint32)
-    zeros, first, counts, positive, negative = _tally()(flat.view(np.int32), flat.view(np.uint32), _own.table)
+    sums = np.zeros((len(rows), 0)) if sums is None else sums
+    zeros, first, counts, positive, negative = _read()(rows, _own.table, sums)
     if broken := int(counts[max(BINS - first, 0) :].sum()):
         raise ValueError(f"{broken} of {values.size} values are NaN or infinite")
     low, high = np.array([negative, positive], np.uint32).view(np.float32).tolist()
     return Counted(zeros, first, counts, 0.0 - low, high)
 
 
+def add_up(rows: np.ndarray, sums: np.ndarray) -> None:
+    """Add the values of each row to sums that take turns: value i to sum i modulo n. Other threads run meanwhile.
+
+    Args:
+        rows: `(rows, values) float32`.
+        sums: `(rows, n) float64`.
+    """
+    _read()(np.ascontiguousarray(rows), np.zeros(0, np.uint32), sums)
+
+
 _own = threading.local()  # of a thread
-_Tally = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[int, int, np.ndarray, int, int]]
+_Read = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[int, int, np.ndarray, int, int]]
 
 
 @functools.cache
-def _tally() -> _Tally:
-    """The loop over bit patterns, compiled: numpy needs several passes over memory and 20 times as long."""
+def _read() -> _Read:
+    """The loop over values, compiled: numpy needs several passes over memory and 20 times as long."""
     import numba
 
     @numba.njit(nogil=True, cache=True)
-    def tally(
-        signed: np.ndarray, pattern: np.ndarray, table: np.ndarray
+    def read(
+        rows: np.ndarray, table: np.ndarray, sums: np.ndarray
     ) -> tuple[int, int, np.ndarray, np.int32, np.int32]:
-        """Count one tensor, whose bit patterns are given as integers with and without a sign.
+        """Count the values of one tensor and add them up, as `count` and `add_up` do.
 
         Args:
-            table: zeros, and zeros again afterwards. Equal values follow each other often, and adding to one number
-                waits for the addition before: so a bin has `_LANES` numbers beside each other, which take turns.
+            table: zeros, and zeros again afterwards; empty if nothing is to be counted. Equal values follow each other
+                often, and adding to one number waits for the addition before: so a bin has `_LANES` numbers beside
+                each other, which take turns.
+            sums: without columns if nothing is to be added up.
 
         Returns:
             As in `Counted`: zeros, first, counts. The largest positive pattern, and the largest magnitude among
@@ -75,29 +91,40 @@ def _tally() -> _Tally:
         """
         most, least = np.int32(0), np.int32(0)
         before_first = np.uint32(_SIGN >> _SHIFT)
-        places = np.zeros(_BLOCK, np.uint32)
-        for start in range(0, len(pattern), _BLOCK):
-            integers, bits = signed[start : start + _BLOCK], pattern[start : start + _BLOCK]
-            for index in range(len(bits)):  # in a loop of its own, which becomes vector instructions
-                integer = integers[index]
-                ordered = np.int32(integer ^ ((integer >> np.int32(31)) & np.int32(_SIGN - 1)))  # as the values are
-                if ordered > most:
-                    most = ordered
-                if ordered < least:
-                    least = ordered
-                number = np.uint32((bits[index] & np.uint32(_SIGN - 1)) >> np.uint32(_SHIFT))
-                places[index] = number * np.uint32(_LANES)
-                before = np.uint32(number - np.uint32(1))  # of bin 0: the largest number
-                if before < before_first:
-                    before_first = before
-            fours = len(bits) // _LANES * _LANES
-            for index in range(0, fours, _LANES):
-                table[places[index]] += np.uint32(1)
-                table[places[index + 1] + np.uint32(1)] += np.uint32(1)
-                table[places[index + 2] + np.uint32(2)] += np.uint32(1)
-                table[places[index + 3] + np.uint32(3)] += np.uint32(1)
-            for index in range(fours, len(bits)):
-                table[places[index]] += np.uint32(1)
+        lanes = max(sums.shape[1], 1)
+        block = max(_BLOCK // lanes, 1) * lanes
+        places = np.zeros(block, np.uint32)
+        for row in range(len(rows)):
+            for start in range(0, rows.shape[1], block):
+                values = rows[row, start : start + block]
+                if sums.shape[1]:
+                    for begin in range(0, len(values), lanes):
+                        some = values[begin : begin + lanes]
+                        for lane in range(len(some)):
+                            sums[row, lane] += some[lane]
+                if not len(table):
+                    continue
+                integers, bits = values.view(np.int32), values.view(np.uint32)
+                for index in range(len(bits)):  # in a loop of its own, which becomes vector instructions
+                    integer = integers[index]
+                    ordered = np.int32(integer ^ ((integer >> np.int32(31)) & np.int32(_SIGN - 1)))  # as the values are
+                    if ordered > most:
+                        most = ordered
+                    if ordered < least:
+                        least = ordered
+                    number = np.uint32((bits[index] & np.uint32(_SIGN - 1)) >> np.uint32(_SHIFT))
+                    places[index] = number * np.uint32(_LANES)
+                    before = np.uint32(number - np.uint32(1))  # of bin 0: the largest number
+                    if before < before_first:
+                        before_first = before
+                fours = len(bits) // _LANES * _LANES
+                for index in range(0, fours, _LANES):
+                    table[places[index]] += np.uint32(1)
+                    table[places[index + 1] + np.uint32(1)] += np.uint32(1)
+                    table[places[index + 2] + np.uint32(2)] += np.uint32(1)
+                    table[places[index + 3] + np.uint32(3)] += np.uint32(1)
+                for index in range(fours, len(bits)):
+                    table[places[index]] += np.uint32(1)
         negative = np.int32(-1) - least if least < 0 else np.int32(0)
         first = np.int64(before_first) + 1
         counts = np.zeros(max((max(most, negative) >> _SHIFT) + 1 - first, 0), np.uint32)
@@ -109,7 +136,7 @@ def _tally() -> _Tally:
         used[:] = table[:_LANES] = 0
         return zeros, first, counts, most, negative
 
-    compiled: _Tally = tally
+    compiled: _Read = read
     return compiled
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from sodeploy.artifacts import write_manifest
 from sodeploy.calib_data import Sample, open_photographs
 from sodeploy.errors import UserError
-from sodeploy.quant.calibration.histogram import Counted, MagnitudeHistogram, count
-from sodeploy.quant.calibration.inspect_graph import as_input, distinct, per_channel, side_by_side
+from sodeploy.quant.calibration.channels import Channels
+from sodeploy.quant.calibration.histogram import Counted, MagnitudeHistogram, add_up, count
+from sodeploy.quant.calibration.inspect_graph import as_input, distinct, side_by_side
 from sodeploy.quant.calibration.parts import GraphInParts
 from sodeploy.quant.calibration.statistics import Statistics, fixed_point, is_in_half, load_statistics
 from sodeploy.quant.graph import PASSING, Network, attribute, channel_axis_read, load_network
@@ -29,7 +29,7 @@ class Observed:
 
     Attributes:
         counts: tensor -> its magnitudes.
-        means: input of a layer -> the mean of each channel, `(C,) float32`.
+        means: input of a layer -> the mean of each channel, `(C,) float64`.
     """
 
     counts: Mapping[str, Counted]
@@ -97,7 +97,9 @@ def _add(statistics: Statistics, digest: str, image: Observed) -> None:
     both = (statistics.histograms, statistics.half) if is_in_half(digest) else (statistics.histograms,)
     for tensor, counted in image.counts.items():
         for histograms in both:
-            histograms.setdefault(tensor, MagnitudeHistogram()).include(counted)
+            if tensor not in histograms:
+                histograms[tensor] = MagnitudeHistogram()
+            histograms[tensor].include(counted)
     for tensor, mean in image.means.items():
         statistics.channel_sums[tensor] = statistics.channel_sums.get(tensor, 0) + fixed_point(mean)
 
@@ -154,18 +156,16 @@ class Observer:
     def __init__(self, network: Network) -> None:
         self.contract = network.contract
         self.observed = observed_tensors(network)
-        model = without_constants(network.model)
         read = {node.input[0]: channel_axis_read(node) for node in network.nodes if network.is_weighted(node)}
         axes = {name: axis for name, axis in read.items() if name in network.float_tensors}
         self._joined = {name: list(_joined(network, name, axes)) for name in axes}
-        axes |= {part: axes[name] for name, parts in self._joined.items() for part in parts}
-        averaged = dict.fromkeys(part for parts in self._joined.values() for part in parts)
         self._averaged = {
-            per_channel(model.graph, "ReduceMean", name, len(network.shape(name)), axes[name]): name
-            for name in averaged
+            part: (axes[name], len(network.shape(part))) for name, parts in self._joined.items() for part in parts
         }
-        _put_beside_makers(model.graph, len(network.model.graph.node))
-        self._graph = GraphInParts(model, [*self.observed, *self._averaged], network.model.graph.initializer)
+        wanted = dict.fromkeys([*self.observed, *self._averaged])
+        constants = network.model.graph.initializer
+        self._graph = GraphInParts(without_constants(network.model), list(wanted), constants, ordered=False)
+        self._counted = frozenset(self.observed)
         self.at_a_time = self._graph.at_a_time
 
     def observe(self, sample: Sample) -> Observed:
@@ -177,16 +177,22 @@ class Observer:
         counts: dict[str, Counted] = {}
         means: dict[str, np.ndarray] = {}
         for tensors in self._graph.run(as_input(sample, self.contract)):
-            means |= {self._averaged[name]: tensors.pop(name) for name in list(tensors) if name in self._averaged}
-            counts |= {name: _count(values, name, sample.name) for name, values in tensors.items()}
+            for name, values in tensors.items():
+                channels = Channels(values, *self._averaged[name]) if name in self._averaged else None
+                if name in self._counted:
+                    counts[name] = _count(values, channels, name, sample.name)
+                elif channels is not None:
+                    add_up(channels.rows, channels.sums)
+                if channels is not None:
+                    means[name] = channels.means()
         return Observed(
             counts, {name: np.concatenate([means[part] for part in parts]) for name, parts in self._joined.items()}
         )
 
 
-def _count(values: np.ndarray, tensor: str, image: str) -> Counted:
+def _count(values: np.ndarray, channels: Channels | None, tensor: str, image: str) -> Counted:
     try:
-        return count(values)
+        return count(values) if channels is None else count(channels.rows, channels.sums)
     except ValueError as error:
         raise UserError(
             f"image {image}, tensor {tensor}: {error}; the float32 network itself overflows there, so "
@@ -197,8 +203,7 @@ def _count(values: np.ndarray, tensor: str, image: str) -> Counted:
 def _joined(network: Network, tensor: str, axes: Mapping[str, int]) -> Iterator[str]:
     """The tensors whose channels a tensor joins; the tensor alone if no Concat makes it.
 
-    The means of a joined tensor are the means of its parts, most of which are read elsewhere too. A part of one channel
-    is averaged in its whole: onnxruntime adds up a single channel in another order.
+    The means of a joined tensor are the means of its parts, most of which are read elsewhere too.
 
     Args:
         axes: input of a layer -> its axis of channels.
@@ -209,22 +214,11 @@ def _joined(network: Network, tensor: str, axes: Mapping[str, int]) -> Iterator[
         return
     parts = list(node.input)
     known = set(parts) <= network.float_tensors and all(map(network.has_rank, parts))
-    if known and all(axes.get(part, 1) == 1 and (network.shape(part)[1] or 0) > 1 for part in parts):
+    if known and all(axes.get(part, 1) == 1 for part in parts):
         for part in parts:
             yield from _joined(network, part, axes)
     else:
         yield tensor
-
-
-def _put_beside_makers(graph: onnx.GraphProto, count: int) -> None:
-    """Move every node behind the first `count` to the node that makes its input, so that both are in one part."""
-    nodes, added = list(graph.node[:count]), list(graph.node[count:])
-    made = {name for node in nodes for name in node.output}
-    ordered = [node for node in added if node.input[0] not in made]
-    for node in nodes:
-        ordered += [node, *(one for one in added if one.input[0] in node.output)]
-    del graph.node[:]
-    graph.node.extend(ordered)
 
 
 def observed_tensors(network: Network) -> list[str]:

@@ -1,14 +1,14 @@
 """A graph that runs in parts, one after the other, so that many of its tensors can be read without holding them all."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnx
 
+from sodeploy.quant.calibration.blocked import in_blocks, start_unordered
 from sodeploy.quant.calibration.inspect_graph import images_at_a_time, inspection_options, tensor_bytes
-from sodeploy.runtime.onnx_session import start_session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -40,6 +40,7 @@ class _Started(NamedTuple):
     inputs: Sequence[str]
     outputs: Sequence[str]
     read_later: Collection[str]
+    blocked: Mapping[str, str]  # of `start_unordered`
 
 
 class GraphInParts:
@@ -50,7 +51,12 @@ class GraphInParts:
     """
 
     def __init__(
-        self, model: onnx.ModelProto, wanted: Sequence[str], constants: Iterable[onnx.TensorProto] = ()
+        self,
+        model: onnx.ModelProto,
+        wanted: Sequence[str],
+        constants: Iterable[onnx.TensorProto] = (),
+        *,
+        ordered: bool = True,
     ) -> None:
         """Start a session for each part.
 
@@ -58,18 +64,25 @@ class GraphInParts:
             model: nodes in topological order; types and shapes inferred, with no dimension left open but the batch.
             wanted: names of tensors. Nodes that none of them needs do not run.
             constants: initializers besides the model's own.
+            ordered: give every tensor as (N, C, h, w). Otherwise a tensor may come as (N, C/b, h, w, b), which takes
+                less time: the kernels compute it so.
         """
         self._input = model.graph.input[0].name
         self._wanted = set(wanted)
-        parts = split(model, self._wanted, PART_BYTES, constants)
+        total = sum(tensor_bytes(info) for info in model.graph.value_info if info.name in self._wanted)
+        slightly_more = PART_BYTES * 5 // 4
+        part_bytes = slightly_more if total <= slightly_more else PART_BYTES  # a single part keeps its memory
+        parts = split(model, self._wanted, part_bytes, constants)
         # An arena keeps what its part once took: all of them together would keep as much as the whole graph in one.
         self.at_a_time = images_at_a_time(model)
         arena = len(parts) == 1
         self._parts: list[_Started] = []
         while parts:  # a session has weights of its own: the model is let go
             part = parts.pop(0)
-            session = start_session(part.model, inspection_options(arena, self.at_a_time))
-            self._parts.append(_Started(session, part.inputs, part.outputs, part.read_later))
+            options = inspection_options(arena, self.at_a_time)
+            unordered = set() if ordered else set(part.outputs) - set(part.read_later)
+            session, blocked = start_unordered(part.model, options, unordered)
+            self._parts.append(_Started(session, part.inputs, part.outputs, part.read_later, blocked))
 
     def run(self, image: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """The wanted tensors of each part; those of a part are let go when those of the next are asked for."""
@@ -77,8 +90,12 @@ class GraphInParts:
         if self._input in self._wanted:
             yield dict(alive)
         for part in self._parts:
-            arrays = part.session.run(part.outputs, {name: alive[name] for name in part.inputs})
-            made = {name: np.asarray(array) for name, array in zip(part.outputs, arrays, strict=True)}
+            names = [part.blocked.get(name, name) for name in part.outputs]
+            arrays = map(np.asarray, part.session.run(names, {name: alive[name] for name in part.inputs}))
+            made = {
+                name: in_blocks(array) if name in part.blocked else array
+                for name, array in zip(part.outputs, arrays, strict=True)
+            }
             alive = {name: array for name, array in (alive | made).items() if name in part.read_later}
             found = {name: array for name, array in made.items() if name in self._wanted}
             del arrays, made
