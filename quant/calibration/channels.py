@@ -34,4 +34,4 @@ class Channels:
     def means(self) -> np.ndarray:
         """`(C,) float64`."""
         in_rows = self.sums.reshape(len(self.rows), -1, self._in_row).sum(axis=1)
-        return in_rows.reshape(-1, self._channels).sum(axis=0) / (self.rows.size // self._channels)  # type: ignore[no-any-return]
+        return in_rows.reshape(-1, self._channels).sum(axis=0) / (self.rows.size // self._channels)

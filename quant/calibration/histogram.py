@@ -74,9 +74,7 @@ def _read() -> _Read:
     import numba
 
     @numba.njit(nogil=True, cache=True)
-    def read(
-        rows: np.ndarray, table: np.ndarray, sums: np.ndarray
-    ) -> tuple[int, int, np.ndarray, np.int32, np.int32]:
+    def read(rows: np.ndarray, table: np.ndarray, sums: np.ndarray) -> tuple[int, int, np.ndarray, np.int32, np.int32]:
         """Count the values of one tensor and add them up, as `count` and `add_up` do.
 
         Args:

@@ -14,8 +14,12 @@ from onnx import numpy_helper
 from sodeploy.calib_data import open_dataset
 from sodeploy.errors import UserError
 from sodeploy.quant.calibration import inspect_graph, parts
+from sodeploy.quant.calibration.blocked import block_channels
+from sodeploy.quant.calibration.channels import Channels
+from sodeploy.quant.calibration.histogram import add_up, count
 from sodeploy.quant.calibration.inspect_graph import as_input, opened
 from sodeploy.quant.calibration.observer import calibrate, gather, observed_tensors
+from sodeploy.quant.calibration.parts import GraphInParts
 from sodeploy.quant.calibration.statistics import Statistics, fixed_point, load_statistics
 from sodeploy.quant.graph import Network, load_network
 
@@ -105,6 +109,51 @@ def test_channel_means_are_those_of_the_network(unet: Network, pictures: list, s
     assert statistics.channel_means("joined")[16:] == pytest.approx(np.mean(values, axis=0), abs=1e-5)
     assert pooled.shape == (16,)
     assert np.all(pooled >= np.mean(values, axis=0) - 1e-5)  # a maximum is no less than a mean
+
+
+def test_means_are_exact(unet: Network, pictures: list) -> None:
+    tensors = ["image", "a", "pooled", "joined"]
+    look = opened(unet.model, tensors)
+    counted = calibrate(unet, pictures[:1])
+    for tensor, values in zip(tensors, look(as_input(pictures[0], unet.contract)), strict=True):
+        if tensor in counted.channel_sums:
+            expected = values.mean(axis=(0, 2, 3), dtype=np.float64)
+            assert counted.channel_means(tensor) == pytest.approx(expected, abs=2**-24), tensor
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((2, 3, 5, 7), 1), ((4, 10), -1), ((1, 6, 300), -1), ((3, 5000), -1), ((1, 2), 1)]
+)
+def test_channels_of_any_layout(shape: tuple[int, ...], axis: int) -> None:
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    channels = Channels(values, axis, len(shape))
+    add_up(channels.rows, channels.sums)
+    others = tuple(other for other in range(len(shape)) if other != axis % len(shape))
+    assert channels.means() == pytest.approx(values.mean(axis=others, dtype=np.float64), abs=1e-12)
+    again = Channels(values, axis, len(shape))
+    counted = count(again.rows, again.sums)
+    assert np.array_equal(again.sums, channels.sums)
+    assert counted.low == values.min()
+    assert np.array_equal(counted.counts, count(values).counts)
+
+
+def test_a_tensor_in_blocks_has_the_values_of_the_ordered_one(unet: Network, pictures: list) -> None:
+    image = as_input(pictures[0], unet.contract)
+    wanted = ["pooled", *observed_tensors(unet)[1:]]
+    ordered, unordered = (
+        dict(next(GraphInParts(unet.model, wanted, ordered=flag).run(image))) for flag in (True, False)
+    )
+    assert ordered.keys() == unordered.keys() == set(wanted)
+    in_blocks = [name for name, values in unordered.items() if values.ndim == 5]
+    assert in_blocks or not block_channels()
+    for name, values in ordered.items():
+        found = unordered[name]
+        if name in in_blocks:
+            found = found.transpose(0, 1, 4, 2, 3).reshape(values.shape)
+        assert np.array_equal(found, values), name
+        mean = Channels(unordered[name], 1, 4)
+        add_up(mean.rows, mean.sums)
+        assert mean.means() == pytest.approx(values.mean(axis=(0, 2, 3), dtype=np.float64), abs=1e-12), name
 
 
 @pytest.mark.filterwarnings("error")
