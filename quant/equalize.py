@@ -231,7 +231,7 @@ def needs_equalization(network: Network) -> bool:
     has its own scale. Training keeps the channels of dense convolutions alike.
     """
     return any(
-        is_boundary(network, node) and attribute(node, "group", 1) == network.weight(node).shape[0] > 1
+        is_boundary(network, node) and attribute(node, "group", 1) == network.weight_shape(node)[0] > 1
         for node in network.nodes
     )
 

@@ -50,6 +50,10 @@ class _Constants(Mapping[str, np.ndarray]):
             self._small[name] = values
         return values
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor, without a copy of its values."""
+        return tuple(self._tensors[name].dims)
+
     def __contains__(self, name: object) -> bool:
         return name in self._tensors
 
@@ -96,7 +100,7 @@ class Network:
         return {output.name for output in self.model.graph.output}
 
     @cached_property
-    def constants(self) -> Mapping[str, np.ndarray]:
+    def constants(self) -> _Constants:
         """Initializers and the outputs of Constant nodes, by name."""
         found = {tensor.name: tensor for tensor in self.model.graph.initializer}
         for node in self.nodes:
@@ -143,6 +147,10 @@ class Network:
     def weight(self, node: onnx.NodeProto) -> np.ndarray:
         """The weight of a node that `is_weighted`, in the node's layout."""
         return self.constants[node.input[1]]
+
+    def weight_shape(self, node: onnx.NodeProto) -> tuple[int, ...]:
+        """The shape of that weight, of which no copy is made."""
+        return self.constants.shape(node.input[1])
 
     def bias(self, node: onnx.NodeProto) -> np.ndarray | None:
         return self.constants.get(node.input[2]) if len(node.input) > 2 and node.input[2] else None
@@ -230,7 +238,7 @@ def heads_of(network: Network) -> set[str]:
     made_into_features: set[str] = set()  # tensors that a layer reads, directly or not, which is no head
     for node in reversed(network.model.graph.node):
         if network.is_weighted(node):
-            few = network.weight(node).shape[channel_axis(node)] < HEAD_CHANNELS
+            few = network.weight_shape(node)[channel_axis(node)] < HEAD_CHANNELS
             if few and node.output[0] not in made_into_features:
                 heads.add(node.name)
             else:

@@ -123,7 +123,7 @@ class _Normalizer:
 
     def run(self) -> None:
         for node in self.model.graph.node:
-            if node.domain in STANDARD and len(node.input) > 1 and self._values(node.input[1]) is not None:
+            if node.domain in STANDARD and len(node.input) > 1 and self._is_known(node.input[1]):
                 if node.op_type == "Gemm":
                     self._gemm(node)
                     continue
@@ -170,7 +170,7 @@ class _Normalizer:
 
     def _convolution(self, node: onnx.NodeProto) -> None:
         self._state_padding(node)
-        if len(node.input) < 3 or not node.input[2] or self._values(node.input[2]) is not None:
+        if len(node.input) < 3 or not node.input[2] or self._is_known(node.input[2]):
             self.nodes.append(node)
             return
         weight = self._values(node.input[1])
@@ -234,10 +234,12 @@ class _Normalizer:
 
     def _values(self, name: str) -> np.ndarray | None:
         """A float32 constant, or None."""
+        return np.asarray(numpy_helper.to_array(self.constants[name])) if self._is_known(name) else None
+
+    def _is_known(self, name: str) -> bool:
+        """Whether it is a float32 constant."""
         tensor = self.constants.get(name)
-        if tensor is None or tensor.data_type != TensorProto.FLOAT:
-            return None
-        return np.asarray(numpy_helper.to_array(tensor))
+        return tensor is not None and tensor.data_type == TensorProto.FLOAT
 
     def _constant(self, name: str, values: np.ndarray | np.float32) -> str:
         tensor = numpy_helper.from_array(np.asarray(values), name)

@@ -1,6 +1,6 @@
 """The sources of a build's ranges, and the measurements on the network before a plan is made."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sodeploy import terminal
@@ -109,13 +109,15 @@ def evidence_of(source: Images | Counted, network: Network, base: Path, method: 
             return Evidence(statistics), file
         images = source.images
         _require_counted(images, statistics)
-    errors = input_errors(network, all_ranges(network, statistics, method), images)
+    ranges = all_ranges(network, statistics, method)
+    errors = input_errors(network, ranges, images)
+    evidence = Evidence(statistics, input_errors=errors.int8, input_errors_uint8=errors.uint8, ranges={method: ranges})
     if not source.adaptive_rounding:
-        return Evidence(statistics, input_errors=errors.int8, input_errors_uint8=errors.uint8), file
+        return evidence, file
     path = beside(base, ".rounding.npz")
     steps, rounding = round_to_file(network, images, path)
     terminal.note(f"wrote {path}: {sum(node.name in steps for node in network.nodes)} layers")
-    return Evidence(statistics, steps, rounding, errors.int8, errors.uint8), file
+    return replace(evidence, steps=steps, rounding=rounding), file
 
 
 def _require_counted(images: Dataset, statistics: Statistics) -> None:

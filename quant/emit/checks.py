@@ -8,6 +8,7 @@ IQuantizeLayer in NvInfer.h, and its recommendations on the places of Q/DQ nodes
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from sodeploy.stages import command
 # Operators whose float inputs must be of one type; the sizes and scales of a Resize, for one, need not be.
 _ONE_TYPE = (*WEIGHTED, "Add", "Sub", "Mul", "Div", "Concat", "PRelu", "Max", "Min")
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+_LARGE = 2**16  # numbers of a constant of which the shape alone is read
 _FLOAT_FORMS = ("Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 
 
@@ -226,8 +228,8 @@ def _constants(model: onnx.ModelProto) -> dict[str, np.ndarray]:
 
 
 def _values(tensor: onnx.TensorProto) -> np.ndarray:
-    """The values of a constant; zeros of its shape if they lie in a separate file, as large weights do."""
-    if tensor.data_location == TensorProto.EXTERNAL:
+    """The values of a constant; zeros of its shape for a weight, which may be large or lie in a separate file."""
+    if tensor.data_location == TensorProto.EXTERNAL or prod(tensor.dims) >= _LARGE:
         return np.broadcast_to(np.zeros(1, np.float32), tuple(tensor.dims))
     return np.asarray(numpy_helper.to_array(tensor))
 

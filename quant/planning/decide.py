@@ -49,10 +49,10 @@ def make_plan(
 
     in_fp32 = beyond_fp16(network, statistics)
     layers = decide(network, evidence, in_fp32, float_layers)
-    ranges = _ranges(network, layers, statistics, method)
+    ranges = _ranges(network, layers, evidence, method)
     if lost := lost_in_a_shared_scale(network, layers, ranges, statistics):
         layers = decide(network, evidence, in_fp32, {**lost, **(float_layers or {})})
-        ranges = _ranges(network, layers, statistics, method)
+        ranges = _ranges(network, layers, evidence, method)
     _state_coarse_inputs(network, layers, ranges)
     return Plan(
         network=network.contract.network,
@@ -78,13 +78,16 @@ def _state_coarse_inputs(network: Network, layers: Mapping[str, Layer], ranges: 
 
 def all_ranges(network: Network, statistics: Statistics, method: Method) -> list[Range]:
     """The ranges of a plan that leaves only the layers in float that the rules leave."""
-    return _ranges(network, decide(network, None, beyond_fp16(network, statistics)), statistics, method)
+    return _ranges(network, decide(network, None, beyond_fp16(network, statistics)), Evidence(statistics), method)
 
 
-def _ranges(network: Network, layers: dict[str, Layer], statistics: Statistics, method: Method) -> list[Range]:
+def _ranges(network: Network, layers: dict[str, Layer], evidence: Evidence, method: Method) -> list[Range]:
     """Also of the tensors that heads read, which are int8 in the graph for OpenVINO."""
+    known = {tuple(shared.tensors): shared for shared in evidence.ranges.get(method, ())}
     groups = sharing_a_range(network, layers, also_read_by=feature_heads(network))
-    return [shared_range(network, tensors, statistics, method) for tensors in groups]
+    return [
+        known.get(tuple(tensors)) or shared_range(network, tensors, evidence.statistics, method) for tensors in groups
+    ]
 
 
 def decide(

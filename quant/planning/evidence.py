@@ -1,12 +1,13 @@
 """The measurements from which a plan is made."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from sodeploy.quant.calibration.methods import Method
 from sodeploy.quant.calibration.statistics import Statistics
-from sodeploy.quant.planning.plan import Rounding
+from sodeploy.quant.planning.plan import Range, Rounding
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Evidence:
         input_errors: input tensor of a layer -> `(C,)`, how far quantizing the tensor moves the mean of each channel
             (quant/planning/input_error.py).
         input_errors_uint8: the same for the uint8 of the graphs for CPUs.
+        ranges: method -> ranges that were read from the counts by it already. A plan by the method takes those of its
+            groups of tensors.
     """
 
     statistics: Statistics
@@ -28,3 +31,4 @@ class Evidence:
     rounding: Rounding | None = None
     input_errors: Mapping[str, np.ndarray] = field(default_factory=dict)
     input_errors_uint8: Mapping[str, np.ndarray] = field(default_factory=dict)
+    ranges: Mapping[Method, Sequence[Range]] = field(default_factory=dict)

@@ -5,6 +5,7 @@ Emitters turn (float32 network, plan) into the graph that each engine wants. The
 
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -288,7 +289,7 @@ def _check_steps(steps: dict[str, np.ndarray], file: Path, network: Network) -> 
     for node in network.nodes:
         if not network.is_weighted(node):
             continue
-        size = network.weight(node).size
+        size = prod(network.weight_shape(node))
         for key in (rounded_key(node.name, count) for count in (STEPS, FEW_STEPS)):
             if key in steps and (steps[key].dtype != np.int8 or steps[key].size != size):
                 raise UserError(
@@ -336,11 +337,11 @@ def _check_names(plan: Plan, path: str | Path, network: Network) -> None:
         if node.op_type == "Add" and any(ranges[tensor].shift is not None for tensor in read):
             raise UserError(f"{path}: the range of {read[0]}, which {name} adds up in int8, cannot have a shift")
         if node.op_type != "Add":
-            channels = len(network.constants[node.input[1]]) if node.op_type == "Conv" else None
+            channels = network.weight_shape(node)[0] if node.op_type == "Conv" else None
             scales = layer.weight_scales
             if not scales or (channels and len(scales) != channels) or min(scales) <= 0:
                 raise UserError(f"{path}: int8 layer {name} needs {channels} positive weight_scales; undo the edit")
-            means = network.weight(node).shape[1] * attribute(node, "group", 1) if node.op_type == "Conv" else None
+            means = network.weight_shape(node)[1] * attribute(node, "group", 1) if node.op_type == "Conv" else None
             lengths = {"bias_correction": len(scales), "input_correction": len(scales), "input_means": means}
             lengths["input_correction_uint8"] = len(scales)
             for field, length in lengths.items():

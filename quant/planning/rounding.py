@@ -76,13 +76,15 @@ def _window(network: Network, node: onnx.NodeProto) -> int:
     Convolutions have two dimensions, and matrix products have an input of two.
     """
     if node.op_type == "Gemm" and network.is_weighted(node) and node.input[0] in network.float_tensors:
-        size = network.weight(node).shape[1 - channel_axis(node)]
+        size = network.weight_shape(node)[1 - channel_axis(node)]
         return int(size) if size <= _LARGEST_WINDOW else 0
-    if node.op_type != "Conv" or not network.is_weighted(node) or network.weight(node).ndim != 4 or pads_itself(node):
+    if node.op_type != "Conv" or not network.is_weighted(node) or pads_itself(node):
+        return 0
+    if len(network.weight_shape(node)) != 4:
         return 0
     if node.input[0] not in network.float_tensors or min(integers(node, "pads", [0])) < 0:
         return 0
-    size = int(np.prod(network.weight(node).shape[1:]))
+    size = int(np.prod(network.weight_shape(node)[1:]))
     return size if size <= _LARGEST_WINDOW else 0
 
 
@@ -156,7 +158,7 @@ def _sampled_inputs(network: Network, node: onnx.NodeProto, x: np.ndarray, rng: 
     if node.op_type == "Gemm":
         return x[None, rng.choice(len(x), min(_POSITIONS, len(x)), replace=False)]
     x = x[0]
-    height, width = network.weight(node).shape[2:]
+    height, width = network.weight_shape(node)[2:]
     groups = attribute(node, "group", 1)
     (down, across), (apart, aside) = integers(node, "strides", [1, 1]), integers(node, "dilations", [1, 1])
     top, left, bottom, right = integers(node, "pads", [0, 0, 0, 0])

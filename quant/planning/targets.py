@@ -5,6 +5,7 @@ here and its entry in `_DECIDE`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from math import prod
 from typing import Literal, get_args
 
 import onnx
@@ -87,8 +88,8 @@ def _is_miscomputed(network: Network, node: onnx.NodeProto) -> bool:
     """
     if node.op_type != "Conv":
         return False
-    weight = network.weight(node)
-    channels, side = weight.shape[1], max(weight.shape[2:])
+    _, channels, *sides = network.weight_shape(node)
+    side = max(sides)
     joined = channels * side
     return side >= 4 and channels % 64 != 0 and joined > 64 and joined % 64 == 0
 
@@ -128,8 +129,8 @@ def _is_narrow(network: Network, node: onnx.NodeProto) -> bool:
     """Whether a node is a convolution with a window and very few output channels, such as a head."""
     if node.op_type != "Conv" or not network.is_weighted(node) or attribute(node, "group", 1) != 1:
         return False
-    weight = network.weight(node)
-    few = weight.ndim == 4 and weight.shape[0] < HEAD_CHANNELS and weight[0, 0].size > 1
+    shape = network.weight_shape(node)
+    few = len(shape) == 4 and shape[0] < HEAD_CHANNELS and prod(shape[2:]) > 1
     return few and set(integers(node, "strides", [1])) == {1}
 
 

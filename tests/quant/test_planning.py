@@ -12,7 +12,8 @@ from sodeploy.quant.calibration.methods import METHODS
 from sodeploy.quant.calibration.statistics import Statistics
 from sodeploy.quant.graph import Network
 from sodeploy.quant.int8 import SMALLEST_SCALE, bias_correction, dequantize_weight, fp16_scale, quantize_weight
-from sodeploy.quant.planning.decide import make_plan
+from sodeploy.quant.planning import decide
+from sodeploy.quant.planning.decide import all_ranges, make_plan
 from sodeploy.quant.planning.evidence import Evidence
 from sodeploy.quant.planning.plan import Plan, load_plan, save_plan
 
@@ -49,6 +50,16 @@ def test_no_range_exceeds_what_was_seen(unet: Network, statistics: Statistics, m
     plan = make_plan(unet, Evidence(statistics), method)  # type: ignore[arg-type]
     assert all(0 < shared.amax <= shared.maximum for shared in plan.ranges)
     assert all((shared.clipped == 0) == (shared.amax == shared.maximum) for shared in plan.ranges) or method != "max"
+
+
+def test_ranges_that_are_known_are_not_read_again(
+    unet: Network, statistics: Statistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, by_max = make_plan(unet, statistics, "mse"), make_plan(unet, statistics, "max")
+    evidence = Evidence(statistics, ranges={"mse": all_ranges(unet, statistics, "mse")})
+    assert make_plan(unet, evidence, "max") == by_max
+    monkeypatch.setattr(decide, "shared_range", None)
+    assert make_plan(unet, evidence, "mse") == wanted
 
 
 def test_layers_left_in_float_by_request(unet: Network, statistics: Statistics) -> None:

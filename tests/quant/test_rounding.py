@@ -118,8 +118,8 @@ def test_sampled_inputs_are_those_of_the_convolution(
     )
 
     class One:
-        def weight(self, node: onnx.NodeProto) -> np.ndarray:
-            return weight
+        def weight_shape(self, node: onnx.NodeProto) -> tuple[int, ...]:
+            return weight.shape
 
     sampled = _sampled_inputs(One(), node, x[None], np.random.default_rng(1))  # type: ignore[arg-type]
     products = sampled @ weight.reshape(groups, 8 // groups, -1).transpose(0, 2, 1)
