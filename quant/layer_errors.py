@@ -3,36 +3,34 @@
 The graph is cut into parts. The float32 network runs once and keeps the tensors that pass from part to part. For each
 layer its own part runs again, with the layer quantized.
 
-Exact: the parts behind it that read something changed run again too.
+Exact: the parts behind it that read something changed run again too, several as one graph.
 
 Estimated: that is done for one layer only, the reference, of those in a part that change the same tensors that leave
 the part: the one that changes them most. The squared error of another layer is the reference's, times the ratio of both
 layers' squared changes of these tensors. The layers that then look costliest are measured exactly.
 """
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sodeploy import terminal
 from sodeploy.calib_data import Sample
 from sodeploy.errors import UserError
-from sodeploy.quant.calibration.inspect_graph import Result, as_input, inspection_options, side_by_side
-from sodeploy.quant.calibration.parts import Part, split
+from sodeploy.quant.calibration.inspect_graph import as_input, inspection_options, side_by_side
+from sodeploy.quant.calibration.parts import Part, joined, split
 from sodeploy.quant.emit.tensorrt import with_fake_quantization
 from sodeploy.quant.graph import Network
+from sodeploy.quant.layer_changes import Changes, changes_in
 from sodeploy.quant.planning.plan import Plan
+from sodeploy.runtime.onnx_memory import share_memory
 from sodeploy.runtime.onnx_session import start_session
 from sodeploy.runtime.processing import to_saliency
 
-if TYPE_CHECKING:
-    import onnxruntime
-
 COSTLIEST = 5  # layers whose error is never an estimate
 _PARTS = 30  # more of them leave less to run again before the next part begins, and each takes a session
+_TOGETHER = 4  # parts that run again as one graph: at its ends onnxruntime lays the tensors out anew
 
 _Tensors = dict[str, np.ndarray]
 
@@ -76,10 +74,10 @@ def estimated_errors(
     squares: dict[str, list[float]] = {layer: [] for layer in layers}
     references: dict[str, str] = {}
     for image in terminal.progress(images, "quantizing each layer alone"):
-        run = _Run(body, image)
-        changes = run.each(run.changes, layers)
+        run = _Run(body, image, layers)
+        changes = run.changes
         references = references or _references(body, changes)  # the same in all images, so that they are exact
-        errors = run.each(run.error, list(dict.fromkeys(references.values())))
+        errors = run.errors(list(dict.fromkeys(references.values())))
         for layer, reference in references.items():
             change, of_reference = (sum(changes[name].values()) for name in (layer, reference))
             known = change == 0 or (0 < of_reference < np.inf and change < np.inf)
@@ -96,7 +94,7 @@ def _exact(body: "_Body", layers: Sequence[str], images: Sequence[Sample]) -> di
     squares: dict[str, list[float]] = {layer: [] for layer in layers}
     for image in terminal.progress(images, "quantizing one layer, all behind it in float"):
         run = _Run(body, image)
-        for layer, square in run.each(run.error, layers).items():
+        for layer, square in run.errors(layers).items():
             squares[layer].append(square)
     return {layer: MapError(of_images, exact=True) for layer, of_images in squares.items()}
 
@@ -122,78 +120,94 @@ class _Body:
     def __init__(self, network: Network, plan: Plan, layers: Sequence[str]) -> None:
         self.network = network
         self.map = network.model.graph.output[0].name
-        self._plan = plan
+        self.plan = plan
         made = {node.name: node.output[0] for node in network.nodes if node.name in set(layers)}
         total = sum(4 * int(np.prod([size or 1 for size in network.shape(name)])) for name in made.values())
         parts = split(network.model, [*made.values(), self.map], max(1, total // _PARTS))
-        self.parts = [self._passing_on(part) for part in parts]
+        self.parts = [joined([parts.pop(0)], [self.map]) for _ in range(len(parts))]
         self.part_of = {node.name: index for index, part in enumerate(self.parts) for node in part.model.graph.node}
-        self.sessions = [start_session(part.model, inspection_options()) for part in self.parts]
+        self.sections = [
+            _Started(self._joined(first, first + _TOGETHER)) for first in range(0, len(self.parts), _TOGETHER)
+        ]
 
-    def _passing_on(self, part: Part) -> Part:
-        """The part with no other outputs than later parts read, and the map."""
-        outputs = [name for name in part.outputs if name in part.read_later or name == self.map]
-        model = copy.deepcopy(part.model)
-        kept = [value for value in model.graph.output if value.name in outputs]
-        del model.graph.output[:]
-        model.graph.output.extend(kept)
-        return Part(model, part.inputs, outputs, part.read_later)
+    def _joined(self, first: int, end: int) -> Part:
+        return joined(self.parts[first:end], [self.map])
 
     def with_layer(self, layer: str, state: _Tensors) -> _Tensors:
-        """The tensors that leave the part of a layer when the layer is quantized.
+        """The tensors that leave the section of a layer when the layer is quantized.
 
         Args:
-            state: the tensors that exist before the part.
+            state: the tensors that exist before the layer's part.
         """
-        part = self.parts[self.part_of[layer]]
-        alone = self._plan.model_copy(update={"layers": {layer: self._plan.layers[layer]}})
-        model = with_fake_quantization(self.network, alone, part.model)
-        return _results(part, start_session(model, inspection_options()), state)
+        index = self.part_of[layer]
+        part = self._joined(index, (index // _TOGETHER + 1) * _TOGETHER)
+        alone = self.plan.model_copy(update={"layers": {layer: self.plan.layers[layer]}})
+        part = replace(part, model=with_fake_quantization(self.network, alone, part.model))
+        return _Started(part).run(state)
 
 
 class _Run:
     """One image in the float32 network."""
 
-    def __init__(self, body: _Body, image: Sample) -> None:
+    def __init__(self, body: _Body, image: Sample, layers: Sequence[str] = ()) -> None:
+        """Run the network.
+
+        Args:
+            layers: those that `changes` will hold.
+        """
         self._body = body
         self._states: list[_Tensors] = [{body.network.input: as_input(image, body.network.contract)}]
-        for part, session in zip(body.parts, body.sessions, strict=True):
-            alive = self._states[-1] | _results(part, session, self._states[-1])
+        self.changes: Changes = {}
+        for index, part in enumerate(body.parts):
+            state = self._states[-1]
+            inside = [layer for layer in layers if body.part_of[layer] == index]
+            if inside:
+                made, changes = changes_in(part, inside, body.network, body.plan, state)
+                self.changes |= changes
+            else:
+                made = _Started(part, at_a_time=1).run(state)
+            alive = state | made
             self._states.append(
                 {name: array for name, array in alive.items() if name in part.read_later or name == body.map}
             )
         self._reference = self._saliency(self._states[-1])
 
-    def each(self, measure: Callable[[str], Result], layers: Sequence[str]) -> dict[str, Result]:
-        """Layer -> its measurement, `changes` or `error`."""
-        return dict(zip(layers, side_by_side(measure, layers), strict=True))
-
-    def changes(self, layer: str) -> dict[str, float]:
-        """The sum of squares by which quantizing the layer changes each tensor that leaves its part."""
-        after = self._states[self._body.part_of[layer] + 1]
-        changed = self._quantized(layer)
-        return {name: float(np.square(changed[name] - after[name], dtype=np.float64).sum()) for name in changed}
+    def errors(self, layers: Sequence[str]) -> dict[str, float]:
+        """Layer -> its `error`."""
+        return dict(zip(layers, side_by_side(self.error, layers), strict=True))
 
     def error(self, layer: str) -> float:
         """The mean squared difference of the map."""
-        first = self._body.part_of[layer]
-        changed = self._quantized(layer)
-        behind = list(zip(self._body.parts, self._body.sessions, self._states[:-1], strict=True))[first + 1 :]
-        for part, session, state in behind:
-            if not changed.keys().isdisjoint(part.inputs):
-                changed |= _results(part, session, state | changed)
+        body = self._body
+        index = body.part_of[layer]
+        changed = body.with_layer(layer, self._states[index])
+        behind = zip(body.sections, self._states[:-1:_TOGETHER], strict=True)
+        for section, state in list(behind)[index // _TOGETHER + 1 :]:
+            if not changed.keys().isdisjoint(section.inputs):
+                changed |= section.run(state | changed)
         try:
             return float(np.square(self._saliency(self._states[-1] | changed) - self._reference).mean())
         except UserError:
             return 1.0
 
-    def _quantized(self, layer: str) -> _Tensors:
-        return self._body.with_layer(layer, self._states[self._body.part_of[layer]])
-
     def _saliency(self, tensors: _Tensors) -> np.ndarray:
         return to_saliency(tensors[self._body.map][0, 0], self._body.network.contract)
 
 
-def _results(part: Part, session: "onnxruntime.InferenceSession", tensors: _Tensors) -> _Tensors:
-    arrays = session.run(part.outputs, {name: tensors[name] for name in part.inputs})
-    return {name: np.asarray(array) for name, array in zip(part.outputs, arrays, strict=True)}
+class _Started:
+    """A part whose model was handed to onnxruntime."""
+
+    def __init__(self, part: Part, at_a_time: int | None = None) -> None:
+        """`at_a_time` is as of `side_by_side`."""
+        self.inputs = part.inputs
+        self._outputs = part.outputs
+        self._session = start_session(part.model, share_memory(inspection_options(at_a_time=at_a_time)))
+
+    def run(self, tensors: Mapping[str, np.ndarray]) -> _Tensors:
+        """The outputs.
+
+        Args:
+            tensors: the inputs, and any others.
+        """
+        arrays = self._session.run(self._outputs, {name: tensors[name] for name in self.inputs})
+        return {name: np.asarray(array) for name, array in zip(self._outputs, arrays, strict=True)}

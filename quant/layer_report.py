@@ -37,6 +37,7 @@ from sodeploy.quant.layer_errors import COSTLIEST, estimated_errors, exact_error
 from sodeploy.quant.planning.input_error import append_error
 from sodeploy.quant.planning.plan import Layer, Plan, Range, load_plan
 from sodeploy.runtime.measure.report import Table, show
+from sodeploy.runtime.onnx_memory import free_shared_memory
 from sodeploy.runtime.processing import to_saliency
 from sodeploy.stages import command
 
@@ -138,7 +139,9 @@ def layer_report(network: Network, plan: Plan, images: Sequence[Sample], exact: 
         for name in int8
     ]
     rows.sort(key=lambda row: -row.map_error)
-    return LayerReport(rows, _whole_error(network, plan, images), [sample.name for sample in images])
+    report = LayerReport(rows, _whole_error(network, plan, images), [sample.name for sample in images])
+    free_shared_memory()
+    return report
 
 
 def table(report: LayerReport) -> Table:
@@ -216,7 +219,7 @@ def _measure(network: Network, ranges: Mapping[str, Range], images: Sequence[Sam
         ]
     del graph.output[:]
     graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in outputs)
-    run = opened(model)
+    run = opened(model, shared_memory=True)
     stored = {tensor: _Stored() for tensor in ranges}
     at_a_time = images_at_a_time(network.model)
     for found in side_by_side(lambda sample: run(as_input(sample, network.contract)), images, at_a_time):
@@ -238,7 +241,8 @@ def _weight_sqnr(network: Network, node: onnx.NodeProto, layer: Layer) -> float 
 
 def _whole_error(network: Network, plan: Plan, images: Sequence[Sample]) -> float:
     """Over all pixels; where a map is NaN or infinite each pixel counts as wrong by 1."""
-    quantized, body = (opened(emit(network, plan)) for emit in (emit_simulation, emit_fp16_simulation))
+    emitted = (emit(network, plan) for emit in (emit_simulation, emit_fp16_simulation))
+    quantized, body = (opened(model, shared_memory=True) for model in emitted)
 
     def square(sample: Sample) -> float:
         image = as_input(sample, network.contract)

@@ -95,6 +95,33 @@ print((peak() - before) / len(data))
     assert float(peak) < 1.5
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_sessions_share_an_arena_until_it_is_freed() -> None:
+    kept, freed = _run(
+        """
+import numpy as np, onnx
+from onnx import TensorProto, helper
+from sodeploy.runtime.onnx_memory import free_shared_memory, share_memory
+from sodeploy.runtime.onnx_session import session_options, start_session
+x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy")
+graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "abs", [x], [y])
+model = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+def run(size):
+    return start_session(model, share_memory(session_options(1))).run(None, {"x": -np.ones(size, np.float32)})[0][-1]
+assert run(1) == 1
+before = resident()
+for _ in range(3):
+    assert run(25 * 2**20) == 1
+kept = resident() - before
+free_shared_memory()
+print(kept / 2**20, (resident() - before) / 2**20)
+assert run(10) == 1
+"""
+    ).split()
+    assert 90 < float(kept) < 150  # of one session, 100 MiB, not of three
+    assert float(freed) < 30
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc has the setting, and /proc the figure")
 def test_freed_blocks_go_back_to_the_system() -> None:
     left = _run(

@@ -12,6 +12,7 @@ import onnx
 from sodeploy.calib_data import Sample
 from sodeploy.quant.weights_aside import without_constants
 from sodeploy.runtime.contract import Contract
+from sodeploy.runtime.onnx_memory import share_memory
 from sodeploy.runtime.onnx_session import session_options, start_session
 from sodeploy.runtime.processing import preprocess
 from sodeploy.workers import usable_cores
@@ -27,13 +28,18 @@ Run = Callable[[np.ndarray], list[np.ndarray]]  # (N, 3, h, w) float32 -> the ou
 
 
 def opened(
-    model: onnx.ModelProto, outputs: Sequence[str] | None = None, constants: Iterable[onnx.TensorProto] = ()
+    model: onnx.ModelProto,
+    outputs: Sequence[str] | None = None,
+    constants: Iterable[onnx.TensorProto] = (),
+    *,
+    shared_memory: bool = False,
 ) -> Run:
     """Open a graph in onnxruntime on the CPU, to be run by `side_by_side`.
 
     Args:
         outputs: float tensors to return instead of the graph's outputs; nodes that none of them needs do not run.
         constants: initializers besides the model's own.
+        shared_memory: as of `share_memory`.
     """
     if outputs is not None:
         constants = [*model.graph.initializer, *constants]
@@ -43,6 +49,8 @@ def opened(
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
     at_a_time = images_at_a_time(model)
     options = inspection_options(arena=at_a_time > 1, at_a_time=at_a_time)
+    if shared_memory:
+        share_memory(options)
     session = start_session(model, options, constants=constants)
     name = session.get_inputs()[0].name
     given = [output.name == name for output in session.get_outputs()]

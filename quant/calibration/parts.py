@@ -153,6 +153,28 @@ def split(
     return parts
 
 
+def joined(parts: Sequence[Part], wanted: Collection[str]) -> Part:
+    """Parts that follow one another as one part. Its outputs are those that later parts read, and wanted tensors."""
+    last = parts[-1]
+    model = onnx.ModelProto()
+    model.CopyFrom(last.model)
+    graph = model.graph
+    del graph.node[:], graph.input[:], graph.output[:], graph.initializer[:]
+    made = {name for part in parts for name in part.outputs}
+    inputs: dict[str, onnx.ValueInfoProto] = {}
+    outputs: dict[str, onnx.ValueInfoProto] = {}
+    constants: dict[str, onnx.TensorProto] = {}
+    for part in parts:
+        graph.node.extend(part.model.graph.node)
+        inputs |= {info.name: info for info in part.model.graph.input if info.name not in made}
+        outputs |= {info.name: info for info in part.model.graph.output if info.name in {*last.read_later, *wanted}}
+        constants |= {tensor.name: tensor for tensor in part.model.graph.initializer}
+    graph.input.extend(inputs.values())
+    graph.output.extend(outputs.values())
+    graph.initializer.extend(constants.values())
+    return Part(model, list(inputs), list(outputs), last.read_later)
+
+
 def _needed(nodes: Sequence[onnx.NodeProto], wanted: Collection[str]) -> list[onnx.NodeProto]:
     """The nodes that wanted tensors are made by, directly or not; all of them where a subgraph may read any tensor."""
     if any(attribute.HasField("g") for node in nodes for attribute in node.attribute):
