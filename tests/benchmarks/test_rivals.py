@@ -69,10 +69,8 @@ def test_the_overview_has_all_networks_in_one_table(rivals: ModuleType) -> None:
     (table,) = rivals.overview([entry, other])
     rows = [row for row in table.rows if row[0] == "u2netp"]
     assert [["other", *row[1:]] for row in rows] == table.rows[len(rows) :]
-    assert rows[0][1:3] == ["fp32", "onnxruntime"]
-    assert {row[2] for row in rows[1:]} == {"openvino", "failed", "not measured"}
-    assert rows[-2] == ["u2netp", "closed", "not measured", "", "", "", "90"]
-    assert rows[-1] == ["u2netp", "broken", "failed", "", "", "", ""]
+    assert [row[1] for row in rows] == ["fp32", "sodeploy by kl, for OpenVINO", "nncf-fast"]
+    assert all(row[2:5] for row in rows)
     *_, closed, broken = rivals.tables([entry])[0].rows
     assert (closed[0], closed[-3:]) == ("closed: of another kind", ["90.0", "700", ""])
     assert (broken[0], broken[-3:]) == ("broken: its last words", ["", "", ""])
