@@ -31,7 +31,7 @@ def changes_in(
     """The outputs of a part in float32, and the changes by each layer in it.
 
     Args:
-        part: of the network.
+        part: a part of the network.
         layers: names of int8 layers of `plan` in the part, at least one.
         state: the tensors that the part reads, at least.
     """

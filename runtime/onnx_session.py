@@ -1,6 +1,7 @@
 """Starts onnxruntime. Every graph of the product, deployed or only inspected, is opened here."""
 
 import re
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +118,20 @@ def start_session(
         raise UserError(f"{shown} cannot be loaded ({reason}); {remedy}") from None
     session._model_bytes = None  # kept for a change of providers, beside the weights that were read from them
     return session
+
+
+def start_optimized(
+    model: "Path | onnx.ModelProto", options: "onnxruntime.SessionOptions", name: str | Path | None = None
+) -> "tuple[onnxruntime.InferenceSession, onnx.ModelProto]":
+    """As `start_session`; also the graph that onnxruntime made of the model for this processor."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
+        session = start_session(model, options, name=name)
+        optimized = onnx.load(options.optimized_model_filepath)
+    options.optimized_model_filepath = ""
+    return session, optimized
 
 
 def _explained(reason: str) -> tuple[str, str]:

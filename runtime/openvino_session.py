@@ -154,11 +154,11 @@ class OpenVinoSession:
         return np.concatenate(maps)
 
 
-def kernels_of(model: bytes | Path, path: Path) -> dict[str, Counter[str]]:
+def kernels_of(model: Path, path: Path) -> dict[str, Counter[str]]:
     """The layers with weights that OpenVINO runs in each precision: i8, u8, bf16, f32 -> its operators, counted.
 
     Args:
-        model: an ONNX file, or its bytes.
+        model: an ONNX file.
         path: what messages call the file.
 
     Raises:

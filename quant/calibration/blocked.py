@@ -5,16 +5,14 @@ on the processor. onnxruntime puts a ReorderOutput behind a tensor in this layou
 """
 
 import functools
-import tempfile
 from collections.abc import Collection
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
 from sodeploy.quant.graph import attribute
-from sodeploy.runtime.onnx_session import session_options, start_session
+from sodeploy.runtime.onnx_session import session_options, start_optimized, start_session
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -36,7 +34,7 @@ def start_unordered(
 
     if not names or all(node.op_type != "Conv" for node in model.graph.node):
         return start_session(model, options), {}
-    session, optimized = _started(model, options)
+    session, optimized = start_optimized(model, options)
     graph, size = optimized.graph, block_channels()
     read = {name for node in graph.node for name in node.input}
     blocked = {
@@ -54,7 +52,6 @@ def start_unordered(
     for output in graph.output:
         if output.name in blocked:
             output.CopyFrom(onnx.helper.make_tensor_value_info(blocked[output.name], onnx.TensorProto.FLOAT, None))
-    options.optimized_model_filepath = ""
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # it is optimized
     return start_session(optimized, options), blocked
 
@@ -70,7 +67,7 @@ def in_blocks(array: np.ndarray) -> np.ndarray:
 def block_channels() -> int:
     """The number b of channels in a block; 0 where onnxruntime does not use this layout.
 
-    It fills the weights of a convolution up to whole blocks, those of a single channel to one.
+    onnxruntime fills the weights of a convolution up to whole blocks, and the weights of one channel up to one block.
     """
     weight = onnx.numpy_helper.from_array(np.zeros((1, 64, 1, 1), np.float32), "weight")
     node = onnx.helper.make_node("Conv", ["features", "weight"], ["map"])
@@ -80,16 +77,6 @@ def block_channels() -> int:
     )
     graph = onnx.helper.make_graph([node], "one channel", [features], [saliency], [weight])
     model = onnx.helper.make_model(graph, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 17)])
-    _, optimized = _started(model, session_options(1))
+    _, optimized = start_optimized(model, session_options(1))
     blocked = any(node.op_type == "ReorderOutput" for node in optimized.graph.node)
     return int(optimized.graph.initializer[0].dims[0]) if blocked else 0
-
-
-def _started(
-    model: onnx.ModelProto, options: "onnxruntime.SessionOptions"
-) -> "tuple[onnxruntime.InferenceSession, onnx.ModelProto]":
-    """A session, and the graph that onnxruntime made of the model for this processor."""
-    with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder, "optimized.onnx"))
-        session = start_session(model, options)
-        return session, onnx.load(options.optimized_model_filepath)

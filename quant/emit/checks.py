@@ -5,7 +5,6 @@ NVIDIA's parsers answer a broken rule with a line that often names no node. They
 IQuantizeLayer in NvInfer.h, and its recommendations on the places of Q/DQ nodes.)
 """
 
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from math import prod
@@ -19,7 +18,7 @@ from sodeploy.errors import UserError
 from sodeploy.quant.disjoint_sets import DisjointSets
 from sodeploy.quant.graph import PASSING, QUANTIZING, WEIGHTED, attribute, channel_axis
 from sodeploy.runtime import openvino_session
-from sodeploy.runtime.onnx_session import session_options, start_session
+from sodeploy.runtime.onnx_session import session_options, start_optimized
 from sodeploy.runtime.session import installed_engines
 from sodeploy.stages import command
 
@@ -85,10 +84,7 @@ def check_cpu(model: onnx.ModelProto, file: Path | None = None) -> list[str]:
     options = session_options(threads=1)
     # Beyond this level only layouts change, and with them the names of nodes.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    with tempfile.TemporaryDirectory() as folder:
-        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
-        start_session(file or model, options, name="the cpu graph")
-        optimized = onnx.load(options.optimized_model_filepath)
+    _, optimized = start_optimized(file or model, options, name="the cpu graph")
     in_float = {node.name for node in optimized.graph.node if node.op_type in _FLOAT_FORMS}
     return [name for name in integer if name in in_float]
 

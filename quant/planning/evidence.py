@@ -22,8 +22,8 @@ class Evidence:
         input_errors: input tensor of a layer -> `(C,)`, how far quantizing the tensor moves the mean of each channel
             (quant/planning/input_error.py).
         input_errors_uint8: the same for the uint8 of the graphs for CPUs.
-        ranges: method -> ranges that were read from the counts by it already. A plan by the method takes those of its
-            groups of tensors.
+        ranges: method -> the ranges that this method has already read from the counts. A plan by the method takes the
+            ranges of its groups of tensors from here.
     """
 
     statistics: Statistics

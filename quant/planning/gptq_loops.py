@@ -1,7 +1,7 @@
 """The compiled loops of adaptive rounding. In numpy each would be several passes over memory, and new memory for each.
 
 Of symmetric matrices only the lower half is read and written. No sum is reordered and no product is fused with a sum,
-so the bits are those of the formulas in numpy.
+so numpy gives the same bits.
 """
 
 import numba
